@@ -1,0 +1,44 @@
+# make demo: see syncd mirror a simulated practice.   make test: every check and test that needs no root.
+PY   ?= python3
+VENV ?= .venv
+BIN  := $(VENV)/bin
+PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+
+.PHONY: demo test check quick lock clean
+
+demo: $(VENV)/.ready
+	$(BIN)/syncd demo
+
+test: check
+	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/coverage report --include='syncd/agenda.py,syncd/config.py,syncd/diff.py,syncd/guards.py,syncd/naming.py,syncd/pacing.py,syncd/report.py' --fail-under=100
+
+quick: $(VENV)/.ready
+	$(BIN)/pytest -m 'not slow'
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+
+# One lock for every Python from 3.11 and every platform, hashes only: nothing unlocked is ever installed.
+lock:
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --extra build pyproject.toml -o requirements.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --extra build --extra demo --group dev pyproject.toml -o requirements-dev.txt
+
+# Works with python3 and python3-venv; and, where python3-venv is missing but python3-pip is there, by letting the
+# system's pip install into an environment that has none of its own.
+$(VENV)/.ready: requirements-dev.txt pyproject.toml
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'syncd needs Python 3.11 or newer: make PY=python3.11'; exit 1; }
+	@rm -rf $(VENV)
+	@if $(PY) -m venv $(VENV) >/dev/null 2>&1; then :; \
+	elif rm -rf $(VENV) && $(PY) -m venv --without-pip $(VENV) && $(PY) -m pip --python $(BIN)/python install -q --disable-pip-version-check pip; then :; \
+	else echo 'No virtual environment can be made here: apt install python3-venv'; exit 1; fi
+	$(PIP) install -q --require-hashes -r requirements-dev.txt
+	$(PIP) install -q --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

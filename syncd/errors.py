@@ -1,0 +1,197 @@
+"""The errors syncd knows, each with a code, who must act, and what happens next.
+
+Doors translate foreign errors into these, always `raise ... from`. They are caught in two places only: per item in the
+story, per turn in the shell. A message never carries a name, a description, a remote path or a secret.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+Who = Literal["nobody", "practice_it", "integrator", "open_dental"]
+
+# Exit codes (design.md section 3); `run` ends only for LOCKED, CONFIG or INTERNAL.
+EXIT_OK: Final = 0
+EXIT_INTERNAL: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_OWED: Final = 3
+EXIT_DAMAGE: Final = 4
+EXIT_REMOTE: Final = 5
+EXIT_HELD: Final = 6
+EXIT_DOCTOR: Final = 7
+EXIT_UNHEALTHY: Final = 8
+EXIT_LIMIT: Final = 9
+EXIT_LOCKED: Final = 11
+EXIT_REFUSED: Final = 12
+EXIT_ARCHIVE: Final = 13
+EXIT_CONFIG: Final = 78
+EXIT_INTERRUPTED: Final = 130
+EXIT_TERMINATED: Final = 143
+
+# reason -> (who must act, what is wrong and what to do, exit code while it lasts). The documented list of `status`.
+REASONS: Final[dict[str, tuple[Who, str, int]]] = {
+    "api_unreachable": ("practice_it", "Open Dental's API cannot be reached: check this server's network and DNS", 5),
+    "tls_failed": (
+        "practice_it",
+        "the API's certificate is not valid here: check the clock and any firewall that re-signs TLS",
+        5,
+    ),
+    "api_error": ("open_dental", "Open Dental's API answers with server errors; syncd tries again by itself", 5),
+    "throttled": ("nobody", "Open Dental asked for fewer requests (429); syncd waits as told", 5),
+    "econnector_down": (
+        "practice_it",
+        "the office's eConnector is not running: start the eConnector service in the office",
+        5,
+    ),
+    "econnector_twice": ("practice_it", "two eConnectors use the same registration key: stop one of them", 5),
+    "key_refused": ("integrator", "Open Dental refuses the API keys (401): check developer_key and customer_key", 12),
+    "key_cannot_download": (
+        "integrator",
+        "this key can list, not download: it needs the permission for DownloadSftp",
+        12,
+    ),
+    "bad_answers": (
+        "open_dental",
+        "the API's answers cannot be trusted (wrong shape or wrong patient); nothing was recorded from them",
+        5,
+    ),
+    "placements_refused": (
+        "practice_it",
+        "Open Dental refuses to place files: check that the office reaches [drop] address with its user and password",
+        5,
+    ),
+    "drop_unreachable": ("practice_it", "the SFTP site cannot be reached from here: check [drop] host and port", 5),
+    "drop_refused": ("practice_it", "the SFTP site refuses syncd's login: check [drop] username and password_file", 12),
+    "host_key_changed": (
+        "practice_it",
+        "the SFTP site's host key is not the pinned one: confirm with its owner, then change [drop] host_key",
+        12,
+    ),
+    "archive_missing": (
+        "practice_it",
+        "the archive is not mounted, or has no marker, or is another archive: mount the right disk",
+        13,
+    ),
+    "archive_read_only": (
+        "practice_it",
+        "the archive cannot be written: check the file system and its permissions",
+        13,
+    ),
+    "archive_full": ("practice_it", "free space is below [archive] reserve: make room or enlarge the disk", 13),
+    "disk_error": ("practice_it", "a local disk reports errors: check the disk of the state or archive folder", 13),
+    "other_database": (
+        "practice_it",
+        "the key leads to another practice's database: numbers mean other people there; see `syncd held`",
+        6,
+    ),
+    "database_went_back": (
+        "practice_it",
+        "the office's database lacks rows it had (a restored backup?): nothing is marked vanished; see `syncd held`",
+        6,
+    ),
+    "disappearances_held": (
+        "practice_it",
+        "many documents left the listings at once: see `syncd held`, then approve or reject",
+        6,
+    ),
+    "paused": ("practice_it", "paused by hand until the time shown: `syncd resume` ends it", 9),
+    "catching_up": ("nobody", "documents are owed and being fetched", 3),
+    "items_failing": ("practice_it", "some documents cannot be fetched: see `syncd status --failing`", 3),
+    "not_running": ("practice_it", "no syncd holds the lock: start the service", 0),
+    "ok": ("nobody", "everything that is listed is archived", 0),
+}
+
+# Failure classes of one item. They name what happened to it, never its content.
+FailureClass = Literal[
+    "bad_upload",  # a `_rawBase64_` note that is not base64
+    "changed_while_read",
+    "io_error",
+    "missing_on_drop",  # answered with 201, but no file appeared
+    "mount_too_large",  # DownloadMount went unanswered again and again
+    "not_a_file",  # a folder, link or device where the file should be
+    "not_found",
+    "refused",  # 400: the office names no reason that concerns the whole site
+    "timeout_60s",
+    "too_large",
+    "unreadable_on_drop",
+    "web_page",  # an HTML or JSON body under an image, PDF or office extension
+    "wrong_location",  # the answer names another file than was asked for
+    "zero_bytes",
+]
+
+
+class SyncdError(Exception):
+    """Base of all errors of syncd. `exit_code` is what a one-shot verb ends with."""
+
+    exit_code: int = EXIT_INTERNAL
+
+
+class UsageError(SyncdError):
+    """The call is wrong, or names an ID that does not exist."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(SyncdError):
+    """The configuration is invalid: every problem at once. The operator acts, before any start."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class LockHeldError(SyncdError):
+    """Another syncd process holds this practice's lock."""
+
+    exit_code = EXIT_LOCKED
+
+
+class SiteError(SyncdError):
+    """All work of one lane stops until somebody acts. `reason` is a key of REASONS."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        who, message, exit_code = REASONS[reason]
+        super().__init__(f"{message} ({detail})" if detail else message)
+        self.reason = reason
+        self.who: Who = who
+        self.exit_code = exit_code
+
+
+class TransientError(SyncdError):
+    """Nobody acts; the same request is worth another try later. `reason` is a key of REASONS.
+
+    `retry_after`: seconds the other side asked for, or None.
+    """
+
+    exit_code = EXIT_REMOTE
+
+    def __init__(self, reason: str, detail: str = "", retry_after: float | None = None) -> None:
+        super().__init__(detail or REASONS[reason][1])
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class UnansweredError(TransientError):
+    """The request may have been worked on, now or later: 504, a cut, a deadline. Only a placement must care."""
+
+
+class OversizeError(SyncdError):
+    """An answer is over the size cap: the same listing is asked again with a smaller Limit."""
+
+
+class ListingError(SyncdError):
+    """A page cannot be trusted (shape, patient, overlap): the listing starts over, three times."""
+
+
+class ItemError(SyncdError):
+    """This one item is skipped, recorded and tried again with growing distance, never "never"."""
+
+    def __init__(self, failure: FailureClass, detail: str = "") -> None:
+        super().__init__(f"{failure}: {detail}" if detail else failure)
+        self.failure: FailureClass = failure
+
+
+class NoSuchMethodError(SyncdError):
+    """The office's version of Open Dental is too old for this API method (or the method is not offered)."""

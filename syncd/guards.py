@@ -1,0 +1,71 @@
+"""When syncd must not believe what it sees: mass disappearances, alike failures, another practice's database. Pure.
+
+Guards hold disappearances only; new and changed rows are never held (design.md section 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+PATIENT_LEAST = 20  # items of one patient, and more than half of them
+PRACTICE_LEAST = 50  # items in 24 h, and more than 1 % of all
+PRACTICE_SHARE = 0.01
+AGREEING_LISTINGS = 7  # on as many days: then a hold ends by itself
+BREAKER_LEAST = 5
+PROBED_ITEMS = 20
+DISAGREEMENTS = 2
+
+Verdict = Literal["same", "other_database", "database_went_back"]
+
+
+def holds_patient(missing: int, items: int) -> bool:
+    """Whether so many items of one patient may not go at once. `items`: those that were there before."""
+    return missing >= PATIENT_LEAST and missing * 2 > items
+
+
+def holds_practice(missing_in_a_day: int, items: int) -> bool:
+    """Whether so many items of the whole practice may not go within 24 h."""
+    return missing_in_a_day >= PRACTICE_LEAST and missing_in_a_day > PRACTICE_SHARE * items
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One known item, asked for again: does the database behind the key still mean the same by its number?"""
+
+    answer: Literal["agrees", "disagrees", "missing"]
+
+
+def identity(probes: Iterable[Probe]) -> Verdict:
+    """Judge up to 20 random known items.
+
+    More than two with another patient or another DateCreated: numbers mean other people there. Rows missing while the
+    rest agree: a practice restored from backup. Everything missing proves no identity at all, so it counts as another
+    database.
+    """
+    answers = [probe.answer for probe in probes]
+    disagreeing, missing = answers.count("disagrees"), answers.count("missing")
+    if disagreeing > DISAGREEMENTS or (missing > DISAGREEMENTS and "agrees" not in answers):
+        return "other_database"
+    return "database_went_back" if missing > DISAGREEMENTS else "same"
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Many alike failures of different items in a row are a state of the site, not failures of the items."""
+
+    least: int = BREAKER_LEAST
+    failure: str = ""
+    items: set[object] = field(default_factory=set)
+
+    def failed(self, failure: str, item: object) -> bool:
+        """Count one failure; True when it trips: since the last success, `least` items failed in this one way."""
+        if failure != self.failure:
+            self.failure, self.items = failure, set()
+        self.items.add(item)
+        return len(self.items) >= self.least
+
+    def succeeded(self) -> None:
+        """Forget: something worked."""
+        self.failure, self.items = "", set()

@@ -1,0 +1,437 @@
+"""The index: one SQLite file that knows what is listed, archived, owed and under way. Only the story writes it.
+
+WAL with `synchronous=FULL`: what was committed survives a power cut. One connection a thread; every write runs in
+`transaction()` (BEGIN IMMEDIATE), because a deferred transaction that reads first fails at once where another writes.
+A statement that fails for the disk's sake becomes a SiteError.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from syncd.diff import Difference, Known, Owing, is_pending
+from syncd.errors import SiteError
+from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, PlacedName, Version
+from syncd.schema import migrations, row_checksum
+
+Row = dict[str, Any]
+_LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
+KIND_OF: Mapping[str, Kind] = {
+    "document": "document",
+    "mount": "mount",
+    "mount-image": "mount-image",
+    "mount-images": "mount",
+    "sheet": "sheet",
+    "thumbnails": "thumbnail",
+    "confirm": "document",
+}
+FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
+
+
+class Index:
+    """The door to index.db. Not for several threads: `sibling()` opens another connection to the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        self.db = Database(connection)
+        try:
+            self.db.execute("PRAGMA synchronous=FULL")
+            self.db.execute("PRAGMA foreign_keys=ON")
+            self.db.enable_wal()
+            if migrations.pending(self.db):
+                with self.transaction():
+                    migrations.apply(self.db)
+            path.chmod(0o600)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise SiteError("disk_error", f"index.db: {type(error).__name__}; see `syncd reindex`") from error
+
+    def sibling(self) -> Index:
+        """Another connection, for another thread."""
+        return Index(self.path)
+
+    def close(self) -> None:
+        """Close the connection; what is not committed is gone."""
+        self.db.conn.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable when it returns. Nested calls join the outer one."""
+        if self.db.conn.in_transaction:
+            yield
+            return
+        try:
+            self.db.conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self.db.conn.rollback()
+                raise
+            self.db.conn.commit()
+        except sqlite3.OperationalError as error:
+            self.db.conn.rollback()
+            raise SiteError("disk_error", f"index.db: {error.sqlite_errorname}") from error
+
+    def rows(self, sql: str, *parameters: object) -> list[Row]:
+        """All rows of a query, as dictionaries."""
+        return list(self.db.query(sql, parameters))
+
+    def value(self, sql: str, *parameters: object) -> Any:
+        """The first column of the first row, or None."""
+        row = self.db.conn.execute(sql, parameters).fetchone()
+        return row[0] if row else None
+
+    def run(self, sql: str, *parameters: object) -> int:
+        """One statement; the number of rows it changed."""
+        with self.transaction():
+            return self.db.conn.execute(sql, parameters).rowcount
+
+    # --- what is remembered under a name
+
+    def meta(self, key: str) -> str | None:
+        """A remembered value."""
+        value: str | None = self.value("SELECT value FROM meta WHERE key = ?", key)
+        return value
+
+    def remember(self, key: str, value: str | None) -> None:
+        """Remember a value, or forget it with None."""
+        if value is None:
+            self.run("DELETE FROM meta WHERE key = ?", key)
+        else:
+            self.run("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", key, value)
+
+    def meta_time(self, key: str) -> float:
+        """A remembered time, 0 when there is none."""
+        return float(self.meta(key) or 0)
+
+    def reserve_seqs(self, count: int) -> range:
+        """`count` new sequence numbers, committed before anything carries them: rising, never used again."""
+        with self.transaction():
+            last = int(self.meta("last_seq") or 0)
+            self.remember("last_seq", str(last + count))
+        return range(last + 1, last + count + 1)
+
+    # --- the roster and the lists
+
+    def apply_roster(self, patients: Iterable[Patient], at: float, names: bool, only: frozenset[int] | None) -> Row:
+        """Take over one complete roster. Answers {new, back, left}: lists of PatNum.
+
+        `names`: whether names and birthdates are kept. `only`: the patients this practice wants mirrored.
+        """
+        before = {r["pat_num"]: r["left_at"] for r in self.rows("SELECT pat_num, left_at FROM patient")}
+        new, back, seen = [], [], set()
+        with self.transaction():
+            for p in patients:
+                if only is not None and p.pat_num not in only:
+                    continue
+                seen.add(p.pat_num)
+                if p.pat_num not in before:
+                    new.append(p.pat_num)
+                elif before[p.pat_num] is not None:
+                    back.append(p.pat_num)
+                said = (p.last_name, p.first_name, p.preferred, p.birthdate) if names else ("", "", "", "")
+                self.db.conn.execute(
+                    "INSERT INTO patient (pat_num, status, stamp, last_name, first_name, preferred, birthdate, roster_at)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET status = excluded.status, stamp ="
+                    " excluded.stamp, last_name = excluded.last_name, first_name = excluded.first_name, preferred ="
+                    " excluded.preferred, birthdate = excluded.birthdate, roster_at = excluded.roster_at, left_at = NULL",
+                    (p.pat_num, p.status, p.stamp, *said, at),
+                )
+                for name in _LIST_KINDS if p.pat_num in (*new[-1:], *back[-1:]) else ():
+                    self.db.conn.execute("INSERT OR IGNORE INTO list (pat_num, name) VALUES (?, ?)", (p.pat_num, name))
+            left = [n for n, left_at in before.items() if left_at is None and n not in seen]
+            for pat_num in left:
+                self.db.conn.execute("UPDATE patient SET left_at = ? WHERE pat_num = ?", (at, pat_num))
+            self.remember("roster_at", str(at))
+        return {"new": new, "back": back, "left": left}
+
+    def lists(self) -> list[ListState]:
+        """Every list of a patient who is in the roster."""
+        sql = (
+            "SELECT l.* FROM list l JOIN patient p USING (pat_num) WHERE p.left_at IS NULL ORDER BY polled_at, pat_num"
+        )
+        return [
+            ListState((r["pat_num"], r["name"]), r["polled_at"], r["rows"], r["newest"])
+            for r in self.rows(f"{sql}, name")
+        ]
+
+    def polled_at(self, pat_num: int, name: ListName) -> float:
+        """When the list was last read completely; 0 for never."""
+        return float(self.value("SELECT polled_at FROM list WHERE pat_num = ? AND name = ?", pat_num, name) or 0)
+
+    def list_failed(self, key: ListKey, until: float) -> int:
+        """Note that a list could not be read; the number of failures in a row."""
+        self.run("UPDATE list SET failures = failures + 1, next_try_at = ? WHERE pat_num = ? AND name = ?", until, *key)
+        return int(self.value("SELECT failures FROM list WHERE pat_num = ? AND name = ?", *key) or 0)
+
+    # --- listings
+
+    def known(self, pat_num: int, name: ListName) -> dict[Item, Known]:
+        """What the index says of one list, vanished items included."""
+        kinds = _LIST_KINDS[name]
+        marks = ", ".join("?" * len(kinds))
+        return {
+            known.item: known
+            for known in map(
+                _known, self.rows(f"SELECT * FROM item WHERE pat_num = ? AND kind IN ({marks})", pat_num, *kinds)
+            )
+        }
+
+    def known_item(self, item: Item) -> Known | None:
+        """What the index says of one item."""
+        return next((_known(row) for row in self.item_rows(item)), None)
+
+    def item_rows(self, item: Item) -> list[Row]:
+        """The item's row, in a list of one or none."""
+        sql = "SELECT * FROM item WHERE pat_num = ? AND kind = ? AND num = ?"
+        return self.rows(sql, item.pat_num, item.kind, item.num)
+
+    def apply_listing(self, key: ListKey, difference: Difference, rows: int, newest: float | None, now: float) -> None:
+        """Take over one complete listing; the guards were asked before, held items carry their guard already."""
+        with self.transaction():
+            for row in difference.changed:
+                self._put_item(row, now)
+            for item in difference.back:
+                self._update(
+                    item, "missing_since_at = NULL, vanished_at = NULL, became = NULL, held_by = NULL, not_found = 0"
+                )
+            for owing in difference.owing:
+                self.owe(owing, "listed", now)
+            for known in difference.newly_missing:
+                self._update(known.item, "missing_since_at = ?", now)
+            self.db.conn.execute(
+                "UPDATE list SET polled_at = ?, rows = ?, newest = coalesce(?, newest), failures = 0, next_try_at = 0"
+                " WHERE pat_num = ? AND name = ?",
+                (now, rows, newest, *key),
+            )
+
+    def _put_item(self, row: Listed, now: float) -> None:
+        item, fields = row.item, row.fields
+        category = fields.get("docCategory") if item.kind != "sheet" else fields.get("SheetType")
+        told = (
+            *(row.revision, int(is_pending(row)), row.date_created, row.stamp, category, fields.get("Description")),
+            *(fields.get("ImgType"), fields.get("ToothNumbers"), row.file_name, json.dumps(dict(fields))),
+        )
+        self.db.conn.execute(
+            "INSERT INTO item (revision, pending, date_created, stamp, category, description, img_type, tooth_numbers,"
+            " file_name, fields, pat_num, kind, num, first_seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET revision = excluded.revision, pending = excluded.pending, date_created ="
+            " excluded.date_created, stamp = excluded.stamp, category = excluded.category, description ="
+            " excluded.description, img_type = coalesce(excluded.img_type, img_type), tooth_numbers ="
+            " excluded.tooth_numbers, file_name = coalesce(excluded.file_name, file_name), fields = excluded.fields,"
+            " not_found = 0",
+            (*told, item.pat_num, item.kind, item.num, now),
+        )
+
+    def _update(self, item: Item, assignments: str, *values: object) -> None:
+        self.db.conn.execute(
+            f"UPDATE item SET {assignments} WHERE pat_num = ? AND kind = ? AND num = ?",
+            (*values, item.pat_num, item.kind, item.num),
+        )
+
+    def listed(self, item: Item, server_time: str = "") -> Listed | None:
+        """The row as last listed, out of the index."""
+        for r in self.item_rows(item):
+            told = (r["revision"], r["stamp"] or "", r["date_created"] or "", server_time, r["file_name"])
+            return Listed(item, *told, fields=json.loads(r["fields"]))
+        return None
+
+    def elsewhere(self, item: Item, date_created: str) -> list[Item]:
+        """The same number and DateCreated under other patients, not vanished there: the item moved."""
+        sql = "SELECT pat_num FROM item WHERE kind = ? AND num = ? AND pat_num != ? AND date_created = ? AND vanished_at IS NULL"
+        return [
+            Item(r["pat_num"], item.kind, item.num)
+            for r in self.rows(sql, item.kind, item.num, item.pat_num, date_created)
+        ]
+
+    def reused(self, item: Item) -> bool:
+        """Whether the number was ever seen under another patient."""
+        sql = "SELECT 1 FROM item WHERE kind = ? AND num = ? AND pat_num != ?"
+        return self.value(sql, item.kind, item.num, item.pat_num) is not None
+
+    def vanish(self, item: Item, now: float, became: str | None = None) -> list[Item]:
+        """Mark an item vanished, with its images if it is a mount; its files stay. Answers all that vanished."""
+        gone = [item]
+        if item.kind == "mount":
+            sql = "SELECT num FROM item WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL"
+            gone += [Item(item.pat_num, "mount-image", r["num"]) for r in self.rows(sql, item.pat_num, item.num)]
+        with self.transaction():
+            for each in gone:
+                self._update(each, "vanished_at = ?, became = coalesce(?, became), thumbnail_due = 0", now, became)
+                sql = "DELETE FROM duty WHERE pat_num = ? AND kind = ? AND num = ? AND busy = 0"
+                self.db.conn.execute(sql, (each.pat_num, each.kind, each.num))
+        return gone
+
+    def set_item(self, item: Item, assignments: str, *values: object) -> None:
+        """Change columns of one item."""
+        with self.transaction():
+            self._update(item, assignments, *values)
+
+    # --- what is owed a request
+
+    def owe(self, owing: Owing, why: str, now: float) -> None:
+        """A request is owed. A newer revision starts the tries anew; a stronger reason replaces a weaker one."""
+        values = (owing.method, owing.item.pat_num, owing.item.num, KIND_OF[owing.method], owing.revision, why, now)
+        with self.transaction():
+            self.db.conn.execute(
+                "INSERT INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at) VALUES"
+                " (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET why = CASE excluded.why WHEN 'refetch' THEN why"
+                " ELSE excluded.why END, revision = excluded.revision, next_try_at = CASE WHEN revision !="
+                " excluded.revision OR excluded.why IN ('repair', 'retry') THEN excluded.next_try_at ELSE next_try_at"
+                " END, failures = CASE WHEN revision != excluded.revision OR excluded.why IN ('repair', 'retry') THEN 0"
+                " ELSE failures END",
+                (*values, owing.not_before),
+            )
+
+    def next_duty(self, now: float, whys: Sequence[str], prefer: int | None, first_tries: bool = False) -> Duty | None:
+        """The duty that is due longest, of `prefer`'s (a PatNum) first. `first_tries`: only what never failed."""
+        marks = ", ".join("?" * len(whys))
+        due = f"why IN ({marks}) AND busy = 0 AND next_try_at <= ? AND method != 'thumbnails'"
+        due += " AND failures = 0" if first_tries else ""
+        if prefer is not None:
+            found = self.rows(
+                f"SELECT * FROM duty WHERE pat_num = ? AND {due} ORDER BY kind LIMIT 1", prefer, *whys, now
+            )
+            if found:
+                return duty_of(found[0])
+        sql = (
+            f"SELECT d.* FROM duty d JOIN patient p USING (pat_num) WHERE {due} AND p.left_at IS NULL"
+            " ORDER BY next_try_at LIMIT 1"
+        )
+        return next((duty_of(row) for row in self.rows(sql, *whys, now)), None)
+
+    def duty_failed(self, duty: Duty, failure: str, next_try_at: float) -> int:
+        """Count a failed try; the number of tries that failed in a row."""
+        self.run(
+            "UPDATE duty SET failures = failures + 1, failure = ?, next_try_at = ?, busy = 0"
+            " WHERE pat_num = ? AND method = ? AND num = ?",
+            *(failure, next_try_at, duty.pat_num, duty.method, duty.num),
+        )
+        return duty.failures + 1
+
+    def duty_done(self, method: str, pat_num: int, num: int, revision: str | None = None) -> None:
+        """The duty is fulfilled, unless a newer revision was listed in the meantime: then it is owed still."""
+        with self.transaction():
+            key = (pat_num, method, num)
+            sql = "DELETE FROM duty WHERE pat_num = ? AND method = ? AND num = ?"
+            self.db.conn.execute(
+                sql + (" AND revision = ?" if revision else ""), (*key, *([revision] if revision else []))
+            )
+            self.db.conn.execute("UPDATE duty SET busy = 0 WHERE pat_num = ? AND method = ? AND num = ?", key)
+
+    def duty(self, method: str, pat_num: int, num: int) -> Duty | None:
+        """One duty."""
+        found = self.rows("SELECT * FROM duty WHERE pat_num = ? AND method = ? AND num = ?", pat_num, method, num)
+        return duty_of(found[0]) if found else None
+
+    # --- placements
+
+    def journal(self, attempt: Attempt) -> int:
+        """Write down a placement before it is asked for; its id."""
+        with self.transaction():
+            cursor = self.db.conn.execute(
+                "INSERT INTO attempt (method, pat_num, num, revision, staging, state, asked_at, listed_at, why, listed)"
+                " VALUES (?, ?, ?, ?, ?, 'asked', ?, ?, ?, ?)",
+                (
+                    *(attempt.method, attempt.pat_num, attempt.num, attempt.revision, attempt.staging),
+                    *(attempt.asked_at, attempt.listed_at, attempt.why, json.dumps(attempt.listed)),
+                ),
+            )
+            key = (attempt.pat_num, attempt.method, attempt.num)
+            self.db.conn.execute("UPDATE duty SET busy = 1 WHERE pat_num = ? AND method = ? AND num = ?", key)
+        return int(cursor.lastrowid or 0)
+
+    def set_attempt(self, attempt_id: int, state: str, next_look_at: float, **columns: object) -> None:
+        """Move a placement on; further columns by name."""
+        named = "".join(f", {name} = ?" for name in columns)
+        self.run(
+            f"UPDATE attempt SET state = ?, next_look_at = ?{named} WHERE id = ?",
+            *(state, next_look_at, *columns.values(), attempt_id),
+        )
+
+    def forget_attempt(self, attempt_id: int) -> None:
+        """Nothing of it is on the drop any more."""
+        self.run("DELETE FROM attempt WHERE id = ?", attempt_id)
+
+    def attempts(self, state: str, now: float | None = None, limit: int = 1000) -> list[Attempt]:
+        """Placements in one state, those whose next look is due, oldest first."""
+        due = now if now is not None else float("inf")
+        sql = "SELECT * FROM attempt WHERE state = ? AND next_look_at <= ? ORDER BY next_look_at, id LIMIT ?"
+        return [_attempt(row) for row in self.rows(sql, state, due, limit)]
+
+    # --- what was archived
+
+    def put_version(self, version: Version, now: float) -> None:
+        """Record one sidecar and make it the item's newest. Its file is durable already."""
+        item = version.item
+        with self.transaction():
+            self.db.conn.execute(
+                "INSERT OR IGNORE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(version.seq, item.pat_num, item.kind, item.num, version.version, version.sidecar),
+                    *(version.revision, version.sha256, version.bytes, version.extension, version.media_type),
+                    *(version.path, version.listed_at, version.placed_at, version.archived_at, version.method),
+                    *(json.dumps(version.flags), version.source_revision, now, row_checksum(version)),
+                ),
+            )
+            if not self.item_rows(item):
+                self._put_archived_item(version)
+            self._update(
+                item,
+                "archived_revision = ?, current_version = ?, current_seq = ?, sha256 = ?, bytes = ?, media_type = ?,"
+                " archived_at = ?, mount_num = coalesce(?, mount_num), not_found = 0",
+                *(version.revision, version.version, version.seq, version.sha256, version.bytes),
+                *(version.media_type, version.archived_at, version.mount_num),
+            )
+
+    def _put_archived_item(self, version: Version) -> None:
+        listing = version.listing
+        stamp = str(listing.get("DateTStamp") or listing.get("DateTSheetEdited") or "")
+        created = str(listing.get("DateCreated") or listing.get("DateTimeSheet") or "")
+        row = Listed(version.item, version.revision, stamp, created, "", version.file_name, listing)
+        self._put_item(row, version.first_seen_at)
+
+    def close_db_check(self) -> bool:
+        """Whether SQLite finds the file sound (a quick check)."""
+        return bool(self.value("PRAGMA quick_check") == "ok")
+
+
+def duty_of(row: Row) -> Duty:
+    """A row of table duty."""
+    key = (row["method"], row["pat_num"], row["num"])
+    return Duty(*key, row["revision"], row["why"], row["next_try_at"], row["failures"])
+
+
+def _known(row: Row) -> Known:
+    return Known(
+        item=Item(row["pat_num"], row["kind"], row["num"]),
+        revision=row["revision"],
+        archived_revision=row["archived_revision"],
+        images_revision=row["images_revision"],
+        date_created=row["date_created"] or "",
+        pending=bool(row["pending"]),
+        missing_since_at=row["missing_since_at"],
+        vanished=row["vanished_at"] is not None,
+        held_by=row["held_by"],
+        not_found=bool(row["not_found"]),
+    )
+
+
+def _attempt(row: Row) -> Attempt:
+    names = tuple(PlacedName(number, name) for number, name in json.loads(row["names"]))
+    seen = None if row["seen_size"] is None else (row["seen_size"], row["seen_mtime"])
+    return Attempt(
+        **{name: row[name] for name in ("id", "method", "pat_num", "num", "revision", "staging", "state", "asked_at")},
+        **{name: row[name] for name in ("placed_at", "listed_at", "why", "looks", "next_look_at")},
+        listed=json.loads(row["listed"]),
+        names=names,
+        seen=seen,
+    )

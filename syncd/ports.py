@@ -1,0 +1,101 @@
+"""Protocols for what tests must fake, and nothing else: the API, the drop, the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from syncd.errors import SyncdError
+from syncd.model import Listed, Page, Patient, PlacedName, Pulled, PullJob, Seen
+
+
+class Clock(Protocol):
+    """Time, as everything but the doors' own deadlines sees it."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, UTC."""
+        ...
+
+    def steady(self) -> float:
+        """Seconds that never jump, shared by all processes since boot (CLOCK_BOOTTIME)."""
+        ...
+
+
+class Api(Protocol):
+    """Open Dental's reading and placing methods; one call is one HTTP request, never retried inside.
+
+    Every method raises SiteError, TransientError (UnansweredError when the request may have been worked on) or
+    NoSuchMethodError; listings also ListingError and OversizeError; placements also ItemError.
+    """
+
+    def list_documents(self, pat_num: int, offset: int, limit: int) -> Page:
+        """GET /documents: documents outside mounts, and mounts. A 404 "Patient not found" is ItemError not_found."""
+        ...
+
+    def list_sheets(self, pat_num: int, offset: int, limit: int) -> Page:
+        """GET /sheets."""
+        ...
+
+    def document(self, doc_num: int) -> Listed | None:
+        """GET /documents/N (24.2.32). None: 404 "Document not found". The item carries the PatNum the office says."""
+        ...
+
+    def patients(self, offset: int, limit: int) -> tuple[Patient, ...]:
+        """GET /patients/Simple, everybody but the status Deleted, by PatNum."""
+        ...
+
+    def place_document(self, doc_num: int, staging: str) -> None:
+        """POST /documents/DownloadSftp for one document. Returning means 201: the office finished writing."""
+        ...
+
+    def place_mount(self, mount_num: int, staging: str) -> None:
+        """POST /documents/DownloadSftp for a mount's composite."""
+        ...
+
+    def place_mount_images(self, mount_num: int, staging: str) -> tuple[PlacedName, ...]:
+        """POST /documents/DownloadMount. Empty: the answer said that there is none."""
+        ...
+
+    def place_sheet(self, sheet_num: int, staging: str) -> None:
+        """POST /sheets/DownloadSftp: a PDF, rendered anew at each call."""
+        ...
+
+    def place_thumbnails(self, pat_num: int, staging: str) -> tuple[PlacedName, ...]:
+        """POST /documents/Thumbnails, all images of a patient. Empty: the answer said that there is none."""
+        ...
+
+    def permissions(self) -> frozenset[str]:
+        """GET /securityperms (22.2): the names of the permissions this key has."""
+        ...
+
+    def program_version(self) -> str:
+        """GET /preferences?PrefName=ProgramVersion: the cheapest proof of life."""
+        ...
+
+
+class Drop(Protocol):
+    """The SFTP site, read by syncd. Paths are bytes, relative to the login folder.
+
+    Raises SiteError (refused, host key) or TransientError (unreachable) for the site as a whole; what concerns one
+    path comes back in its place in the answer.
+    """
+
+    def pull(self, jobs: Sequence[PullJob]) -> list[Pulled | SyncdError]:
+        """One outcome a job, in order. A refused or failed job leaves no local file behind."""
+        ...
+
+    def look(self, paths: Sequence[bytes]) -> list[Seen | None]:
+        """Attributes (lstat) of each path; None where there is nothing."""
+        ...
+
+    def names(self, folder: bytes) -> list[bytes] | None:
+        """All names in a folder, as bytes, without `.` and `..`; None where there is no such folder."""
+        ...
+
+    def remove(self, paths: Sequence[bytes]) -> list[bool]:
+        """True: the file is not there any more (or never was). A path ending in `/` is an empty folder to remove."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connection; the next call makes a new one."""
+        ...

@@ -1,0 +1,113 @@
+"""The index's tables, named for people who open it with any SQLite tool, and their migrations.
+
+Times end in `_at` (seconds since the epoch, UTC). Everything here can be rebuilt from the archive, except what is not
+archived yet: `duty` (what is owed a request), `attempt` (placements whose file may lie on the drop), `wish`, `guard`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from sqlite_utils import Database, Migrations
+
+if TYPE_CHECKING:
+    from syncd.model import Version
+
+migrations = Migrations("syncd")
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE patient (
+    pat_num INTEGER PRIMARY KEY, status TEXT NOT NULL, stamp TEXT NOT NULL, last_name TEXT NOT NULL,
+    first_name TEXT NOT NULL, preferred TEXT NOT NULL, birthdate TEXT NOT NULL,
+    roster_at REAL NOT NULL,  -- in the last complete roster that named the patient
+    left_at REAL,             -- missing in the roster since: no list of this patient is polled
+    thumbnails_after_at REAL NOT NULL DEFAULT 0, thumbnails_failures INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE list (
+    pat_num INTEGER NOT NULL, name TEXT NOT NULL, polled_at REAL NOT NULL DEFAULT 0,  -- last complete listing
+    rows INTEGER NOT NULL DEFAULT 0, newest REAL, failures INTEGER NOT NULL DEFAULT 0,
+    next_try_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (pat_num, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE item (
+    pat_num INTEGER NOT NULL, kind TEXT NOT NULL, num INTEGER NOT NULL,
+    mount_num INTEGER,        -- of a mount-image
+    revision TEXT NOT NULL,   -- as last listed
+    archived_revision TEXT,   -- of the newest archived version or sidecar
+    images_revision TEXT,     -- of a mount: the revision whose images are all archived
+    pending INTEGER NOT NULL DEFAULT 0,  -- 1: its bytes are not in the practice yet (uploaded as a URL)
+    first_seen_at REAL NOT NULL, missing_since_at REAL, vanished_at REAL, became TEXT,  -- moved to / now: a full id
+    held_by INTEGER, not_found INTEGER NOT NULL DEFAULT 0,
+    thumbnail_due INTEGER NOT NULL DEFAULT 0, refetch_at REAL,
+    current_version INTEGER, current_seq INTEGER, sha256 TEXT, bytes INTEGER, media_type TEXT, archived_at REAL,
+    date_created TEXT, stamp TEXT, category TEXT, description TEXT, img_type TEXT, tooth_numbers TEXT, file_name TEXT,
+    fields TEXT NOT NULL,     -- JSON: every listing field under the vendor's name
+    PRIMARY KEY (pat_num, kind, num)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX item_by_number ON item (kind, num);
+CREATE INDEX item_missing ON item (missing_since_at) WHERE missing_since_at IS NOT NULL;
+CREATE INDEX item_refetch ON item (refetch_at) WHERE refetch_at IS NOT NULL;
+CREATE INDEX item_thumbnail_due ON item (pat_num) WHERE thumbnail_due = 1;
+CREATE INDEX item_in_mount ON item (mount_num) WHERE mount_num IS NOT NULL;
+CREATE INDEX item_odd ON item (pat_num) WHERE vanished_at IS NOT NULL OR pending = 1 OR held_by IS NOT NULL;
+CREATE TABLE version (
+    seq INTEGER PRIMARY KEY, pat_num INTEGER NOT NULL, kind TEXT NOT NULL, num INTEGER NOT NULL,
+    version INTEGER NOT NULL, sidecar INTEGER NOT NULL,  -- 1: new bytes; 2, 3, ...: newer revisions with equal bytes
+    revision TEXT NOT NULL, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, extension TEXT NOT NULL,
+    media_type TEXT NOT NULL, path TEXT NOT NULL, listed_at REAL NOT NULL, placed_at REAL NOT NULL,
+    archived_at REAL NOT NULL, method TEXT NOT NULL, flags TEXT NOT NULL, source_revision TEXT,
+    checked_at REAL NOT NULL,  -- when its bytes were last hashed and found right
+    checksum TEXT NOT NULL,    -- over the columns that decide: a flipped bit in this file is noticed
+    UNIQUE (pat_num, kind, num, version, sidecar)
+) STRICT;
+CREATE INDEX version_checked ON version (checked_at) WHERE sidecar = 1;
+CREATE TABLE duty (
+    method TEXT NOT NULL, pat_num INTEGER NOT NULL, num INTEGER NOT NULL, kind TEXT NOT NULL, revision TEXT NOT NULL,
+    why TEXT NOT NULL, since_at REAL NOT NULL, next_try_at REAL NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
+    failure TEXT, busy INTEGER NOT NULL DEFAULT 0,  -- 1: a placement is under way
+    PRIMARY KEY (pat_num, method, num)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX duty_due ON duty (why, next_try_at) WHERE busy = 0;
+CREATE TABLE attempt (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, method TEXT NOT NULL, pat_num INTEGER NOT NULL, num INTEGER NOT NULL,
+    revision TEXT NOT NULL, staging TEXT NOT NULL UNIQUE, state TEXT NOT NULL, asked_at REAL NOT NULL, placed_at REAL,
+    listed_at REAL NOT NULL, why TEXT NOT NULL, listed TEXT NOT NULL, names TEXT NOT NULL DEFAULT '[]',
+    looks INTEGER NOT NULL DEFAULT 0, next_look_at REAL NOT NULL DEFAULT 0, seen_size INTEGER, seen_mtime INTEGER,
+    answered INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX attempt_due ON attempt (state, next_look_at);
+CREATE TABLE guard (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, scope TEXT NOT NULL,  -- patient-101, all, or database
+    reason TEXT NOT NULL, made_at REAL NOT NULL, items INTEGER NOT NULL, of_items INTEGER NOT NULL,
+    agreeing INTEGER NOT NULL DEFAULT 0, agreed_day TEXT, state TEXT NOT NULL DEFAULT 'held', ended_at REAL
+) STRICT;
+CREATE TABLE wish (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, verb TEXT NOT NULL, argument TEXT NOT NULL, made_at REAL NOT NULL,
+    taken_at REAL, done_at REAL, outcome TEXT
+) STRICT;
+CREATE TABLE site (
+    lane TEXT PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL, since_at REAL NOT NULL,
+    next_try_at REAL NOT NULL, failures INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE incident (
+    id INTEGER PRIMARY KEY, lane TEXT NOT NULL, reason TEXT NOT NULL, since_at REAL NOT NULL, until_at REAL
+) STRICT;
+CREATE INDEX incident_open ON incident (lane) WHERE until_at IS NULL;
+"""
+
+
+@migrations()
+def first_tables(db: Database) -> None:
+    """Everything of the first release, with what later ones need."""
+    for statement in _TABLES.split(";\n"):
+        if statement.strip():
+            db.conn.execute(statement)
+
+
+def row_checksum(version: Version) -> str:
+    """16 hex digits over all that decides where and what a version is: a silently wrong row is noticed."""
+    item = version.item
+    place = (version.seq, item.pat_num, item.kind, item.num, version.version, version.sidecar, version.path)
+    content = (version.revision, version.sha256, version.bytes)
+    return hashlib.sha256("\x1f".join(map(str, place + content)).encode()).hexdigest()[:16]
