@@ -1,7 +1,7 @@
 """The archive on disk: published once, never overwritten, never deleted; its sidecars alone can rebuild the index.
 
 Nothing below the root is reached through a symlink: folders are opened one by one with O_NOFOLLOW, files relative to
-them. No call is made on a folder whose marker is absent or belongs to another archive.
+them. No call touches a folder whose marker is absent or belongs to another archive.
 """
 
 from __future__ import annotations
@@ -10,43 +10,45 @@ import contextlib
 import errno
 import grp
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final, cast, get_args
+from typing import Any, Final
 
-from syncd.errors import ItemError, SiteError, SyncdError
-from syncd.model import FieldValue, Item, Kind, Patient, Version
+from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
+from syncd.model import Item, Patient, Version
 from syncd.naming import EXTENSIONS, archive_path_is_ours
 
 MARKER: Final = ".syncd-archive"
 SCHEMA_VERSION: Final = 1
-_ROOT_NAMES: Final = frozenset({MARKER, "incoming", "published", "patients", "lost+found"})
+_ROOT_NAMES: Final = {MARKER, "incoming", "published", "patients", "lost+found"}
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a planted FIFO must not block the opening
 _FOLDER: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-_CHUNK: Final = 1 << 20
-_SIDECAR_CAP: Final = 1 << 24  # bytes; Note can be a long text
-_NAME: Final = re.compile(r"([1-9][0-9]*)-[0-9a-f]{12}\.(?:[0-9]+\.)?([a-z]+[0-9]?)")
-_SITE: Final[Mapping[int, str]] = {
+_JSON_CAP: Final = 1 << 24  # bytes; a listing's Note can be a long text
+_MEDIA: Final = re.compile(r"([1-9][0-9]{0,17})-[0-9a-f]{12}\.(?!json$)[a-z0-9]+")
+_SITE: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "archive_full"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "archive_read_only"),
     **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ENODEV), "archive_missing"),
     errno.EIO: "disk_error",
 }
 _TIMES: Final = ("listed_at", "placed_at", "archived_at", "first_seen_at")
-_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {  # of a sidecar's fields
     **dict.fromkeys(("schema_version", "seq", "num", "pat_num", "version", "sidecar", "bytes"), (int,)),
     **dict.fromkeys(("kind", "revision", "sha256", "extension", "media_type", "method", *_TIMES), (str,)),
     **dict.fromkeys(("file_name", "source_revision"), (str, type(None))),
-    **{"mount_num": (int, type(None)), "mount_images": (list, type(None)), "flags": (list,), "listing": (dict,)},
+    **{"mount_images": (list, type(None)), "mount_num": (int, type(None)), "listing": (dict,), "flags": (list,)},  # noqa: PIE800 - one line
 }
+_PATIENT: Final = {"pat_num", "last_name", "first_name", "preferred", "birthdate", "status"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +60,23 @@ class Publication:
 
 
 def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _moment(text: str) -> float:
+    moment = datetime.fromisoformat(text).timestamp()
+    if _iso(moment) != text:
+        raise ValueError("not a time as syncd writes it")
+    return moment
 
 
 def sidecar_content(version: Version) -> dict[str, object]:
-    """What a sidecar holds. Times are ISO 8601, UTC, to the microsecond."""
-    scalars = _TYPES.keys() - {"schema_version", "kind", "num", "pat_num", "flags", "mount_images", "listing"}
-    content: dict[str, object] = {key: getattr(version, key) for key in scalars}
+    """What a sidecar holds: the version, flat. Times are ISO 8601, UTC, to the microsecond."""
+    item = {"pat_num": version.item.pat_num, "kind": version.item.kind, "num": version.item.num}
+    content: dict[str, object] = {"schema_version": SCHEMA_VERSION, **item}
+    content |= {key: getattr(version, key) for key in _TYPES.keys() - content.keys()}
     content |= {key: _iso(getattr(version, key)) for key in _TIMES}
-    content |= {"schema_version": SCHEMA_VERSION, "flags": list(version.flags), "listing": dict(version.listing)}
-    content |= {"kind": version.item.kind, "num": version.item.num, "pat_num": version.item.pat_num}
+    content |= {"flags": list(version.flags), "listing": dict(version.listing)}
     return content | {"mount_images": None if version.mount_images is None else list(version.mount_images)}
 
 
@@ -77,4 +86,441 @@ def version_from_sidecar(content: Mapping[str, object]) -> Version:
         raise ValueError("not a sidecar of this schema")
     if any(type(content[key]) not in types for key, types in _TYPES.items()):
         raise ValueError("a field has another type")
-    get = cast("dict[str, object]", dict(content)).pop
+    fields: dict[str, Any] = {key: value for key, value in content.items() if key != "schema_version"}
+    fields["item"] = Item(fields.pop("pat_num"), fields.pop("kind"), fields.pop("num"))
+    fields |= {key: _moment(fields[key]) for key in _TIMES} | {"flags": tuple(fields["flags"])}
+    fields["mount_images"] = None if fields["mount_images"] is None else tuple(fields["mount_images"])
+    version = Version(**fields)
+    sound = (
+        _is_ours(version)
+        and version.bytes > 0
+        and all(type(flag) is str for flag in version.flags)
+        and all(type(number) is int for number in version.mount_images or ())
+        and all(type(value) in (str, int, type(None)) for value in version.listing.values())
+    )
+    if not sound:
+        raise ValueError("a field has a value that syncd never writes")
+    return version
+
+
+def _is_ours(version: Version) -> bool:
+    named = version.extension in EXTENSIONS and re.fullmatch("[0-9a-f]{64}", version.sha256)
+    return bool(named) and archive_path_is_ours(version.path) and archive_path_is_ours(version.sidecar_path)
+
+
+@contextlib.contextmanager
+def _translated(otherwise: str = "") -> Iterator[None]:
+    """An OSError becomes the SiteError that it means, else `otherwise`, else ItemError io_error. Without its path."""
+    try:
+        yield
+    except OSError as error:
+        reason, code = _SITE.get(error.errno, otherwise), errno.errorcode.get(error.errno or 0, "")
+        raise (SiteError(reason, code) if reason else ItemError("io_error", code)) from error
+
+
+def _open_regular(name: str, folder: int) -> io.BufferedReader:
+    descriptor = os.open(name, _READ, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _size(name: str, folder: int) -> int | None:
+    """Bytes of a regular file; -1 for what is none, None for nothing."""
+    try:
+        seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return seen.st_size if stat.S_ISREG(seen.st_mode) else -1
+
+
+def _remove(name: str, folder: int) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(name, dir_fd=folder)
+
+
+def _read_json(name: str, folder: int) -> dict[str, object]:
+    """The JSON object in a file; empty for anything else, and for nothing. Raises OSError where a disk is to blame."""
+    try:
+        with _open_regular(name, folder) as file:
+            content = json.loads(file.read(_JSON_CAP).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in _SITE:
+            raise
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+class _Folders:
+    """Open folders of one call, by relative path. `touched` are those that gained an entry which is not durable yet."""
+
+    def __init__(self, root: int, own: Callable[[int, bool], None]) -> None:
+        self._open = {"": root}
+        self._own = own
+        self.touched: set[str] = set()
+
+    def get(self, relative: str, make: bool = False) -> int:
+        """The folder's descriptor. Raises OSError: FileNotFoundError, ENOTDIR for a symlink in the way."""
+        if relative not in self._open:
+            parent, _, name = relative.rpartition("/")
+            above = self.get(parent, make)
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=above)
+            self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
+        return self._open[relative]
+
+    def entries(self, relative: str) -> dict[str, bool]:
+        """What lies in a folder, sorted, and whether it is a folder itself; nothing where there is none."""
+        try:
+            with os.scandir(self.get(relative)) as entries:
+                return dict(sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries))
+        except FileNotFoundError:
+            return {}
+
+    def settle(self, relative: str) -> None:
+        """For a folder without content: its mode, and its own entry and those above, which a crash may have left."""
+        while relative:
+            self._own(self.get(relative), True)
+            relative = relative.rpartition("/")[0]
+            self.touched.add(relative)
+
+    def sync(self) -> None:
+        """Make every new entry durable, each folder once. A failure concerns the disk, never one item."""
+        with _translated("disk_error"):
+            for relative in sorted(self.touched, reverse=True):
+                os.fsync(self._open[relative])
+        self.touched.clear()
+
+    def close(self, *relatives: str) -> None:
+        """Close the folders named, else all."""
+        for relative in relatives or tuple(self._open):
+            os.close(self._open.pop(relative))
+
+
+def _read_version(relative: str, folder: int) -> Version | None:
+    """A sound sidecar of this very place whose file is there with its size, else None."""
+    try:
+        version = version_from_sidecar(_read_json(Path(relative).name, folder))
+    except ValueError:
+        return None
+    whole = _size(Path(version.path).name, folder) == version.bytes
+    return version if whole and version.sidecar_path == relative else None
+
+
+def _scan(folders: _Folders, relative: str) -> list[Version | str]:
+    """One item's folder: its versions in order, then the paths of all else."""
+    paths = {f"{relative}/{name}" for name in folders.entries(relative)}
+    found = (_read_version(path, folders.get(relative)) for path in paths if path.endswith(".json"))
+    versions = sorted(filter(None, found), key=lambda version: (version.version, version.sidecar))
+    claimed = {path for version in versions for path in (version.path, version.sidecar_path)}
+    return [*versions, *sorted(paths - claimed)]
+
+
+def _read_patient(folders: _Folders, pat_num: int) -> Patient | None:
+    content = _read_json("patient.json", folders.get(f"patients/{pat_num}"))
+    if content.keys() != _PATIENT or content.pop("pat_num") != pat_num:
+        return None
+    fields = {key: value for key, value in content.items() if isinstance(value, str)}
+    return Patient(pat_num=pat_num, stamp="", **fields) if fields == content else None
+
+
+def _patients(folders: _Folders) -> dict[str, bool]:
+    """What lies in `patients`, and whether it is a patient's folder."""
+    entries = folders.entries("patients").items()
+    return {name: is_folder and archive_path_is_ours(f"patients/{name}/patient.json") for name, is_folder in entries}
+
+
+def _walk_patient(folders: _Folders, pat_num: int) -> Iterator[Version | str]:
+    for name, is_folder in folders.entries(f"patients/{pat_num}").items():
+        path = f"patients/{pat_num}/{name}"
+        if is_folder and archive_path_is_ours(f"{path}/1-{'0' * 12}.bin"):
+            yield from _scan(folders, path)
+            folders.close(path)
+        elif name != "patient.json" or _read_patient(folders, pat_num) is None:
+            yield path
+
+
+class Archive:
+    """One practice's archive. `reserve`: bytes to leave free; `group`: its members may read what is published.
+
+    Every method may raise SiteError archive_missing, archive_read_only, archive_full or disk_error.
+    """
+
+    def __init__(self, root: Path, reserve: int, group: str | None = None) -> None:
+        self.root = root
+        self._reserve = reserve
+        self._expected: str | None = None
+        try:
+            self._gid = grp.getgrnam(group).gr_gid if group else None
+        except KeyError as error:
+            raise ConfigError(("[archive] group: this machine has no such group",)) from error
+
+    @contextlib.contextmanager
+    def _opened(self, marked: bool = True) -> Iterator[_Folders]:
+        """The root, after a look at its marker; OSErrors inside become ours."""
+        with _translated("archive_missing"):
+            root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        folders = _Folders(root, self._own)
+        try:
+            with _translated():
+                found = _read_json(MARKER, root).get("id")
+                if marked and (not isinstance(found, str) or self._expected not in (None, found)):
+                    raise SiteError("archive_missing")
+                yield folders
+        finally:
+            folders.close()
+
+    def _own(self, descriptor: int, is_folder: bool) -> None:
+        """The modes of the contract, and the group, when there is one."""
+        mode = 0o700 if is_folder else 0o400
+        if self._gid is not None:
+            mode |= (mode & 0o500) >> 3
+            os.fchown(descriptor, -1, self._gid)
+        os.fchmod(descriptor, mode)
+
+    def create(self, archive_id: str) -> None:
+        """Make the marker in an existing, empty folder (but for `lost+found`). Else SiteError archive_missing."""
+        with self._opened(marked=False) as folders:
+            if folders.entries("").keys() - {"lost+found", "incoming"}:
+                raise SiteError("archive_missing", "a new archive needs an empty folder")
+            content = {"schema_version": SCHEMA_VERSION, "id": archive_id, "created": _iso(time.time())}
+            self._put(folders, content, "", MARKER)
+            folders.sync()
+
+    def marker_id(self) -> str | None:
+        """The id in the marker; None where there is no folder, no marker, or none of ours."""
+        try:
+            with self._opened() as folders:
+                return str(_read_json(MARKER, folders.get(""))["id"])
+        except SiteError:
+            return None
+
+    def check(self, expected_id: str) -> None:
+        """Raise unless this is that archive, writable, its reserve free. From then on no other one is accepted here."""
+        self._expected = expected_id
+        with self._opened() as folders:
+            state = os.statvfs(folders.get(""))
+        if state.f_flag & os.ST_RDONLY or not os.access(self.root, os.W_OK | os.X_OK, effective_ids=True):
+            raise SiteError("archive_read_only")
+        if state.f_bavail * state.f_frsize < self._reserve or (state.f_files and not state.f_favail):
+            raise SiteError("archive_full")
+
+    def free_bytes(self) -> int:
+        """What the file system leaves to this user."""
+        with self._opened(marked=False) as folders:
+            state = os.statvfs(folders.get(""))
+            return state.f_bavail * state.f_frsize
+
+    def new_incoming(self) -> Path:
+        """A path in ARCHIVE/incoming that does not exist yet, for one pull."""
+        with self._opened() as folders:
+            folders.get("incoming", make=True)
+        return self.root / "incoming" / secrets.token_hex(16)
+
+    def clear_incoming(self) -> int:
+        """Remove what an earlier process left in flight; the number of files. Only the lock's holder may ask."""
+        with self._opened() as folders:
+            incoming = folders.get("incoming", make=True)
+            names = [name for name, is_folder in folders.entries("incoming").items() if not is_folder]
+            for name in names:
+                os.unlink(name, dir_fd=incoming)
+            return len(names)
+
+    def _write(self, folders: _Folders, content: Mapping[str, object]) -> str:
+        """A durable new file in incoming; its name there. What could not be made durable is thrown away."""
+        incoming, name = folders.get("incoming", make=True), secrets.token_hex(16)
+        descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(json.dumps(content, ensure_ascii=True, sort_keys=True, indent=1).encode())
+                file.flush()
+                os.fsync(descriptor)
+                self._own(descriptor, False)
+        except OSError:
+            _remove(name, incoming)
+            raise
+        return name
+
+    def _put(self, folders: _Folders, content: Mapping[str, object], relative: str, name: str) -> None:
+        """Write a small file in place of what bears its name, atomically; its folder is still to be synced."""
+        temporary, folder = self._write(folders, content), folders.get(relative)
+        os.replace(temporary, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder)
+        folders.touched.add(relative)
+
+    def publish(self, batch: Sequence[Publication]) -> list[SyncdError | None]:
+        """Archive a batch: sidecars durable, then files linked without overwriting, then durable. One outcome each.
+
+        None: archived, also when an equal file was there already (a crash came between; its first sidecar stays).
+        The source is gone after an outcome. A SiteError is for the whole batch: no new file of it stays, sources do
+        (but for one that could not be made durable), and the same batch may be published again.
+        """
+        outcomes: list[SyncdError | None] = [None] * len(batch)
+        with self._opened() as folders, contextlib.ExitStack() as undo:
+            for step in (self._prepare, self._commit):
+                for number, publication in enumerate(batch):
+                    if outcomes[number] is None:
+                        try:
+                            with _translated():
+                                step(folders, publication, undo)
+                        except ItemError as error:
+                            outcomes[number] = error
+                folders.sync()
+            undo.pop_all()
+            for publication in batch:
+                if publication.source:
+                    _remove(publication.source.name, folders.get("incoming", make=True))
+        return outcomes
+
+    def _prepare(self, folders: _Folders, publication: Publication, _undo: contextlib.ExitStack) -> None:
+        """Make durable: the source, its sidecar, and the folders on the way to them."""
+        version, source = publication.version, publication.source
+        if not _is_ours(version):
+            raise ItemError("io_error", "not a path of the archive")
+        if source is None:  # its one file is written by the commit
+            return
+        folder = folders.get(version.folder, make=True)
+        names = folders.entries(version.folder)
+        files = {name: int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))}
+        rivals = {name for name, number in files.items() if number == version.version}
+        media, sidecar = Path(version.path).name, Path(version.sidecar_path).name
+        if rivals == {media}:
+            with _open_regular(media, folder) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != version.sha256:
+                    raise ItemError("io_error", "other bytes have this version's name")
+        elif rivals:
+            raise ItemError("io_error", "another file has this version's number")
+        else:
+            self._settle(folders.get("incoming"), source.name, version.bytes)
+        if not files:
+            folders.settle(version.folder)
+        folders.touched.add(version.folder)
+        if not rivals or sidecar not in names:
+            self._put(folders, sidecar_content(version), version.folder, sidecar)
+
+    def _settle(self, incoming: int, name: str, size: int) -> None:
+        """Make a pulled file durable and its mode final. One whose fsync failed is thrown away, never synced again."""
+        with _open_regular(name, incoming) as file:
+            if os.fstat(file.fileno()).st_size != size:
+                raise ItemError("io_error", "the pulled file has another size")
+            try:
+                os.fsync(file.fileno())
+            except OSError:
+                _remove(name, incoming)
+                raise
+            self._own(file.fileno(), False)
+
+    def _commit(self, folders: _Folders, publication: Publication, undo: contextlib.ExitStack) -> None:
+        """The link that makes the version exist; for a publication without a source, the link of its sidecar."""
+        version, source = publication.version, publication.source
+        folder, name = folders.get(version.folder), Path(version.path).name
+        there = _size(name, folder)
+        if source is None:
+            if there != version.bytes:
+                raise ItemError("io_error", "the file of this sidecar is not archived")
+            name = Path(version.sidecar_path).name
+            there = _size(name, folder)
+            known = _read_version(version.sidecar_path, folder)
+            if there is not None and (known is None or known.revision != version.revision):
+                raise ItemError("io_error", "another sidecar has this number")
+        folders.touched.add(version.folder)
+        if there is None:
+            temporary = source.name if source else self._write(folders, sidecar_content(version))
+            incoming = folders.get("incoming")
+            os.link(temporary, name, src_dir_fd=incoming, dst_dir_fd=folder, follow_symlinks=False)
+            undo.callback(_remove, name, folder)
+            if source is None:
+                _remove(temporary, incoming)
+
+    def read_item(self, item: Item) -> list[Version]:
+        """Every sound sidecar whose file is there with its size, by (version, sidecar)."""
+        return [found for found in self._scan(item) if isinstance(found, Version)]
+
+    def foreign(self, item: Item) -> list[str]:
+        """What else lies in the item's folder: damaged sidecars, files without one, things that syncd never wrote."""
+        return [found for found in self._scan(item) if isinstance(found, str)]
+
+    def _scan(self, item: Item) -> list[Version | str]:
+        with self._opened() as folders:
+            return _scan(folders, f"patients/{item.pat_num}/{item.id}")
+
+    def highest_version(self, item: Item) -> int:
+        """The highest number of a file in the item's folder, whatever its sidecar says; 0 for none."""
+        with self._opened() as folders:
+            names = folders.entries(f"patients/{item.pat_num}/{item.id}")
+        return max((int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))), default=0)
+
+    def open_media(self, version: Version) -> io.BufferedReader:
+        """The archived file, for reading. Raises ItemError io_error when it is not there or no regular file."""
+        with self._opened() as folders:
+            return _open_regular(Path(version.path).name, folders.get(version.folder))
+
+    def intact(self, version: Version) -> bool:
+        """Whether the file is there with the bytes that were archived. A read error is SiteError disk_error."""
+        try:
+            with _translated(), self.open_media(version) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == version.sha256
+        except ItemError:
+            return False
+
+    def patients(self) -> list[int]:
+        """Every PatNum that has a folder, rising."""
+        with self._opened() as folders:
+            return sorted(int(name) for name, is_patient in _patients(folders).items() if is_patient)
+
+    def walk(self, pat_nums: Iterable[int] | None = None) -> Iterator[Version | str]:
+        """Everything, for rebuilding the index: versions in order, and paths of foreign or damaged things as str.
+
+        One patient's folder is open at a time. `pat_nums`: only these patients.
+        """
+        if pat_nums is None:
+            with self._opened() as folders:
+                yield from sorted(folders.entries("").keys() - _ROOT_NAMES)
+                yield from (f"patients/{name}" for name, is_patient in _patients(folders).items() if not is_patient)
+        for pat_num in self.patients() if pat_nums is None else pat_nums:
+            with self._opened() as folders:
+                yield from _walk_patient(folders, pat_num)
+
+    def write_patient(self, patient: Patient) -> bool:
+        """Put who the patient is beside the documents, atomically; False when that is there already."""
+        content: dict[str, object] = {key: getattr(patient, key) for key in _PATIENT}
+        with self._opened() as folders:
+            folder = f"patients/{patient.pat_num}"
+            if _read_json("patient.json", folders.get(folder, make=True)) == content:
+                return False
+            folders.settle(folder)
+            self._put(folders, content, folder, "patient.json")
+            folders.sync()
+        return True
+
+    def read_patient(self, pat_num: int) -> Patient | None:
+        """Who the patient is, as last written; `stamp` is not kept and is empty. None where there is no such file."""
+        with self._opened() as folders:
+            return _read_patient(folders, pat_num) if folders.entries(f"patients/{pat_num}") else None
+
+    def mount_images(self, pat_num: int, mount_num: int) -> list[Version]:
+        """Every archived version of every image that was ever in this mount."""
+        found = self.walk([pat_num])
+        return [each for each in found if isinstance(each, Version) and each.mount_num == mount_num]
+
+    def write_incoming(self, path: Path, content: bytes) -> str:
+        """Put bytes that came in an answer into a path of `new_incoming`, durable; their sha256 in hex."""
+        with _translated():
+            descriptor = os.open(path, _CREATE, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+        return hashlib.sha256(content).hexdigest()
+
+    def note_seq(self, seq: int) -> None:
+        """Keep in the marker, durably, the last sequence number that a sidecar here may carry: an older index notices."""
+        with self._opened() as folders:
+            self._put(folders, _read_json(MARKER, folders.get("")) | {"last_seq": seq}, "", MARKER)
+            folders.sync()
+
+    def last_seq(self) -> int:
+        """The last sequence number noted; 0 for none."""
+        with self._opened() as folders:
+            return int(str(_read_json(MARKER, folders.get("")).get("last_seq", 0)))

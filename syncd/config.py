@@ -7,29 +7,27 @@ sizes bytes. A problem never repeats a value: an address may carry a token.
 from __future__ import annotations
 
 import base64
-import binascii
 import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo
-from pydantic import field_validator as checks
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from syncd.errors import ConfigError
 from syncd.model import KINDS, Kind
 
 Mode = Literal["remote", "service", "local"]
-T = TypeVar("T")
 
 # mode -> (url, seconds from start to start, rows a page). facts.md, "Throttle" and "Access, modes, errors".
 MODES: Final[dict[Mode, tuple[str, float, int]]] = {
@@ -37,37 +35,47 @@ MODES: Final[dict[Mode, tuple[str, float, int]]] = {
     "service": ("http://localhost:30223/api/v1", 0.05, 1000),
     "local": ("http://localhost:30222/api/v1", 0.05, 1000),
 }
-VENDOR_DOMAIN: Final = "opendental.com"
+VENDOR_HOST: Final = re.compile(r"(?:.*\.)?opendental\.com")
 VENDOR_MIN_INTERVAL: Final = 0.5  # the fastest tier there is (enterprise)
 SFTP_PORT: Final = 22
 DAY_MINUTES: Final = 1440
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_BYTES: Final = {"B": 1} | {
-    prefix + unit: base ** (power + 1)
-    for unit, base in (("B", 1000), ("iB", 1024))
-    for power, prefix in enumerate("KMGT" if base == 1024 else "kMGT")  # noqa: PLR2004 - 1024 is what "iB" means
+_BYTES: Final = {"B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4} | {
+    unit: 1024**power for power, unit in enumerate(("KiB", "MiB", "GiB", "TiB"), 1)
 }
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(ms|s|m|h|d|w)")
-_SIZE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?([kKMGT]?i?B)")
-_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
-_WINDOW: Final = re.compile(r"([a-z]{3})(?:-([a-z]{3}))?(?: ([0-9]{2}:[0-9]{2})-([0-9]{2}:[0-9]{2}))?")
+_NUMBER: Final = r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?"
+_DURATION: Final = re.compile(_NUMBER + "(ms|s|m|h|d|w)")
+_SIZE: Final = re.compile(_NUMBER + "([kKMGT]?B|[KMGT]iB)")
+_HOST: Final = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
+_BRACKETED: Final = r"\[[0-9A-Fa-f:.]{2,45}\]"
+_PORT: Final = "(?::[1-9][0-9]{0,4})?"
+_ADDRESS: Final = f"(?:{_HOST}|{_BRACKETED}){_PORT}"
+_URL: Final = re.compile(rf"(https?)://({_HOST}|{_BRACKETED}){_PORT}(/[!-~]*)?")
+_STEP: Final = r"(?!\.)[A-Za-z0-9._-]{1,100}"
+_DAY: Final = "|".join(DAYS)
+_CLOCK: Final = "((?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00)"
+_WINDOW: Final = re.compile(rf"({_DAY})(?:-({_DAY}))?(?: {_CLOCK}-{_CLOCK})?")
+NOT_A_DURATION: Final = 'is not a duration: write a number and ms, s, m, h, d or w in quotes, like "30m"'
+NOT_A_SIZE: Final = 'is not a size: write a number and B, kB, MB, GB, TB, MiB, GiB or TiB in quotes, like "5 GB"'
+NOT_A_TIME: Final = 'is not a time: write it like "2026-11-21" or "2026-11-21T18:30"'
+NOT_A_WINDOW: Final = 'is not a list of windows like ["Mon-Fri 18:00-07:00", "Sat-Sun"]; leave the key out for any time'
 
 
 def parse_duration(text: str) -> float:
     """Seconds of "1.1s", "30m", "24h", "7d" or "1h 30m"; more than zero. ValueError says what to write."""
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))
-    if not re.fullmatch(rf"(?:{_DURATION.pattern} ?)+", text) or seconds <= 0:
-        raise ValueError('is not a duration: write a number and ms, s, m, h, d or w, like "30m"')
-    return float(seconds)
+    if not re.fullmatch(rf"{_DURATION.pattern}(?: ?{_DURATION.pattern})*", text) or not seconds:
+        raise ValueError(NOT_A_DURATION)
+    return round(seconds, 9)
 
 
 def parse_size(text: str) -> int:
     """Bytes of "5 GB", "20 MB" (decimal) or "4 GiB" (binary); more than zero. ValueError says what to write."""
     match = _SIZE.fullmatch(text)
-    size = int(Fraction(match[1]) * _BYTES.get(match[2], 0)) if match else 0
-    if size <= 0:
-        raise ValueError('is not a size: write a number and B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, like "5 GB"')
+    size = int(Fraction(match[1]) * _BYTES[match[2]]) if match else 0
+    if not size:
+        raise ValueError(NOT_A_SIZE)
     return size
 
 
@@ -77,14 +85,14 @@ def parse_time(text: str, zone: ZoneInfo) -> float:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
     except (ValueError, OverflowError) as error:
-        raise ValueError('is not a time: write it like "2026-11-21" or "2026-11-21T18:30"') from error
+        raise ValueError(NOT_A_TIME) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """A span of the local week. It starts on each of `days` (Monday is 0); `start` and `end` are minutes of the day.
 
-    An `end` at or before `start` lies on the following day.
+    An `end` before `start` lies on the following day.
     """
 
     days: frozenset[int]
@@ -95,214 +103,131 @@ class Window:
 def parse_window(text: str) -> Window:
     """The Window of "Mon-Fri 18:00-07:00", "Sat-Sun" or "Mon 00:00-24:00". Raises ValueError."""
     match = _WINDOW.fullmatch(text.lower())
-    if match and match[1] in DAYS and (match[2] or match[1]) in DAYS:
-        first, last = DAYS.index(match[1]), DAYS.index(match[2] or match[1])
-        days = frozenset((first + step) % 7 for step in range((last - first) % 7 + 1))
-        start, end = _minutes(match[3] or "00:00"), _minutes(match[4] or "24:00")
-        if start < DAY_MINUTES and end <= DAY_MINUTES and start != end:
-            return Window(days, start, end)
-    raise ValueError('is not a window: write "Mon-Fri 18:00-07:00", or "Sat-Sun" for whole days')
-
-
-def _minutes(clock: str) -> int:
-    hour, minute = int(clock[:2]), int(clock[3:])
-    return hour * 60 + minute if minute < 60 else DAY_MINUTES + 1  # noqa: PLR2004 - minutes of an hour
+    if not match:
+        raise ValueError(NOT_A_WINDOW)
+    first, last = DAYS.index(match[1]), DAYS.index(match[2] or match[1])
+    start, end = (int(clock[:2]) * 60 + int(clock[3:]) for clock in (match[3] or "00:00", match[4] or "24:00"))
+    if start in {end, DAY_MINUTES}:
+        raise ValueError(NOT_A_WINDOW)
+    return Window(frozenset((first + step) % 7 for step in range((last - first) % 7 + 1)), start, end)
 
 
 def is_loopback(host: str) -> bool:
     """True for this machine itself: localhost, 127.0.0.0/8, ::1."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False
+        return host.lower().rstrip(".") == "localhost"
 
 
-def _from_text(read: Callable[[str], T]) -> BeforeValidator:
-    """A validator that reads a TOML string, and says so when the value is none."""
+def _read(convert: Callable[[Any], object], reason: str) -> BeforeValidator:
+    """A validator: whatever `convert` trips over, the problem is `reason`."""
 
-    def check(value: object) -> T:
-        if isinstance(value, str):
-            return read(value)
-        raise ValueError("must be text in quotes")
+    def check(value: object) -> object:
+        try:
+            return convert(value)
+        except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            raise ValueError(reason) from error
 
     return BeforeValidator(check)
 
 
-def _listed(value: object, reason: str) -> list[Any]:
-    if isinstance(value, list) and value:
-        return value
-    raise ValueError(reason)
-
-
-def _nearest(word: object, words: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(word), words, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(words)}"
-
-
-def _plain(text: str) -> str:
-    if not text or text != text.strip() or not text.isprintable():
-        raise ValueError("must be plain text: not empty, no line break, no blank at either end")
-    return text
-
-
-def _zone(text: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(text)
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError('is not a time zone: write its IANA name, like "America/Chicago"') from error
+def _fitting(pattern: str, text: str) -> str:
+    if re.fullmatch(pattern, text):
+        return text
+    raise ValueError
 
 
 def _absolute(text: str) -> Path:
-    path = Path(_plain(text))
-    if not path.is_absolute() or ".." in path.parts or path == Path("/"):
-        raise ValueError('must be an absolute path below "/", without ".."')
+    path = Path(_fitting("/[^\0\n\r]+", text))
+    if ".." in path.parts or path == Path("/"):
+        raise ValueError
     return path
 
 
 def _host(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        if _HOST.fullmatch(text):
-            return text.lower()
-    raise ValueError('is not a host: write its name or IP address alone, without "sftp://" or port')
-
-
-def _address(text: str) -> str:
-    host, colon, port = text.rpartition(":") if re.search(r":[0-9]+$", text) else (text, "", "22")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if (colon and ":" in host and bare == host) or not 0 < int(port[:6]) <= 65_535:  # noqa: PLR2004 - highest port
-        raise ValueError('is not an address: write "host" or "host:port"')
-    _host(bare)
-    return text
-
-
-def _remote_folder(text: str) -> str:
-    folder = text.removesuffix("/")
-    if not all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._ -]{0,99}", part) for part in folder.split("/")):
-        raise ValueError("must be a folder below the login folder: letters, digits, '.', '_', '-' and '/' between")
-    return folder
+    return text if re.fullmatch(_HOST, text) else str(ipaddress.IPv6Address(text))
 
 
 def _host_key(text: str) -> str:
-    """Type and base64 of an OpenSSH public key; the blob is walked, so that a cut paste is found here."""
-    kind, encoded = ([*text.split(), "", ""])[:2]
-    try:
-        blob = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        blob = b""
-    at, fields = 0, list[bytes]()
-    while at < len(blob):  # RFC 4253, section 5: a string is four bytes of length, then its bytes
-        size = int.from_bytes(blob[at : at + 4], "big")
-        fields.append(blob[at + 4 : at + 4 + size])
-        at += 4 + size
-    if at != len(blob) or len(fields) < 2 or fields[0] != kind.encode():  # noqa: PLR2004 - the type and its numbers
-        raise ValueError('is not a host key: write type and base64 as ssh-keyscan prints them, like "ssh-ed25519 AAAA"')
+    """Type and base64 of an OpenSSH public key; a comment behind them is dropped."""
+    kind, encoded, *_ = text.split()
+    name = kind.encode("ascii")
+    if not base64.b64decode(encoded, validate=True).startswith(len(name).to_bytes(4, "big") + name):  # RFC 4253, 6.6
+        raise ValueError
     return f"{kind} {encoded}"
 
 
-def _subset(text: str) -> Fraction:
-    match = re.fullmatch(r"([1-9][0-9]{0,4})/([1-9][0-9]{0,4})", text)
-    if not match or int(match[1]) > int(match[2]):
-        raise ValueError('is not a part: write it like "1/30", or "1/1" for all')
-    return Fraction(int(match[1]), int(match[2]))
-
-
-def _url(text: str, mode: object) -> SplitResult:
-    """The parts of a URL that this mode may send to; plain http only to loopback or in the modes service and local."""
-    try:
-        parts = urlsplit(text)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        parts, host = SplitResult("", "", "", "", ""), ""
-    if parts.scheme not in {"http", "https"} or not host or not re.fullmatch(r"[!-~]+", text) or "@" in parts.netloc:
-        raise ValueError('is not a web address: write it like "https://host/path", without a user or password')
-    if parts.scheme == "http" and mode not in {"service", "local"} and not is_loopback(host):
-        raise ValueError("must start with https:// (plain http only to this machine, or in the modes service and local)")
-    return parts
+def _each(values: object, fits: Callable[[Any], bool]) -> tuple[Any, ...]:
+    if isinstance(values, list) and values and all(fits(value) for value in values):
+        return tuple(values)
+    raise ValueError
 
 
 def _patients(value: object) -> frozenset[int] | None:
-    if value == "all":
-        return None
-    reason = 'must be "all" or a list of patient numbers, like [101, 102]'
-    numbers = _listed(value, reason)
-    if any(type(number) is not int or number <= 0 for number in numbers):
-        raise ValueError(reason)
-    return frozenset(numbers)
+    return None if value == "all" else frozenset(_each(value, lambda number: type(number) is int and number > 0))
 
 
 def _kinds(value: object) -> frozenset[Kind]:
-    kinds = _listed(value, f"must be a list of: {', '.join(KINDS)}")
-    if wrong := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"unknown kind; {_nearest(wrong[0], KINDS)}")
-    return frozenset(kinds)
+    return frozenset(_each(value, KINDS.__contains__))
 
 
 def _windows(value: object) -> tuple[Window, ...]:
-    reason = "must be a list of windows; leave the key out to allow any time"
-    texts = _listed(value, reason)
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(reason)
-    return tuple(parse_window(text) for text in texts)
+    return tuple(parse_window(text) for text in _each(value, lambda text: isinstance(text, str)))
+
+
+def _part(text: str) -> Fraction:
+    part = Fraction(_fitting("[1-9][0-9]{0,4}/[1-9][0-9]{0,4}", text))
+    if part > 1:
+        raise ValueError
+    return part
 
 
 def _command(value: object) -> tuple[str, ...]:
-    reason = 'must be a list: the absolute path of a program, then its arguments, like ["/usr/local/bin/alert"]'
-    words = _listed(value, reason)
-    if not all(isinstance(word, str) and "\0" not in word for word in words) or not words[0].startswith("/"):
-        raise ValueError(reason)
-    return tuple(words)
+    words = _each(value, lambda word: isinstance(word, str) and "\0" not in word)
+    return (str(_absolute(words[0])), *words[1:])
 
 
-Duration = Annotated[float, _from_text(parse_duration)]
-Size = Annotated[int, _from_text(parse_size)]
-Text = Annotated[str, _from_text(_plain)]
-AbsolutePath = Annotated[Path, _from_text(_absolute)]
+def _web_address(text: str, mode: object) -> str:
+    """A URL that this mode may send to: plain http only to loopback, or in the modes service and local."""
+    match = _URL.fullmatch(text)
+    if not match:
+        raise ValueError('is not a web address: write it like "https://host/path", without user and password')
+    if match[1] == "http" and mode not in {"service", "local"} and not is_loopback(match[2].strip("[]")):
+        raise ValueError("must start with https:// (plain http: only to this machine, or in mode service or local)")
+    return text
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"valid are {', '.join(words)}"
+
+
+Text = Annotated[str, _read(partial(_fitting, r"[!-~]([ -~]*[!-~])?"), "must be plain text in quotes")]
+Duration = Annotated[float, _read(parse_duration, NOT_A_DURATION)]
+Size = Annotated[int, _read(parse_size, NOT_A_SIZE)]
+AbsolutePath = Annotated[Path, _read(_absolute, 'must be an absolute path in quotes, without ".."')]
 Share = Annotated[float, Field(gt=0, le=1)]
-Later: Final[Any] = Field(default=None, validate_default=True)  # the default follows from other keys
-
-
-@dataclass(frozen=True, slots=True)
-class _Around:
-    """What surrounds the text: names and folders, and the one key that other sections look at."""
-
-    name: object
-    mode: object
-    folder: Path
-    environ: Mapping[str, str]
-
-    def folder_of(self, variable: str, base: str) -> str:
-        return self.environ.get(variable, "").split(":")[0] or f"{base}/{self.name}"
+Watch = Literal["auto", "off"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = {"frozen": True, "extra": "forbid", "strict": True, "arbitrary_types_allowed": True}
 
 
 class PracticeSettings(_Section):
     """[practice]."""
 
-    name: str = Later
-    time_zone: Annotated[ZoneInfo, _from_text(_zone)]
-
-    @checks("name", mode="before")
-    @classmethod
-    def _name(cls, value: object, at: ValidationInfo[_Around]) -> str:
-        name = at.context.name if value is None else value
-        if isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", name):
-            return name
-        raise ValueError("must be 1 to 32 of a-z, 0-9 and '-', not starting with '-' (default: the folder's name)")
+    name: Annotated[str, _read(partial(_fitting, "[a-z0-9][a-z0-9-]{0,31}"), "must be 1 to 32 of a-z, 0-9 and '-'")]
+    time_zone: Annotated[ZoneInfo, _read(ZoneInfo, 'is not a time zone like "America/Chicago"')]
 
 
 class ApiSettings(_Section):
-    """[api]. `min_interval` is seconds from start to start before any share; `url` has no slash at its end."""
+    """[api]. `min_interval`: seconds from start to start before any share; `url` has no slash at its end."""
 
-    mode: Mode = "remote"
-    url: str = Later
-    min_interval: float = Later
+    mode: Mode
+    url: str
+    min_interval: Duration
     share: Share = 0.5
     share_closed: Share = 1.0
     developer_key_file: Text = "developer_key"
@@ -315,20 +240,208 @@ class ApiSettings(_Section):
         """Rows that one page may hold in this mode."""
         return MODES[self.mode][2]
 
-    @checks("url", mode="before")
+    @field_validator("url")
     @classmethod
-    def _check_url(cls, value: object, at: ValidationInfo) -> str:
-        text = MODES[at.data.get("mode", "remote")][0] if value is None else _plain_text(value)
-        parts = _url(text, at.data.get("mode", "service"))
-        if parts.query or parts.fragment:
-            raise ValueError("must end with the path: no '?' and no '#'")
-        return text.rstrip("/")
+    def _url(cls, url: str, beside: ValidationInfo) -> str:
+        return _web_address(url, beside.data.get("mode", "service")).rstrip("/")
 
-    @checks("min_interval", mode="before")
+    @field_validator("min_interval")
     @classmethod
-    def _check_interval(cls, value: object, at: ValidationInfo) -> float:
-        interval = MODES[at.data.get("mode", "remote")][1] if value is None else parse_duration(_plain_text(value))
-        host = (urlsplit(at.data.get("url", "")).hostname or "").rstrip(".")
-        if f".{host}".endswith(f".{VENDOR_DOMAIN}") and interval < VENDOR_MIN_INTERVAL:
-            raise ValueError('must be at least "0.5s" for the vendor\'s host: a faster key gets suspended')
+    def _interval(cls, interval: float, beside: ValidationInfo) -> float:
+        vendor = VENDOR_HOST.fullmatch(urlsplit(beside.data.get("url", "")).hostname or "")
+        if vendor and interval < VENDOR_MIN_INTERVAL:
+            raise ValueError('must be at least "0.5s" for the vendor\'s host, which suspends faster keys')
         return interval
+
+
+class DropSettings(_Section):
+    """[drop]. `address` is `host[:port]` as Open Dental knows the site; exactly one pin of the host key is set."""
+
+    host: Annotated[str, _read(_host, "is not a host: write its name or IP address alone")]
+    port: Annotated[int, Field(ge=1, le=65_535)] = SFTP_PORT
+    username: Text
+    password_file: Text = "sftp_password"  # noqa: S105 - the name of a file
+    private_key_file: Text | None = None
+    folder: Annotated[str, _read(partial(_fitting, f"{_STEP}(/{_STEP})*"), 'must be a folder like "a" or "a/b"')] = (
+        "syncd"
+    )
+    address: Annotated[str, _read(partial(_fitting, _ADDRESS), 'is not an address: write "host" or "host:port"')]
+    host_key: Annotated[str, _read(_host_key, 'is not a key like "ssh-ed25519 AAAA...": see ssh-keyscan')] | None = None
+    known_hosts_file: Text | None = Field(default=None, validate_default=True)
+
+    @field_validator("known_hosts_file")
+    @classmethod
+    def _pin(cls, known_hosts_file: str | None, beside: ValidationInfo) -> str | None:
+        if "host_key" in beside.data and (known_hosts_file is None) == (beside.data["host_key"] is None):
+            raise ValueError("the server's key must be pinned by host_key or known_hosts_file: set exactly one of them")
+        return known_hosts_file
+
+
+class ArchiveSettings(_Section):
+    """[archive]. `reserve`: bytes that stay free; `group`: who else may read."""
+
+    path: AbsolutePath
+    reserve: Size = 5 * 1000**3
+    group: Annotated[str, _read(partial(_fitting, "[a-z_][a-z0-9_.-]{0,31}"), "is not the name of a group")] | None = (
+        None
+    )
+
+
+class StateSettings(_Section):
+    """[state]."""
+
+    path: AbsolutePath
+
+
+class SyncSettings(_Section):
+    """[sync]. `patients` is None for all; `vanish_after` in seconds."""
+
+    patients: Annotated[frozenset[int] | None, _read(_patients, 'must be "all" or a list like [101, 102]')] = None
+    kinds: Annotated[frozenset[Kind], _read(_kinds, f"must be a list of {', '.join(KINDS)}")] = frozenset(KINDS)
+    patient_names: bool = True
+    change_feed: Watch = "auto"
+    appointments: Watch = "auto"
+    vanish_after: Duration = 86_400.0
+
+
+class BackfillSettings(_Section):
+    """[backfill]. No window: bulk work at any time."""
+
+    window: Annotated[tuple[Window, ...], _read(_windows, NOT_A_WINDOW)] = ()
+
+
+class LogSettings(_Section):
+    """[log]. `max_size` in bytes of one file; `keep`: how many old files stay beside it."""
+
+    path: AbsolutePath
+    max_size: Size = 20 * 1000**2
+    keep: Annotated[int, Field(ge=1, le=1000)] = 10
+
+
+class StatusSettings(_Section):
+    """[status]. `every` in seconds."""
+
+    every: Duration = 3600.0
+    metrics_file: AbsolutePath | None = None
+
+
+class VerifySettings(_Section):
+    """[verify]. Each `every` seconds, `subset` of the archive is hashed again."""
+
+    every: Duration = 86_400.0
+    subset: Annotated[Fraction, _read(_part, 'is not a part like "1/30" or "1/1"')] = Fraction(1, 30)
+
+
+class NotifySettings(_Section):
+    """[notify]. `after`: seconds of trouble before `command` is told."""
+
+    ping_url: Annotated[str, AfterValidator(lambda url: _web_address(url, "remote"))] | None = None
+    command: Annotated[tuple[str, ...], _read(_command, "must be a list, an absolute path first")] | None = None
+    after: Duration = 1800.0
+
+
+class Settings(_Section):
+    """A valid configuration, complete with every default."""
+
+    practice: PracticeSettings
+    api: ApiSettings
+    drop: DropSettings
+    archive: ArchiveSettings
+    state: StateSettings
+    sync: SyncSettings
+    backfill: BackfillSettings
+    log: LogSettings
+    status: StatusSettings
+    verify: VerifySettings
+    notify: NotifySettings
+    _folder: Path = Path()
+    _credentials: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The practice's name on this machine: ^[a-z0-9][a-z0-9-]{0,31}$."""
+        return self.practice.name
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The practice's time zone."""
+        return self.practice.time_zone
+
+    @property
+    def state_path(self) -> Path:
+        """The folder of index, lock and pace."""
+        return self.state.path
+
+    @property
+    def log_path(self) -> Path:
+        """The folder of the logs."""
+        return self.log.path
+
+    @property
+    def credentials_directory(self) -> Path | None:
+        """$CREDENTIALS_DIRECTORY, where systemd puts what only this service may read."""
+        return self._credentials
+
+    def model_post_init(self, context: tuple[Path, str | None], /) -> None:
+        """Keep the folders of credentials: they surround the text."""
+        folder, credentials = context
+        self._folder, self._credentials = folder, Path(credentials) if credentials else None
+
+    def credential_path(self, file_name: str) -> list[Path]:
+        """Where the file of a `*_file` key may be, best first: $CREDENTIALS_DIRECTORY, then beside config.toml."""
+        folders = [folder for folder in (self._credentials, self._folder) if folder]
+        return list(dict.fromkeys(folder / file_name for folder in folders))  # an absolute name stands alone
+
+
+def parse(text: str, *, name: str, folder: Path, environ: Mapping[str, str]) -> Settings:
+    """The settings of one config.toml in `folder`; `name` counts where [practice] has none. Raises ConfigError."""
+    try:
+        document = tomllib.loads(text.removeprefix("\ufeff"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError((f"config.toml is not valid TOML: {error}",)) from error
+    _complete(document, name, environ)
+    try:
+        return Settings.model_validate(document, context=(folder, environ.get("CREDENTIALS_DIRECTORY")))
+    except ValidationError as error:
+        raise ConfigError(tuple(_problem(wrong) for wrong in error.errors())) from None  # it quotes values
+
+
+def _complete(document: dict[str, Any], name: str, environ: Mapping[str, str]) -> None:
+    """Fill in the defaults that follow from other keys or from the surroundings."""
+    tables = {section: document.setdefault(section, {}) for section in Settings.model_fields}
+    practice, api, drop, state, log = (
+        table if isinstance(table, dict) else {}
+        for table in map(tables.get, ("practice", "api", "drop", "state", "log"))
+    )
+    practice.setdefault("name", name)
+    for table, variable, base in ((state, "STATE_DIRECTORY", "/var/lib"), (log, "LOGS_DIRECTORY", "/var/log")):
+        table.setdefault("path", environ.get(variable, "").split(":")[0] or f"{base}/syncd/{practice['name']}")
+    mode = api.setdefault("mode", "remote")
+    url, interval, _ = MODES[mode if mode in MODES else "remote"]
+    api.setdefault("url", url)
+    api.setdefault("min_interval", f"{interval}s")
+    host, port = str(drop.get("host", "")), drop.get("port", SFTP_PORT)
+    if mode == "local" or not is_loopback(host):
+        address = (f"[{host}]" if ":" in host else host) + (f":{port}" if port != SFTP_PORT else "")
+        drop.setdefault("address", address if re.fullmatch(_ADDRESS, address) else "host")  # host or port is reported
+
+
+def _problem(wrong: ErrorDetails) -> str:
+    """One problem as `[section] key: what is wrong, what to do`."""
+    section, key, *_ = (*map(str, wrong["loc"]), "")
+    keys = {name: tuple(getattr(field.annotation, "model_fields", ())) for name, field in Settings.model_fields.items()}
+    match wrong["type"]:
+        case "extra_forbidden" if key:
+            home = next((name for name, names in keys.items() if key in names), None)
+            what = f"unknown key; it belongs in [{home}]" if home else f"unknown key; {_nearest(key, keys[section])}"
+        case "extra_forbidden":
+            what = f"unknown section; {_nearest(section, keys)}"
+        case "missing" if key == "address":
+            what = "is missing: write host[:port] as Open Dental reaches the site, for host is this machine"
+        case "missing":
+            what = "is missing: add it"
+        case "model_type":
+            what = f"must be a table: write [{section}] on a line of its own"
+        case _:
+            what = wrong["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"[{section}] {key}: {what}" if key else f"[{section}]: {what}"

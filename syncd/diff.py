@@ -107,7 +107,7 @@ def compare(known: Mapping[Item, Known], rows: Sequence[Listed], kinds: Collecti
         if row.upload is not None and row.upload.content is not None:
             if before is None or before.archived_revision != row.revision:
                 uploads.append(row)
-        elif row.upload is None:
+        elif not is_pending(row):
             owing.extend(_owing(row, before, kinds, now))
     listed = {row.item for row in rows}
     missing = [k for k in known.values() if k.item not in listed and not k.vanished]
@@ -123,7 +123,7 @@ def compare(known: Mapping[Item, Known], rows: Sequence[Listed], kinds: Collecti
 
 def is_pending(row: Listed) -> bool:
     """Its bytes are not in the practice yet: a URL that somebody's click will download, never ours to follow."""
-    return row.upload is not None and row.upload.content is None
+    return row.upload is not None and row.upload.content is None and not row.upload.bad
 
 
 def _owing(row: Listed, before: Known | None, kinds: Collection[Kind], now: float) -> Iterable[Owing]:
@@ -144,6 +144,14 @@ def stamp_age(stamp: str, server_time: str) -> float | None:
     try:
         return (dt.datetime.fromisoformat(server_time) - dt.datetime.fromisoformat(stamp)).total_seconds()
     except (ValueError, TypeError):
+        return None
+
+
+def local_time(text: str, zone: dt.tzinfo) -> float | None:
+    """An office-local time as seconds since the epoch, or None where it is unreadable. A hint, never a proof."""
+    try:
+        return dt.datetime.fromisoformat(text).replace(tzinfo=zone).timestamp()
+    except (ValueError, OverflowError):
         return None
 
 

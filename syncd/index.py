@@ -112,19 +112,30 @@ class Index:
         """A remembered time, 0 when there is none."""
         return float(self.meta(key) or 0)
 
-    def reserve_seqs(self, count: int) -> range:
-        """`count` new sequence numbers, committed before anything carries them: rising, never used again."""
+    def reserve_seqs(self, count: int, above: int) -> range:
+        """`count` new sequence numbers, committed before anything carries them: rising, never used again.
+
+        `above`: the last one that the archive knows of, which is higher where an old index was put back.
+        """
         with self.transaction():
-            last = int(self.meta("last_seq") or 0)
+            last = max(int(self.meta("last_seq") or 0), above)
             self.remember("last_seq", str(last + count))
         return range(last + 1, last + count + 1)
 
     # --- the roster and the lists
 
-    def apply_roster(self, patients: Iterable[Patient], at: float, names: bool, only: frozenset[int] | None) -> Row:
+    def apply_roster(
+        self,
+        patients: Iterable[Patient],
+        at: float,
+        names: bool,
+        only: frozenset[int] | None,
+        leaving: bool = True,
+    ) -> Row:
         """Take over one complete roster. Answers {new, back, left}: lists of PatNum.
 
-        `names`: whether names and birthdates are kept. `only`: the patients this practice wants mirrored.
+        `names`: whether names and birthdates are kept. `only`: the patients this practice wants mirrored. `leaving`:
+        whether who is not named has left.
         """
         before = {r["pat_num"]: r["left_at"] for r in self.rows("SELECT pat_num, left_at FROM patient")}
         new, back, seen = [], [], set()
@@ -139,19 +150,28 @@ class Index:
                     back.append(p.pat_num)
                 said = (p.last_name, p.first_name, p.preferred, p.birthdate) if names else ("", "", "", "")
                 self.db.conn.execute(
-                    "INSERT INTO patient (pat_num, status, stamp, last_name, first_name, preferred, birthdate, roster_at)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET status = excluded.status, stamp ="
-                    " excluded.stamp, last_name = excluded.last_name, first_name = excluded.first_name, preferred ="
-                    " excluded.preferred, birthdate = excluded.birthdate, roster_at = excluded.roster_at, left_at = NULL",
+                    "INSERT INTO patient (pat_num, status, stamp, last_name, first_name, preferred, birthdate,"
+                    " roster_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET status = excluded.status,"
+                    " stamp = excluded.stamp, last_name = excluded.last_name, first_name = excluded.first_name,"
+                    " preferred = excluded.preferred, birthdate = excluded.birthdate,"
+                    " roster_at = excluded.roster_at, left_at = NULL",
                     (p.pat_num, p.status, p.stamp, *said, at),
                 )
                 for name in _LIST_KINDS if p.pat_num in (*new[-1:], *back[-1:]) else ():
                     self.db.conn.execute("INSERT OR IGNORE INTO list (pat_num, name) VALUES (?, ?)", (p.pat_num, name))
-            left = [n for n, left_at in before.items() if left_at is None and n not in seen]
+            left = [n for n, left_at in before.items() if leaving and left_at is None and n not in seen]
             for pat_num in left:
                 self.db.conn.execute("UPDATE patient SET left_at = ? WHERE pat_num = ?", (at, pat_num))
             self.remember("roster_at", str(at))
         return {"new": new, "back": back, "left": left}
+
+    def add_patients(self, patients: Iterable[Patient], names: bool) -> None:
+        """Patients whom the archive knows; the next roster says whether they are still there."""
+        with self.transaction():
+            read_at = self.meta("roster_at")
+            known = self.rows("SELECT pat_num FROM patient WHERE left_at IS NULL")
+            self.apply_roster(patients, 0.0, names, None, leaving=False)
+            self.remember("roster_at", read_at if known else None)
 
     def lists(self) -> list[ListState]:
         """Every list of a patient who is in the roster."""
@@ -246,7 +266,8 @@ class Index:
 
     def elsewhere(self, item: Item, date_created: str) -> list[Item]:
         """The same number and DateCreated under other patients, not vanished there: the item moved."""
-        sql = "SELECT pat_num FROM item WHERE kind = ? AND num = ? AND pat_num != ? AND date_created = ? AND vanished_at IS NULL"
+        sql = "SELECT pat_num FROM item WHERE kind = ? AND num = ? AND pat_num != ? AND date_created = ?"
+        sql += " AND vanished_at IS NULL"
         return [
             Item(r["pat_num"], item.kind, item.num)
             for r in self.rows(sql, item.kind, item.num, item.pat_num, date_created)
@@ -270,6 +291,20 @@ class Index:
                 self.db.conn.execute(sql, (each.pat_num, each.kind, each.num))
         return gone
 
+    def put_unlisted(self, item: Item, mount_num: int, revision: str, now: float) -> None:
+        """An image that only its mount's answer named, before its bytes are here."""
+        self.run(
+            "INSERT OR IGNORE INTO item (pat_num, kind, num, mount_num, revision, first_seen_at, fields)"
+            " VALUES (?, ?, ?, ?, ?, ?, '{}')",
+            *(item.pat_num, item.kind, item.num, mount_num, revision, now),
+        )
+
+    def patient(self, pat_num: int) -> Patient | None:
+        """What the last roster told of a patient."""
+        columns = "pat_num, status, stamp, last_name, first_name, preferred, birthdate"
+        found = self.rows(f"SELECT {columns} FROM patient WHERE pat_num = ?", pat_num)
+        return Patient(**found[0]) if found else None
+
     def set_item(self, item: Item, assignments: str, *values: object) -> None:
         """Change columns of one item."""
         with self.transaction():
@@ -291,22 +326,20 @@ class Index:
                 (*values, owing.not_before),
             )
 
-    def next_duty(self, now: float, whys: Sequence[str], prefer: int | None, first_tries: bool = False) -> Duty | None:
-        """The duty that is due longest, of `prefer`'s (a PatNum) first. `first_tries`: only what never failed."""
-        marks = ", ".join("?" * len(whys))
-        due = f"why IN ({marks}) AND busy = 0 AND next_try_at <= ? AND method != 'thumbnails'"
-        due += " AND failures = 0" if first_tries else ""
-        if prefer is not None:
+    def next_duty(
+        self, now: float, whys: Sequence[str], prefer: int | None, only: frozenset[int] | None = None
+    ) -> Duty | None:
+        """The duty that is due longest; of `prefer`'s (a PatNum) first. `only`: of these patients."""
+        due = f"why IN ({', '.join('?' * len(whys))}) AND busy = 0 AND next_try_at <= ?"
+        if prefer is not None and (only is None or prefer in only):
             found = self.rows(
                 f"SELECT * FROM duty WHERE pat_num = ? AND {due} ORDER BY kind LIMIT 1", prefer, *whys, now
             )
             if found:
                 return duty_of(found[0])
-        sql = (
-            f"SELECT d.* FROM duty d JOIN patient p USING (pat_num) WHERE {due} AND p.left_at IS NULL"
-            " ORDER BY next_try_at LIMIT 1"
-        )
-        return next((duty_of(row) for row in self.rows(sql, *whys, now)), None)
+        scope = f" AND pat_num IN ({', '.join(map(str, sorted(only)))})" if only is not None else ""
+        sql = f"SELECT d.* FROM duty d JOIN patient p USING (pat_num) WHERE {due}{scope} AND p.left_at IS NULL"
+        return next((duty_of(row) for row in self.rows(f"{sql} ORDER BY next_try_at LIMIT 1", *whys, now)), None)
 
     def duty_failed(self, duty: Duty, failure: str, next_try_at: float) -> int:
         """Count a failed try; the number of tries that failed in a row."""
@@ -384,12 +417,15 @@ class Index:
             )
             if not self.item_rows(item):
                 self._put_archived_item(version)
-            self._update(
-                item,
-                "archived_revision = ?, current_version = ?, current_seq = ?, sha256 = ?, bytes = ?, media_type = ?,"
-                " archived_at = ?, mount_num = coalesce(?, mount_num), not_found = 0",
-                *(version.revision, version.version, version.seq, version.sha256, version.bytes),
-                *(version.media_type, version.archived_at, version.mount_num),
+            self.db.conn.execute(
+                "UPDATE item SET archived_revision = ?, current_version = ?, current_seq = ?, sha256 = ?, bytes = ?,"
+                " media_type = ?, archived_at = ?, mount_num = coalesce(?, mount_num), not_found = 0"
+                " WHERE pat_num = ? AND kind = ? AND num = ? AND coalesce(current_seq, 0) <= ?",
+                (
+                    *(version.revision, version.version, version.seq, version.sha256, version.bytes),
+                    *(version.media_type, version.archived_at, version.mount_num),
+                    *(item.pat_num, item.kind, item.num, version.seq),
+                ),
             )
 
     def _put_archived_item(self, version: Version) -> None:
@@ -398,10 +434,6 @@ class Index:
         created = str(listing.get("DateCreated") or listing.get("DateTimeSheet") or "")
         row = Listed(version.item, version.revision, stamp, created, "", version.file_name, listing)
         self._put_item(row, version.first_seen_at)
-
-    def close_db_check(self) -> bool:
-        """Whether SQLite finds the file sound (a quick check)."""
-        return bool(self.value("PRAGMA quick_check") == "ok")
 
 
 def duty_of(row: Row) -> Duty:

@@ -44,11 +44,13 @@ class Item:
 class Upload:
     """A row that another program uploaded and nobody has opened yet: its bytes are in Note, or only a URL is.
 
-    `content` is the decoded file (`_rawBase64_`), or None for `_download_`, whose URL is never followed.
+    `content` is the decoded file (`_rawBase64_`), or None for `_download_`, whose URL is never followed; `bad`: there
+    is a file, but it cannot be decoded, so a placement has to bring it. `extension` has no dot.
     """
 
     extension: str
     content: bytes | None
+    bad: bool = False
 
 
 @dataclass(frozen=True, slots=True)

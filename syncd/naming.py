@@ -21,13 +21,8 @@ _OLE: Final = "application/x-ole-storage"  # Office 97-2003: the first 512 bytes
 _ZIP: Final = "application/zip"
 # Extension in the archive (design.md section 5) -> media types that bear it; the first is the ordinary one.
 _TYPES: Final[dict[str, tuple[str, ...]]] = {
-    "jpg": ("image/jpeg",),
-    "jpeg": ("image/jpeg",),
-    "png": ("image/png",),
-    "gif": ("image/gif",),
-    "bmp": ("image/bmp",),
-    "tif": ("image/tiff",),
-    "tiff": ("image/tiff",),
+    **{name: (f"image/{name}",) for name in ("jpeg", "png", "gif", "bmp", "tiff")},
+    **{"jpg": ("image/jpeg",), "tif": ("image/tiff",)},  # noqa: PIE800 - one line
     "pdf": ("application/pdf",),
     "dcm": ("application/dicom",),
     "txt": ("text/plain",),
@@ -53,7 +48,7 @@ _ENDS: Final = {  # media type -> the bytes every whole file ends with
 }
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _HTML: Final = re.compile(
-    rb"<(!doctype\s+html|!--|html|head|body|title|meta|script|style|link|center|table|div|span|h[1-6]|p|br)\b"
+    rb"<!--|<(!doctype\s+html|html|head|body|title|meta|script|style|link|center|table|div|span|h[1-6]|p|br)\b"
     rb"|<\?xml(?=.*<(!doctype\s+html|html|error)\b)",
     re.IGNORECASE | re.DOTALL,
 )

@@ -49,7 +49,8 @@ class RealClock:
 class SimulatedClock:
     """Stands still until somebody sleeps or advances it, so that years pass in seconds. Thread-safe.
 
-    `start`: seconds since the epoch, UTC. Later calls run in the thread that moves the clock past them, at their own time.
+    `start`: seconds since the epoch, UTC. Later calls run in the thread that moves the clock past them, at their own
+    time.
     """
 
     def __init__(self, start: float) -> None:

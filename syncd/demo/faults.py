@@ -45,16 +45,15 @@ Kind = Literal[
 ]
 """All faults.
 
-Before any work: econnector_down (400), two_econnectors (400), key_revoked (401), too_many (429, `seconds`: Retry-After),
-status (`status`, `text`), html (200), wrong_shape (200, an object where a list belongs), huge (200, `size` bytes), redirect
-(302 to `text`), hang (`seconds`, then a break).
-By `when` (before, during, after the work): gateway_timeout (504 after `seconds`), cut (the connection breaks). `during` applies to
-placements: half the file is written; the rest follows `late` seconds afterwards, or never (None).
-Of answers: slow (`seconds`), drip (`size` bytes each `seconds`), cut with `when="body"` (half the body arrives).
-Of listings: foreign_row, truncated (to `size` rows), empty, shifted (each later page begins one row too late), duplicated (each
-page's last row comes twice).
-Of placements, all answered with 201: zero_byte, partial (half), wrong_bytes (another file's), late_file (`late` seconds after
-the 201), no_file, location (the header names `text`), grey_thumbnails; answered with 400: site_error.
+Before any work: econnector_down (400), two_econnectors (400), key_revoked (401), too_many (429, `seconds`:
+Retry-After), status (`status`, `text`), html (200), wrong_shape (200, an object where a list belongs), huge (200,
+`size` bytes), redirect (302 to `text`), hang (`seconds`, then a break). By `when` (before, during, after the work):
+gateway_timeout (504 after `seconds`), cut (the connection breaks). `during` applies to placements: half the file is
+written; the rest follows `late` seconds afterwards, or never (None). Of answers: slow (`seconds`), drip (`size` bytes
+each `seconds`), cut with `when="body"` (half the body arrives). Of listings: foreign_row, truncated (to `size` rows),
+empty, shifted (each later page begins one row too late), duplicated (each page's last row comes twice). Of
+placements, all answered with 201: zero_byte, partial (half), wrong_bytes (another file's), late_file (`late` seconds
+after the 201), no_file, location (the header names `text`), grey_thumbnails; answered with 400: site_error.
 """
 
 When = Literal["before", "during", "after", "body"]
@@ -62,10 +61,11 @@ When = Literal["before", "during", "after", "body"]
 
 @dataclass
 class Fault:
-    """One fault. `method` and `path` (a shell pattern) say where, "" everywhere; `params`: query or body fields that must match.
+    """One fault. `method` and `path` (a shell pattern) say where, "" everywhere; `params`: query or body fields that
+    must match.
 
-    `times`: how often, None until cleared. `skip`: so many matching requests are spared first. `fired`: how often it struck.
-    Other fields as `Kind` says; times in seconds, sizes in bytes or rows.
+    `times`: how often, None until cleared. `skip`: so many matching requests are spared first. `fired`: how often it
+    struck. Other fields as `Kind` says; times in seconds, sizes in bytes or rows.
     """
 
     kind: Kind

@@ -1,7 +1,8 @@
 """Small real files that know whose they are: JPEG, PNG, GIF, TIFF and PDF with the identity written inside.
 
-Everything is deterministic from the `FileSpec`, apart from sheet PDFs, which the vendor renders anew at each call. Pictures are
-made from a handful of Pillow templates; the identity and the padding go in as comments, so that thousands take seconds.
+Everything is deterministic from the `FileSpec`, apart from sheet PDFs, which the vendor renders anew at each call.
+Pictures are made from a handful of Pillow templates; the identity and the padding go in as comments, so that
+thousands take seconds.
 """
 
 import base64
@@ -31,7 +32,9 @@ IMAGE_EXTENSIONS = frozenset(_FORMATS)
 
 
 class Identity(NamedTuple):
-    """Who a file says it is. `content` is the content version of a document, a digest for a mount, the stamp of a sheet."""
+    """Who a file says it is. `content` is the content version of a document, a digest for a mount, the stamp of a
+    sheet.
+    """
 
     pat_num: int
     kind: str
@@ -41,7 +44,9 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class FileSpec:
-    """What one file holds. `kind`: document, mount, sheet or thumbnail. `size`: wanted bytes, about. `data` overrides all."""
+    """What one file holds. `kind`: document, mount, sheet or thumbnail. `size`: wanted bytes, about. `data` overrides
+    all.
+    """
 
     practice: str
     pat_num: int
@@ -100,7 +105,7 @@ def _document(spec: FileSpec) -> bytes:
     if spec.extension.lower() == "pdf":
         return pdf([spec.line(), "Simulated practice: invented patients only"], padding)
     if spec.extension.lower() == "dcm":
-        return bytes(128) + b"DICM" + spec.line().encode() + padding
+        return bytes(128) + b"DICM" + spec.line().encode() + b"\n" + padding
     return spec.line().encode() + b"\r\n" + padding + b"\r\n"
 
 
@@ -166,7 +171,8 @@ def pdf(lines: list[str], padding: bytes = b"") -> bytes:
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R\n"
+        b"/Resources << /Font << /F1 5 0 R >> >> >>",
         b"<< /Length %d >>\nstream\n" % len(page) + page + b"endstream",
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
         b"<< /Length %d >>\nstream\n" % (len(padding) + 1) + padding + b"\nendstream",
@@ -183,6 +189,8 @@ def pdf(lines: list[str], padding: bytes = b"") -> bytes:
 
 
 def sheet_pdf(practice: str, pat_num: int, sheet_num: int, stamp: str, description: str, rendering: str) -> bytes:
-    """A sheet as the vendor renders it: `rendering` (a counter, a time) makes each call's bytes differ; the identity stays."""
+    """A sheet as the vendor renders it: `rendering` (a counter, a time) makes each call's bytes differ; the identity
+    stays.
+    """
     spec = FileSpec(practice, pat_num, "sheet", sheet_num, stamp.replace(" ", "T"), "pdf")
     return pdf([spec.line(), description, f"Printed {rendering}"])

@@ -1,6 +1,7 @@
 """The vendor's API in front of the simulated practice: keys, throttle, faults, methods.
 
-`Office.handle` answers one request, without any socket; `server.py` and `adapter.py` carry it over HTTP or into requests.
+`Office.handle` answers one request, without any socket; `server.py` and `adapter.py` carry it over HTTP or into
+requests.
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ from syncd.demo.call import Call, Interrupted, broken
 from syncd.demo.clock import Clock, RealClock
 from syncd.demo.faults import Fault, Faults
 from syncd.demo.practice import Practice
+from syncd.demo.schema import ALL_PERMISSIONS, READ_ALL
 from syncd.demo.site import MemoryDrop, Site
 from syncd.demo.throttle import Throttle
 from syncd.demo.wire import Arrival, Effect, Refusal, Request, Response, json_response
 
-_BAD, _UNAUTHORIZED, _MISSING, _TOO_MANY, _SERVER_ERROR = 400, 401, 404, 429, 500
+_BAD, _UNAUTHORIZED, _MISSING, _TOO_MANY = 400, 401, 404, 429
 _HIDDEN = ("SftpPassword", "rawBase64")
-
-READ_ALL = "ApiReadAll"
-ALL_PERMISSIONS = (READ_ALL, "ApiComm", "ApiDocuments", "ApiAllOthers", "ApiQueries")
 
 _Method = Callable[[Call], Response]
 _METHODS: dict[tuple[str, str], tuple[_Method, str]] = {
@@ -52,15 +51,15 @@ _RESOURCES = {path.split("/")[0] for _, path in _METHODS}
 class Office:
     """One practice behind one customer key. All attributes may be switched while it runs.
 
-    `practice`: the database behind the key (assign another one: "other database behind the key"). `permissions`: what the key
-    may do; `(READ_ALL,)` can list, not download. `page_size`: 100 remote, 1000 local and service. `latency`: seconds that each
-    method takes. `chunk_bytes`, `chunk_seconds`: how slowly files are written to the site. `version`: Open Dental's.
-    Listing switches: `list_names` (FileName and ImgType in the list), `prefixed` (whose Description gets a date: "mounts" or
-    "all"), `order` ("culture": by the formatted DateCreated string; "iso"). `bare_errors`: explanations as bare text instead of
-    JSON strings. `location`: form of the location header, with {address} and {path}. `strict`: unknown query parameters are
-    refused with 400 by documents and patients (others ignore them).
-    `arrivals`: every request, in order of arrival. `in_flight_most`: how many were in work at once, at most.
-    `audit_rows`: rows that queries wrote into the practice's audit trail.
+    `practice`: the database behind the key (assign another one: "other database behind the key"). `permissions`: what
+    the key may do; `(READ_ALL,)` can list, not download. `page_size`: 100 remote, 1000 local and service. `latency`:
+    seconds that each method takes. `chunk_bytes`, `chunk_seconds`: how slowly files are written to the site.
+    `version`: Open Dental's. Listing switches: `list_names` (FileName and ImgType in the list), `prefixed` (whose
+    Description gets a date: "mounts" or "all"), `order` ("culture": by the formatted DateCreated string; "iso").
+    `bare_errors`: explanations as bare text instead of JSON strings. `location`: form of the location header, with
+    {address} and {path}. `strict`: unknown query parameters are refused with 400 by documents and patients (others
+    ignore them). `arrivals`: every request, in order of arrival. `in_flight_most`: how many were in work at once, at
+    most. `audit_rows`: rows that queries wrote into the practice's audit trail.
     """
 
     def __init__(
@@ -229,21 +228,18 @@ def _read_body(request: Request) -> dict[str, object]:
 
 def _instead(fault: Fault) -> Response | None:
     """The answer that a fault puts in place of the office's, or None."""
-    if fault.kind == "status":
-        text = fault.text or ("Internal server error" if fault.status == _SERVER_ERROR else "Bad gateway")
-        return Response(fault.status, text.encode(), {"Content-Type": "text/plain"})
-    if fault.kind == "html":
-        page = fault.text or "<!DOCTYPE html><html><body>Please log in to the network</body></html>"
-        return Response(200, page.encode(), {"Content-Type": "text/html"})
-    if fault.kind == "wrong_shape":
-        return json_response({"Message": fault.text or "An error has occurred."})
-    if fault.kind == "huge":
-        return Response(200, b'["' + b"x" * fault.size + b'"]', {"Content-Type": "application/json"})
-    if fault.kind == "redirect":
-        return Response(302, b"", {"Location": fault.text or "https://example.org/"})
-    if fault.kind == "hang":
-        return Response(200, b"", {}, Effect("hang", seconds=fault.seconds))
-    return None
+    plain, page = {"Content-Type": "text/plain"}, {"Content-Type": "text/html"}
+    login = "<!DOCTYPE html><html><body>Please log in to the network</body></html>"
+    answers: dict[str, Callable[[], Response]] = {
+        "status": lambda: Response(fault.status, (fault.text or "Internal server error").encode(), plain),
+        "html": lambda: Response(200, (fault.text or login).encode(), page),
+        "wrong_shape": lambda: json_response({"Message": fault.text or "An error has occurred."}),
+        "huge": lambda: Response(200, b'["' + b"x" * fault.size + b'"]', {"Content-Type": "application/json"}),
+        "redirect": lambda: Response(302, b"", {"Location": fault.text or "https://example.org/"}),
+        "hang": lambda: Response(200, b"", {}, Effect("hang", seconds=fault.seconds)),
+    }
+    answer = answers.get(fault.kind)
+    return None if answer is None else answer()
 
 
 def _effect(fault: Fault, response: Response) -> Effect | None:

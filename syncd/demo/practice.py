@@ -1,7 +1,7 @@
 """The simulated practice: its patients, documents, mounts and sheets, and everything that staff do to them.
 
-Method names say what somebody in the office did. The rules (which stamp moves, which number stays) are the vendor's, as written
-in the vendor's pages and in the notes collected beside them; nothing here is arranged to suit a mirror.
+Method names say what somebody in the office did. The rules (which stamp moves, which number stays) are the vendor's,
+as written in the vendor's pages and in the notes collected beside them; nothing here is arranged to suit a mirror.
 """
 
 import base64
@@ -33,9 +33,9 @@ class Snapshot:
 class Practice(Store):
     """One Open Dental database with its image store.
 
-    `name` and `seed` go into the files' identities and sizes. `in_database`: the storage method, under which lists have a blank
-    filePath. `workstation_offset`: seconds by which the workstations' clocks, which stamp the sheets, differ from the server's.
-    `history`: every change of every item, in order.
+    `name` and `seed` go into the files' identities and sizes. `in_database`: the storage method, under which lists
+    have a blank filePath. `workstation_offset`: seconds by which the workstations' clocks, which stamp the sheets,
+    differ from the server's. `history`: every change of every item, in order.
     """
 
     def __init__(
@@ -91,7 +91,9 @@ class Practice(Store):
 
     @locked
     def merge_patients(self, source: int, into: int) -> None:
-        """Merge: the source becomes Archived, its documents keep their DocNum under the other PatNum, sheets and mounts too."""
+        """Merge: the source becomes Archived, its documents keep their DocNum under the other PatNum, sheets and
+        mounts too.
+        """
         self.need("patient", into)
         for row in self.rows("SELECT DocNum FROM document WHERE PatNum = ?", source):
             self._record("gone", "document", row["DocNum"])
@@ -120,7 +122,9 @@ class Practice(Store):
         data: bytes | None = None,
         **columns: object,
     ) -> int:
-        """A new document with its file. `size`: bytes, about. `file_after`: seconds until the file is there. Returns the DocNum."""
+        """A new document with its file. `size`: bytes, about. `file_after`: seconds until the file is there. Returns
+        the DocNum.
+        """
         image = extension.lower() in IMAGE_EXTENSIONS
         row: Row = {
             "PatNum": pat_num,
@@ -144,7 +148,9 @@ class Practice(Store):
 
     @locked
     def edit_document(self, doc_num: int, **columns: object) -> None:
-        """Change columns of the row (default: another description); the stamp moves if one really changes, the bytes stay."""
+        """Change columns of the row (default: another description); the stamp moves if one really changes, the bytes
+        stay.
+        """
         changes = columns or {"Description": f"edited {self.rng.randint(1, 10**9)}"}
         if self.update("document", doc_num, changes):
             self._record("stamped", "document", doc_num)
@@ -168,7 +174,7 @@ class Practice(Store):
 
     @locked
     def move_document(self, doc_num: int, to_pat: int, *, keep_number: bool = False) -> int:
-        """ "Move to patient": a new DocNum there and a delete here, or the same number as after a merge. Returns the DocNum."""
+        """Move to patient: a new DocNum there and a delete here; or the same number. Returns the DocNum."""
         row, spec = self.need("document", doc_num), self._specs[doc_num]
         if keep_number:
             self._record("gone", "document", doc_num)
@@ -201,7 +207,9 @@ class Practice(Store):
 
     @locked
     def materialise(self, doc_num: int) -> int:
-        """Somebody clicks on an uploaded row: a new DocNum with a real file, and the old row is deleted. Returns the new one."""
+        """Somebody clicks on an uploaded row: a new DocNum with a real file, and the old row is deleted. Returns the
+        new one.
+        """
         row, spec = self.need("document", doc_num), self._specs.get(doc_num)
         if not row["Note"].startswith((RAW_MARK, URL_MARK)):
             raise ValueError(f"document {doc_num} has its file already")
@@ -409,8 +417,8 @@ class Practice(Store):
 
     def _unused_name(self, pat_num: int, name: str, doc_num: int) -> str:
         """No two files of a patient's folder have the same name."""
-        taken = {row["FileName"] for row in self.rows("SELECT FileName FROM document WHERE PatNum = ?", pat_num)}
-        while name in taken:
+        sql = "SELECT 1 FROM document WHERE PatNum = ? AND FileName = ?"
+        while self.rows(sql, pat_num, name):
             stem, dot, extension = name.rpartition(".")
             name = f"{stem}_{doc_num}{dot}{extension}" if dot else name + "x"
         return name

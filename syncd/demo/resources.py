@@ -3,7 +3,7 @@
 import re
 
 from syncd.demo.call import Call, Row, whole
-from syncd.demo.schema import APT_STATUSES, PAT_STATUSES
+from syncd.demo.schema import ALL_PERMISSIONS, APT_STATUSES, PAT_STATUSES
 from syncd.demo.wire import Refusal, Response, json_response
 
 _BAD = 400
@@ -108,8 +108,6 @@ def _appointment(row: Row, now: str) -> Row:
 
 def security_permissions(call: Call) -> Response:
     """Securityperms GET: what the developer key may do."""
-    from syncd.demo.office import ALL_PERMISSIONS  # noqa: PLC0415  (the office's table names these functions)
-
     held = call.office.permissions
     return json_response([{"Permission": name, "HasPermission": str(name in held).lower()} for name in ALL_PERMISSIONS])
 

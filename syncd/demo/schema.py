@@ -1,11 +1,13 @@
-"""The part of Open Dental's database that a mirror meets: tables, columns and enumerations as the vendor's schema names them.
+"""The part of Open Dental's database that a mirror meets: tables, columns and enumerations as the vendor's schema
+names them.
 
-The columns are a selection. DateTimes are text in the office's local time, without zone, to the second, as MySQL gives them.
+The columns are a selection. DateTimes are text in the office's local time, without zone, to the second, as MySQL
+gives them.
 """
 
 TABLES = """
-CREATE TABLE patient (PatNum INTEGER PRIMARY KEY, LName TEXT, FName TEXT, MiddleI TEXT DEFAULT '', Preferred TEXT DEFAULT '',
-  PatStatus INTEGER, Gender INTEGER DEFAULT 0, Birthdate TEXT, SSN TEXT, Address TEXT, City TEXT, State TEXT, Zip TEXT,
+CREATE TABLE patient (PatNum INTEGER PRIMARY KEY, LName TEXT, FName TEXT, MiddleI TEXT DEFAULT '',
+  Preferred TEXT DEFAULT '', PatStatus INTEGER, Gender INTEGER DEFAULT 0, Birthdate TEXT, SSN TEXT, Address TEXT, City TEXT, State TEXT, Zip TEXT,
   HmPhone TEXT, Email TEXT, ChartNumber TEXT DEFAULT '', PriProv INTEGER DEFAULT 1, ClinicNum INTEGER DEFAULT 0,
   DateTStamp TEXT);
 CREATE TABLE document (DocNum INTEGER PRIMARY KEY, Description TEXT DEFAULT '', DateCreated TEXT, DocCategory INTEGER,
@@ -14,12 +16,14 @@ CREATE TABLE document (DocNum INTEGER PRIMARY KEY, Description TEXT DEFAULT '', 
   CropX INTEGER DEFAULT 0, CropY INTEGER DEFAULT 0, CropW INTEGER DEFAULT 0, CropH INTEGER DEFAULT 0,
   WindowingMin INTEGER DEFAULT 0, WindowingMax INTEGER DEFAULT 255, MountItemNum INTEGER DEFAULT 0, DateTStamp TEXT,
   RawBase64 TEXT DEFAULT '', Thumbnail TEXT DEFAULT '', ExternalGUID TEXT DEFAULT '', ExternalSource TEXT DEFAULT '',
-  ProvNum INTEGER DEFAULT 0, IsCropOld INTEGER DEFAULT 0, OcrResponseData TEXT DEFAULT '', PrintHeading INTEGER DEFAULT 0);
+  ProvNum INTEGER DEFAULT 0, IsCropOld INTEGER DEFAULT 0, OcrResponseData TEXT DEFAULT '',
+  PrintHeading INTEGER DEFAULT 0);
 CREATE INDEX document_PatNum ON document (PatNum);
 CREATE INDEX document_MountItemNum ON document (MountItemNum);
 CREATE TABLE mount (MountNum INTEGER PRIMARY KEY, PatNum INTEGER, DocCategory INTEGER, DateCreated TEXT,
   Description TEXT DEFAULT '', Note TEXT DEFAULT '', Width INTEGER DEFAULT 800, Height INTEGER DEFAULT 600,
-  ColorBack INTEGER DEFAULT 0, ProvNum INTEGER DEFAULT 0, FlipOnAcquire INTEGER DEFAULT 0, AdjModeAfterSeries INTEGER DEFAULT 0);
+  ColorBack INTEGER DEFAULT 0, ProvNum INTEGER DEFAULT 0, FlipOnAcquire INTEGER DEFAULT 0,
+  AdjModeAfterSeries INTEGER DEFAULT 0);
 CREATE INDEX mount_PatNum ON mount (PatNum);
 CREATE TABLE mountitem (MountItemNum INTEGER PRIMARY KEY, MountNum INTEGER, Xpos INTEGER, Ypos INTEGER,
   ItemOrder INTEGER, Width INTEGER, Height INTEGER, RotateOnAcquire INTEGER DEFAULT 0, ToothNumbers TEXT DEFAULT '',
@@ -29,7 +33,8 @@ CREATE TABLE sheet (SheetNum INTEGER PRIMARY KEY, SheetType INTEGER, PatNum INTE
   InternalNote TEXT DEFAULT '', Description TEXT DEFAULT '', IsWebForm INTEGER DEFAULT 0, IsDeleted INTEGER DEFAULT 0,
   SheetDefNum INTEGER DEFAULT 0, DocNum INTEGER DEFAULT 0, ClinicNum INTEGER DEFAULT 0, DateTSheetEdited TEXT);
 CREATE INDEX sheet_PatNum ON sheet (PatNum);
-CREATE TABLE appointment (AptNum INTEGER PRIMARY KEY, PatNum INTEGER, AptStatus INTEGER DEFAULT 1, Pattern TEXT DEFAULT '/XX/',
+CREATE TABLE appointment (AptNum INTEGER PRIMARY KEY, PatNum INTEGER, AptStatus INTEGER DEFAULT 1,
+  Pattern TEXT DEFAULT '/XX/',
   Op INTEGER DEFAULT 1, Note TEXT DEFAULT '', ProvNum INTEGER DEFAULT 1, AptDateTime TEXT, ClinicNum INTEGER DEFAULT 0,
   IsNewPatient INTEGER DEFAULT 0, DateTStamp TEXT);
 CREATE INDEX appointment_AptDateTime ON appointment (AptDateTime);
@@ -61,7 +66,8 @@ IMG_TYPES = ("Document", "Radiograph", "Photo", "File", "Attachment")
 PAT_STATUSES = ("Patient", "NonPatient", "Inactive", "Archived", "Deleted", "Deceased", "Prospective")
 APT_STATUSES = ("None", "Scheduled", "Complete", "UnschedList", "ASAP", "Broken", "Planned")
 SHEET_TYPES = (
-    "LabelPatient", "LabelCarrier", "LabelReferral", "ReferralSlip", "LabelAppointment", "Rx", "Consent", "PatientLetter",
+    "LabelPatient", "LabelCarrier", "LabelReferral", "ReferralSlip", "LabelAppointment", "Rx", "Consent",
+    "PatientLetter",
     "ReferralLetter", "PatientForm", "RoutingSlip", "MedicalHistory", "LabSlip", "ExamSheet", "DepositSlip",
 )  # fmt: skip
 
@@ -76,3 +82,9 @@ SHEET_DEFS = {
 
 NEVER = "0001-01-01 00:00:00"
 """How the vendor writes a DateTime that was never set, as on very old sheets."""
+
+READ_ALL = "ApiReadAll"
+"""The permission of a key that can list, but never download."""
+
+ALL_PERMISSIONS = (READ_ALL, "ApiComm", "ApiDocuments", "ApiAllOthers", "ApiQueries")
+"""What a key of the tier that downloads may do."""

@@ -10,7 +10,9 @@ _BAD, _MISSING = 400, 404
 
 
 def get_many(call: Call) -> Response:
-    """Sheets GET: a patient's sheets that are not deleted; PatNum is the only filter, and other parameters are ignored."""
+    """Sheets GET: a patient's sheets that are not deleted; PatNum is the only filter, and other parameters are
+    ignored.
+    """
     if not call.param("PatNum"):
         raise Refusal(_BAD, "PatNum is required")
     pat_num = call.patient(call.param("PatNum"))

@@ -1,7 +1,7 @@
 """How the office writes to the SFTP site that a request names: over real SFTP, or into memory.
 
-The vendor's client logs in with a password, checks no host key, makes missing folders level by level (stat, mkdir) relative to the
-login folder, and writes straight to the final name: a reader can see a partial file.
+The vendor's client logs in with a password, checks no host key, makes missing folders level by level (stat, mkdir)
+relative to the login folder, and writes straight to the final name: a reader can see a partial file.
 """
 
 import posixpath
@@ -27,7 +27,9 @@ class SiteError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a file goes: `path` is relative to the login folder, with `/`; it ends in `/` where no file name was given."""
+    """Where a file goes: `path` is relative to the login folder, with `/`; it ends in `/` where no file name was
+    given.
+    """
 
     host: str
     port: int
@@ -207,13 +209,11 @@ def _log_in(target: Target) -> _Login:
     try:
         transport.start_client(timeout=_CONNECT_SECONDS)
         transport.auth_password(target.username, target.password)
-        client = paramiko.SFTPClient.from_transport(transport)
-        if client is None:
-            raise SiteError("No SFTP on this site")
-        channel = client.get_channel()
-        if channel is not None:
-            channel.settimeout(_CONNECT_SECONDS)
-    except (paramiko.SSHException, OSError, EOFError, SiteError) as error:
+        channel = transport.open_session(timeout=_CONNECT_SECONDS)
+        channel.settimeout(_CONNECT_SECONDS)
+        channel.invoke_subsystem("sftp")
+        client = paramiko.SFTPClient(channel)
+    except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
         raise SiteError(str(error) or "Connection closed") from error
     return _Login(transport, client, time.monotonic())

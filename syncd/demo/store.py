@@ -97,7 +97,9 @@ class Store:
 
     @locked
     def update(self, table: str, num: int, changes: Row) -> bool:
-        """Set columns; the stamp moves only if one of them really changes, as MySQL does it. True if something changed."""
+        """Set columns; the stamp moves only if one of them really changes, as MySQL does it. True if something
+        changed.
+        """
         row = self.need(table, num)
         real = {column: value for column, value in changes.items() if row[column] != value}
         if not real:

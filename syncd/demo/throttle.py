@@ -8,8 +8,8 @@ from syncd.demo.clock import Clock
 class Throttle:
     """Spaces requests by `interval` seconds from start to start; 0 is not throttled.
 
-    Up to `queue` early requests wait for their turn (a slow 200); one more is refused with 429, and with `Retry-After` when
-    `retry_after` is set. `tolerance`: seconds that a request may be early without being held.
+    Up to `queue` early requests wait for their turn (a slow 200); one more is refused with 429, and with
+    `Retry-After` when `retry_after` is set. `tolerance`: seconds that a request may be early without being held.
     """
 
     def __init__(

@@ -19,9 +19,9 @@ _SITE_NAME_BYTES = 255
 class Event:
     """One thing that happened to an item, as a perfect observer saw it.
 
-    `at`: seconds since the epoch. `what`: appeared, changed (new bytes, or a sheet's new stamp), stamped (same bytes), gone.
-    `kind`: document, mount, mount-image or sheet. `pat_num`: who held it then. `spec`: the bytes then; None for sheets and
-    for rows without a file.
+    `at`: seconds since the epoch. `what`: appeared, changed (new bytes, or a sheet's new stamp), stamped (same
+    bytes), gone. `kind`: document, mount, mount-image or sheet. `pat_num`: who held it then. `spec`: the bytes then;
+    None for sheets and for rows without a file.
     """
 
     at: float
@@ -50,9 +50,9 @@ class SheetTruth:
 class PatientTruth:
     """What a perfect mirror holds of one patient now. Numbers are DocNum, MountNum and SheetNum.
 
-    `documents`: not in mounts, with true bytes (uploaded rows decoded). `mounts`: composites. `mount_images`: DocNum ->
-    (MountNum, bytes). `thumbnails`: documents that the vendor makes thumbnails of. `pending`: rows whose file the office has
-    not fetched yet (`_download_`).
+    `documents`: not in mounts, with true bytes (uploaded rows decoded). `mounts`: composites. `mount_images`: DocNum
+    -> (MountNum, bytes). `thumbnails`: documents that the vendor makes thumbnails of. `pending`: rows whose file the
+    office has not fetched yet (`_download_`).
     """
 
     pat_num: int

@@ -10,8 +10,9 @@ from typing import Literal
 class Effect:
     """What the connection does to an answer.
 
-    `cut`: only the first `after` bytes of the body leave, then the connection breaks (`after` < 0: not even a status line).
-    `drip`: the body comes in pieces of `chunk` bytes, `seconds` apart. `hang`: nothing comes for `seconds`, then a break.
+    `cut`: only the first `after` bytes of the body leave, then the connection breaks (`after` < 0: not even a status
+    line). `drip`: the body comes in pieces of `chunk` bytes, `seconds` apart. `hang`: nothing comes for `seconds`,
+    then a break.
     """
 
     kind: Literal["cut", "drip", "hang"]
@@ -66,9 +67,9 @@ class Refusal(Exception):  # noqa: N818  (the vendor refuses; nothing is wrong w
 class Arrival:
     """One request as the vendor's side saw it.
 
-    `at`: seconds since the epoch by the office's clock. `steady`: the machine's monotonic seconds. `status`: 0 until answered, or
-    cut. `duration`: seconds of that clock from arrival to answer, of which `waited` in the throttle's queue. `params`: query and
-    body fields, without the SFTP password and uploaded content.
+    `at`: seconds since the epoch by the office's clock. `steady`: the machine's monotonic seconds. `status`: 0 until
+    answered, or cut. `duration`: seconds of that clock from arrival to answer, of which `waited` in the throttle's
+    queue. `params`: query and body fields, without the SFTP password and uploaded content.
     """
 
     at: float
@@ -82,7 +83,9 @@ class Arrival:
 
 
 def json_response(value: object, status: int = 200, **headers: str) -> Response:
-    """An answer with a JSON body; explanations are JSON strings. Line ends inside strings come as spaces, as the vendor's do."""
+    """An answer with a JSON body; explanations are JSON strings. Line ends inside strings come as spaces, as the
+    vendor's do.
+    """
     body = json.dumps(_one_line(value)).encode()
     return Response(status, body, {"Content-Type": "application/json; charset=utf-8", **headers})
 

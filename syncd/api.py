@@ -1,0 +1,490 @@
+"""Door to Open Dental's API: one call is one HTTP request, never retried, never redirected, bounded in time and bytes.
+
+Answers are judged by status and words, because the office and the vendor's gateways put the same trouble under
+several statuses (facts.md, "Access, modes, errors"). Rows are parsed strictly: what is not proven to be an answer to
+the question asked is refused as a whole. No error quotes an answer; only statuses and fixed phrases are told.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, Literal, NoReturn
+
+import requests
+import urllib3
+from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from syncd.diff import revision
+from syncd.errors import (
+    ItemError,
+    ListingError,
+    NoSuchMethodError,
+    OversizeError,
+    SiteError,
+    SyncdError,
+    TransientError,
+    UnansweredError,
+)
+from syncd.model import FieldValue, Item, Kind, Listed, Page, Patient, PlacedName, Upload
+from syncd.pacing import parse_retry_after
+
+CONNECT_TIMEOUT: Final = 10.0  # seconds
+CHUNK: Final = 64 * 1024
+LARGEST_KEY: Final = 2**63 - 1
+RAW_MARK, URL_MARK = "_rawBase64_", "_download_"
+
+# The fields of the two list methods (api-documents, api-sheets): whole numbers, texts.
+DOCUMENT_NUMBERS = ("DocNum", "MountNum", "PatNum", "DocCategory", "ProvNum")
+DOCUMENT_TEXTS = (
+    *("filePath", "Description", "Note", "DateCreated", "docCategory", "ToothNumbers", "PrintHeading"),
+    *("DateTStamp", "serverDateTime", "FileName", "ImgType"),
+)
+SHEET_NUMBERS = ("SheetNum", "PatNum", "SheetDefNum", "DocNum", "ClinicNum")
+SHEET_TEXTS = ("SheetType", "DateTimeSheet", "InternalNote", "Description", "IsWebForm", "DateTSheetEdited")
+
+Json = Any  # whatever json.loads returns; every use checks its shape first
+Row = Mapping[str, Json]
+Params = Mapping[str, str | int]
+Fields = dict[str, FieldValue]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementSite:
+    """The drop as the office reaches it. `address` is `host[:port]`, without scheme; both secrets stay out of repr."""
+
+    address: str
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A whole HTTP answer, whatever its status."""
+
+    status: int
+    body: bytes
+    location: str | None
+    retry_after: str | None
+
+    @property
+    def words(self) -> str:
+        """The explanation in lower case, from a JSON string or bare text; empty for a web page."""
+        text = self.body[:2000].decode("utf-8", "replace").strip().strip('"').lower()
+        return "" if text.startswith("<") else text
+
+    def json(self) -> Json:
+        """The body as JSON. ListingError: cut, not UTF-8, not JSON, a key twice, NaN, or nested beyond reason."""
+        try:
+            return json.loads(self.body.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise ListingError("the answer is not whole, valid JSON") from error
+
+
+class OpenDentalApi:
+    """Open Dental's API over HTTP (implements `ports.Api`). For one thread: it keeps one request in flight.
+
+    `deadline`: seconds for one whole exchange, headers and body, however slowly they drip. `size_cap`: bytes of one
+    decoded body. `adapter`: another transport than the network's: its placements that fail are all Unanswered.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        developer_key: str,
+        customer_key: str,
+        placement: PlacementSite,
+        ca_bundle: Path | None = None,
+        adapter: BaseAdapter | None = None,
+        deadline: float = 75.0,
+        size_cap: int = 64 * 1024 * 1024,
+    ) -> None:
+        self._url, self._placement = url.rstrip("/"), placement
+        self._deadline, self._cap, self._foreign = deadline, size_cap, adapter is not None
+        self._wire = _Wire()
+        self._session = requests.Session()
+        self._options: dict[str, Any] = {
+            "stream": True, "allow_redirects": False, "timeout": (CONNECT_TIMEOUT, deadline),
+        }  # fmt: skip
+        self._session.trust_env = False  # no proxy, no .netrc, no CA bundle from the environment
+        self._session.verify = str(ca_bundle) if ca_bundle else True
+        for scheme in ("https://", "http://"):
+            self._session.mount(scheme, adapter or self._wire)
+        self._session.headers.update(
+            {
+                "Authorization": f"ODFHIR {developer_key}/{customer_key}",
+                "Content-Type": "application/json",  # the vendor wants it on GET, too
+                "Connection": "close",  # an idle connection is cut by the gateway just when it is used again
+            }
+        )
+
+    # Listings -------------------------------------------------------------------------------------------------------
+
+    def list_documents(self, pat_num: int, offset: int, limit: int) -> Page:
+        """GET /documents for one patient: documents outside mounts, and mounts; at most `limit` rows from `offset`."""
+        rows = self._rows("/documents", {"PatNum": pat_num, "Offset": offset, "Limit": limit})
+        return Page(tuple(_listed_document(row, pat_num) for row in rows))
+
+    def list_sheets(self, pat_num: int, offset: int, limit: int) -> Page:
+        """GET /sheets for one patient, deleted ones excepted."""
+        rows = self._rows("/sheets", {"PatNum": pat_num, "Offset": offset, "Limit": limit})
+        return Page(tuple(_listed_sheet(row, pat_num) for row in rows))
+
+    def document(self, doc_num: int) -> Listed | None:
+        """GET /documents/N, also for images in mounts. None only where the office says "Document not found"."""
+        answer = self._exchange("GET", f"/documents/{doc_num}")
+        if answer.status == HTTPStatus.NOT_FOUND and re.match(r"document (was )?not found", answer.words):
+            return None
+        row = _accepted(answer, placing=False).json()
+        if not isinstance(row, dict) or _key(row, "DocNum") != doc_num:
+            raise ListingError("the answer is not the document asked for")
+        return _listed_document({"MountNum": 0, **row, "DocNum": doc_num}, _key(row, "PatNum"))
+
+    def patients(self, offset: int, limit: int) -> tuple[Patient, ...]:
+        """GET /patients/Simple: everybody but the status Deleted. All other personal fields end here."""
+        return tuple(_patient(row) for row in self._rows("/patients/Simple", {"Offset": offset, "Limit": limit}))
+
+    def appointments(self, date_start: str, date_end: str, offset: int, limit: int) -> tuple[tuple[int, str], ...]:
+        """GET /appointments from day to day (`yyyy-MM-dd`, inclusive): (pat_num, AptDateTime) of each."""
+        days: Params = {"dateStart": date_start, "dateEnd": date_end, "Offset": offset, "Limit": limit}
+        return tuple(
+            (_key(row, "PatNum"), _text(row, "AptDateTime") or "") for row in self._rows("/appointments", days)
+        )
+
+    def short_query(self, sql: str, offset: int) -> list[dict[str, Json]]:
+        """PUT /queries/ShortQuery: at most 100 rows of read-only SQL. NoSuchMethodError: this key may not query."""
+        answer = self._exchange("PUT", "/queries/ShortQuery", params={"Offset": offset}, body={"SqlCommand": sql})
+        if answer.status == HTTPStatus.UNAUTHORIZED and _denies_permission(answer.words):
+            raise NoSuchMethodError("this key has no permission for queries")
+        return _objects(_accepted(answer, placing=False))
+
+    def permissions(self) -> frozenset[str]:
+        """GET /securityperms: the names of the permissions this key has."""
+        rows = self._rows("/securityperms", {})
+        return frozenset(_text(row, "Permission") or "" for row in rows if _text(row, "HasPermission") == "true")
+
+    def program_version(self) -> str:
+        """GET /preferences?PrefName=ProgramVersion, for example `25.4.48.0`."""
+        for row in self._rows("/preferences", {"PrefName": "ProgramVersion"}):
+            if _text(row, "PrefName") == "ProgramVersion" and (version := _text(row, "ValueString")):
+                return version
+        raise ListingError("the answer does not tell the program's version")
+
+    # Placements -----------------------------------------------------------------------------------------------------
+
+    def place_document(self, doc_num: int, staging: str) -> None:
+        """Have one document written to `staging` on the drop. Returning means 201: the office finished writing."""
+        self._place_file("/documents/DownloadSftp", {"DocNum": doc_num}, staging)
+
+    def place_mount(self, mount_num: int, staging: str) -> None:
+        """Have a mount's composite written: a rendering, not its originals."""
+        self._place_file("/documents/DownloadSftp", {"MountNum": mount_num}, staging)
+
+    def place_sheet(self, sheet_num: int, staging: str) -> None:
+        """Have a sheet's PDF written, rendered anew at each call."""
+        self._place_file("/sheets/DownloadSftp", {"SheetNum": sheet_num}, staging)
+
+    def place_mount_images(self, mount_num: int, staging: str) -> tuple[PlacedName, ...]:
+        """Have all images of a mount written into the folder `staging`. Empty: there is none."""
+        return self._place_files("/documents/DownloadMount", {"MountNum": mount_num}, staging)
+
+    def place_thumbnails(self, pat_num: int, staging: str) -> tuple[PlacedName, ...]:
+        """Have thumbnails of all images of a patient written into the folder `staging`. Empty: there is none."""
+        return self._place_files("/documents/Thumbnails", {"PatNum": pat_num}, staging)
+
+    def _place_file(self, path: str, what: dict[str, int], staging: str) -> None:
+        """One file. Only a 201 proves that it is finished: a 200 is Unanswered. `location` must not name another."""
+        answer = self._place(path, what, staging)
+        if answer.status != HTTPStatus.CREATED:
+            raise UnansweredError("api_error", f"HTTP {answer.status} to a placement")
+        if answer.location and not staging.endswith("/") and _last_part(answer.location) != _last_part(staging):
+            raise ItemError("wrong_location")
+
+    def _place_files(self, path: str, what: dict[str, int], staging: str) -> tuple[PlacedName, ...]:
+        """Many files. "No ..." with 200, or 404 for a patient without documents, is none; else 201 and a list."""
+        answer = self._place(path, what, staging)
+        if answer.words.startswith(("no documents", "no mount images")):
+            return ()
+        if answer.status != HTTPStatus.CREATED:
+            raise UnansweredError("api_error", f"HTTP {answer.status} to a placement")
+        try:
+            return tuple(PlacedName(_key(row, "DocNum"), _file_name(row)) for row in _objects(answer))
+        except ListingError as error:  # files were written, but which is not known
+            raise UnansweredError("api_error", "a placement's answer cannot be read") from error
+
+    def _place(self, path: str, what: dict[str, int], staging: str) -> _Answer:
+        site = self._placement
+        address = f"{site.address.rstrip('/')}/{staging}"
+        login = {"SftpAddress": address, "SftpUsername": site.username, "SftpPassword": site.password}
+        answer = self._exchange("POST", path, body={**what, **login}, placing=True)
+        none = answer.status == HTTPStatus.NOT_FOUND and answer.words.startswith("no documents")
+        return answer if none else _accepted(answer, placing=True)
+
+    # The wire -------------------------------------------------------------------------------------------------------
+
+    def _rows(self, path: str, params: Params) -> list[dict[str, Json]]:
+        return _objects(_accepted(self._exchange("GET", path, params=params), placing=False))
+
+    def _exchange(
+        self,
+        verb: Literal["GET", "POST", "PUT"],
+        path: str,
+        params: Params | None = None,
+        body: Params | None = None,
+        placing: bool = False,
+    ) -> _Answer:
+        """Send one request and read its whole answer, whatever its status."""
+        try:
+            with (
+                self._cut_after(self._deadline) as within,
+                self._session.request(verb, self._url + path, params=params, json=body, **self._options) as response,
+            ):
+                content = self._read(response, within)
+                within()
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._lost(error, placing) from error
+        except OversizeError as error:
+            if placing:
+                raise UnansweredError("api_error", "a placement's answer is over the size cap") from error
+            raise
+        headers = response.headers
+        return _Answer(response.status_code, content, headers.get("location"), headers.get("retry-after"))
+
+    def _read(self, response: requests.Response, within: Callable[[], None]) -> bytes:
+        content = bytearray()
+        for chunk in response.iter_content(CHUNK):
+            within()
+            content += chunk
+            if len(content) > self._cap:
+                raise OversizeError("an answer is over the size cap")
+        return bytes(content)
+
+    @contextmanager
+    def _cut_after(self, seconds: float) -> Iterator[Callable[[], None]]:
+        """Cut the connection when time is up; the yielded check then raises TimeoutError: a cut looks like an end."""
+        self._wire.sock, end = None, time.monotonic() + seconds
+        timer = threading.Timer(seconds, self._wire.cut)
+        timer.daemon = True
+        timer.start()
+
+        def within() -> None:
+            if time.monotonic() >= end:
+                raise TimeoutError
+
+        try:
+            yield within
+        finally:
+            timer.cancel()
+
+    def _lost(self, error: Exception, placing: bool) -> SyncdError:
+        """What a failed exchange means. Before the connection stood, nothing can have reached the office."""
+        unsent = self._wire.sock is None and not self._foreign
+        cut = "EOF" in str(error)  # in the midst of the handshake: the network's fault, not the certificate's
+        if unsent and isinstance(error, requests.exceptions.SSLError) and not cut:
+            return SiteError("tls_failed")
+        if placing and not unsent:
+            return UnansweredError("api_unreachable", "the connection was cut, or time ran out, during a placement")
+        return TransientError("api_unreachable")
+
+
+class _Wire(HTTPAdapter):
+    """The network, with a view of the socket in flight: None until connected (with TLS: until trusted)."""
+
+    sock: socket.socket | None = None
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Have every pool make connections that show their socket."""
+        super().init_poolmanager(*args, **kwargs)
+        plain = type("Plain", (HTTPConnectionPool,), {"ConnectionCls": staticmethod(self._noting(HTTPConnection))})
+        secure = type("Secure", (HTTPSConnectionPool,), {"ConnectionCls": staticmethod(self._noting(HTTPSConnection))})
+        self.poolmanager.pool_classes_by_scheme = {"http": plain, "https": secure}
+
+    def _noting(self, connection_class: type[HTTPConnection]) -> Callable[..., HTTPConnection]:
+        def make(*args: Any, **kwargs: Any) -> HTTPConnection:
+            connection = connection_class(*args, **kwargs)
+            connect = connection.connect
+
+            def noted() -> None:
+                connect()
+                self.sock = connection.sock
+
+            connection.connect = noted  # type: ignore[method-assign]  # one instance, wrapped before its first use
+            return connection
+
+        return make
+
+    def cut(self) -> None:
+        """Wake whoever reads from the socket. From another thread, so without touching the state of TLS."""
+        if self.sock is not None:
+            with suppress(OSError):  # already closed
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+
+def _accepted(answer: _Answer, placing: bool) -> _Answer:
+    """The answer, if it is 200 or 201; else the error that its status and words mean.
+
+    400 carries the eConnector's trouble, wrong versions and the office's network; 401 bad keys and lacking
+    permissions alike (API Implementation, "Returned Status Codes").
+    """
+    status, words = answer.status, answer.words
+    told = f"HTTP {status}"
+    if status in (200, 201):
+        return answer
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise TransientError("throttled", told, parse_retry_after(answer.retry_after, time.time()))
+    if status in (401, 403):
+        raise SiteError("key_cannot_download" if placing and _denies_permission(words) else "key_refused", told)
+    if "econnector" in words:
+        twice = re.search(r"\b(two|another|multiple|same|more than one)\b", words)
+        raise SiteError("econnector_twice" if twice else "econnector_down", told)
+    if status == HTTPStatus.GONE or (
+        status in (400, 404) and re.search(r"is not a valid (method|resource)|\bversion\b", words)
+    ):
+        raise NoSuchMethodError(told)
+    if status == HTTPStatus.NOT_FOUND and re.search(
+        r"\b(patient|document|mount|sheet)(num)?\b.*\bnot found|^no \w+ ", words
+    ):
+        raise ItemError("not_found", told)
+    if placing and status == HTTPStatus.BAD_REQUEST and ("sftp" in words or not re.search(r"timed?[ -]?out", words)):
+        raise ItemError("refused", told)
+    if placing and (status // 100 != 4 or status in (400, 408)):  # noqa: PLR2004  a class of statuses
+        raise UnansweredError("api_error", told)
+    raise TransientError("api_error", told)
+
+
+def _denies_permission(words: str) -> bool:
+    return "permission" in words or "not have" in words
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key twice")
+    return row
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise ValueError("not JSON")
+
+
+def _objects(answer: _Answer) -> list[dict[str, Json]]:
+    """The body as a list of objects."""
+    rows = answer.json()
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ListingError("the answer is not a list of rows")
+    return rows
+
+
+def _number(row: Row, name: str) -> int | None:
+    """A whole number >= 0, as a number or in canonical digits; None where null, blank or lacking."""
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,18}", value, re.ASCII):
+        value = int(value)
+    if type(value) is not int or not 0 <= value <= LARGEST_KEY:
+        raise ListingError(f"{name} is not a whole number")
+    return value
+
+
+def _key(row: Row, name: str) -> int:
+    """A primary key: like `_number`, but present and above 0."""
+    value = _number(row, name)
+    if not value:
+        raise ListingError(f"{name} is missing")
+    return value
+
+
+def _text(row: Row, name: str) -> str | None:
+    """A text that any file can hold: NUL and lone surrogates become U+FFFD. None where null or lacking."""
+    value = row.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ListingError(f"{name} is not a text")
+    return re.sub("[\0\ud800-\udfff]", "\ufffd", value)
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[\\/]", path)[-1]
+
+
+def _file_name(row: Row) -> str:
+    """The name of a placed file. Without one, or with a path in it, nothing can be fetched."""
+    name = _text(row, "FileName")
+    if not name or _last_part(name) != name or name in (".", ".."):
+        raise ListingError("FileName is not the name of a file")
+    return name
+
+
+def _fields(row: Row, numbers: tuple[str, ...], texts: tuple[str, ...], required: str, pat_num: int) -> Fields:
+    """Every known field of a row of this patient; unknown ones are dropped."""
+    if any(name not in row for name in ("PatNum", *required.split())):
+        raise ListingError("a row lacks a required field")
+    if _key(row, "PatNum") != pat_num:
+        raise ListingError("a row for another patient")
+    return {name: _number(row, name) for name in numbers} | {name: _text(row, name) for name in texts}
+
+
+def _listed(kind: Kind, num: int, fields: Fields, stamp: str, created: str, upload: Upload | None = None) -> Listed:
+    text = {name: str(value or "") for name, value in fields.items()}
+    return Listed(
+        item=Item(int(text["PatNum"]), kind, num),
+        revision=revision(kind, text[stamp], fields),
+        stamp=text[stamp],
+        date_created=text[created],
+        server_time=text.get("serverDateTime", ""),
+        file_name=text.get("FileName") or _last_part(text.get("filePath", "")) or None,
+        fields=fields,
+        upload=upload,
+    )
+
+
+def _listed_document(row: Row, pat_num: int) -> Listed:
+    """A row of the documents list: exactly one of DocNum and MountNum is set. Mounts have no stamp (api-documents)."""
+    fields = _fields(row, DOCUMENT_NUMBERS, DOCUMENT_TEXTS, "DocNum MountNum DateCreated", pat_num)
+    doc_num, mount_num = int(fields["DocNum"] or 0), int(fields["MountNum"] or 0)
+    if bool(doc_num) == bool(mount_num) or (doc_num and "DateTStamp" not in row):
+        raise ListingError("a row is not one of document and mount, or lacks a required field")
+    fields["Note"], upload = _without_upload(fields["Note"])
+    kind: Kind = "document" if doc_num else "mount"
+    return _listed(kind, doc_num or mount_num, fields, "DateTStamp", "DateCreated", upload)
+
+
+def _listed_sheet(row: Row, pat_num: int) -> Listed:
+    fields = _fields(row, SHEET_NUMBERS, SHEET_TEXTS, "SheetNum DateTimeSheet DateTSheetEdited", pat_num)
+    return _listed("sheet", _key(row, "SheetNum"), fields, "DateTSheetEdited", "DateTimeSheet")
+
+
+def _without_upload(note: FieldValue) -> tuple[FieldValue, Upload | None]:
+    """A note and the upload that was in it: `_rawBase64_:.jpg_<base64>` or `_download_:<url>` (api-documents, POST).
+
+    The upload's extension has no dot. Base64 that cannot be decoded, or no extension: a bad upload.
+    """
+    if not isinstance(note, str) or not note.startswith((f"{RAW_MARK}:", f"{URL_MARK}:")):
+        return note, None
+    if note.startswith(URL_MARK):
+        return URL_MARK, Upload("", None)
+    extension, _, encoded = note[len(RAW_MARK) + 1 :].partition("_")
+    try:  # the office's JSON has spaces for line ends
+        content = base64.b64decode("".join(encoded.split()), validate=True)
+    except ValueError:
+        content = b""
+    return RAW_MARK, Upload(extension.removeprefix("."), content) if content and extension else Upload("", None, bad=True)
+
+
+def _patient(row: Row) -> Patient:
+    names = ("PatStatus", "DateTStamp", "LName", "FName", "Preferred", "Birthdate")
+    status, stamp, last_name, first_name, preferred, birthdate = (_text(row, name) or "" for name in names)
+    return Patient(_key(row, "PatNum"), status, stamp, last_name, first_name, preferred, birthdate)

@@ -1,0 +1,208 @@
+"""The one-shot: poll every list once, fetch what is owed, say how far it is, stop where it was told to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from syncd.catalog import Catalog
+from syncd.config import Settings
+from syncd.errors import EXIT_HELD, EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OK, EXIT_OWED, EXIT_TERMINATED, REASONS
+from syncd.index import Index
+from syncd.pacing import spacing
+from syncd.ports import Clock
+from syncd.wiring import Lanes
+
+RESUMED_WITHIN = 24 * 3600.0  # an interrupted backfill younger than this is gone on with
+HORIZON = 3600.0  # what is due within the hour is waited for
+GIVE_UP_AFTER = 3  # tries against a site that stays down, before the verb ends with that site's code
+AT_ONCE = (12, 13, EXIT_HELD)  # nobody but a person can end these
+PRECEDENCE = (12, 13, 5, EXIT_LIMIT, EXIT_HELD)
+GLANCE = 0.2
+SHOWN_EVERY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a backfill is. `expected` items grow while lists are still counted; seconds_left may be None."""
+
+    lists: int
+    of_lists: int
+    archived: int
+    owed: int
+    expected: int
+    bytes: int
+    requests: int
+    seconds_left: float | None
+    forecast_bytes: int
+    waiting: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked for. `until`: seconds since the epoch; `since`: lists polled after it count as polled."""
+
+    since: float
+    patients: frozenset[int] | None = None
+    max_requests: int | None = None
+    until: float | None = None
+
+
+class Stop:
+    """The wish of a signal: which one, and an event that every wait listens to."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.terminated = False
+
+    def __call__(self, terminated: bool = False) -> None:
+        """Stop soon."""
+        self.terminated = terminated
+        self.event.set()
+
+
+def since(index: Index, now: float, whole: bool) -> float:
+    """Since when a list counts as polled: from now, or from the start of a backfill that was interrupted lately."""
+    started, done = index.meta_time("backfill_started_at"), index.meta_time("backfill_done_at")
+    if whole and started > done and 0 <= now - started < RESUMED_WITHIN:
+        return started
+    if whole:
+        index.remember("backfill_started_at", repr(now))
+    return now
+
+
+def run(lanes: Lanes, wanted: Wanted, stop: Stop, show: Callable[[Progress], None]) -> int:
+    """Take turns until every owed item was tried and none is due within the hour; the exit code."""
+    over = threading.Event()
+    errors: list[BaseException] = []
+
+    def take_turns(turn: Callable[[float], float]) -> None:
+        try:
+            while not (stop.event.is_set() or over.is_set()):
+                wait = turn(lanes.clock.now()) - lanes.clock.now()
+                if wait > 0:
+                    stop.event.wait(min(wait, 1.0))
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that ends the verb
+            errors.append(error)
+            over.set()
+
+    threads = [
+        threading.Thread(target=take_turns, args=(turn,), daemon=True)
+        for turn in (lanes.api_lane.turn, lanes.pull_lane.turn)
+    ]
+    for thread in threads:
+        thread.start()
+    look = Look(lanes.settings, lanes.index, lanes.clock, wanted, lambda: lanes.api_lane.requests)
+    try:
+        code = watch(look, stop, over, show)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+    if code in (EXIT_OK, EXIT_OWED, EXIT_HELD) and wanted.patients is None:
+        lanes.index.remember("backfill_done_at", repr(lanes.clock.now()))
+    return code
+
+
+def watch(look: Look, stop: Stop, over: threading.Event, show: Callable[[Progress], None]) -> int:
+    """Show the progress until an exit code is decided."""
+    shown_at = float("-inf")
+    while True:
+        now = look.clock.now()
+        code = EXIT_INTERRUPTED if over.is_set() else look.verdict(stop)
+        if code is not None or now - shown_at >= SHOWN_EVERY:
+            show(look.progress())
+            shown_at = now
+        if code is not None:
+            return code
+        stop.event.wait(GLANCE)
+
+
+class Look:
+    """Reads out of the index how far the work is, whoever does it."""
+
+    def __init__(
+        self, settings: Settings, index: Index, clock: Clock, wanted: Wanted, requests: Callable[[], int]
+    ) -> None:
+        self.clock = clock
+        self._settings, self._index, self._wanted, self._requests = settings, index, wanted, requests
+        self._catalog = Catalog(index, settings.name)
+        only = wanted.patients
+        self._mine = "" if only is None else f" AND pat_num IN ({', '.join(map(str, sorted(only)))})"
+
+    def verdict(self, stop: Stop) -> int | None:
+        """The exit code once it is decided, in the order of precedence."""
+        if stop.event.is_set():
+            return EXIT_TERMINATED if stop.terminated else EXIT_INTERRUPTED
+        now, wanted = self.clock.now(), self._wanted
+        codes = set()
+        for row in self._index.rows("SELECT reason, failures FROM site"):
+            code = REASONS[row["reason"]][2]
+            if code in AT_ONCE or row["failures"] >= GIVE_UP_AFTER or row["reason"] == "bad_answers":
+                codes.add(code)
+        if wanted.max_requests is not None and self._requests() >= wanted.max_requests:
+            codes.add(EXIT_LIMIT)
+        if wanted.until is not None and now >= wanted.until:
+            codes.add(EXIT_LIMIT)
+        decided = next((code for code in PRECEDENCE if code in codes), None)
+        if decided is not None:
+            return decided
+        return None if self._work_left(now) else self._outcome(now)
+
+    def _work_left(self, now: float) -> bool:
+        """Whether a list was not polled yet, or anything is under way or due within the hour."""
+        if self._index.meta_time("roster_at") < self._wanted.since or self._lists()[0] < self._lists()[1]:
+            return True
+        here = "JOIN patient USING (pat_num) WHERE left_at IS NULL"
+        return any(
+            self._index.value(f"SELECT 1 FROM {rows}{self._mine} LIMIT 1", *times)  # noqa: S608 - our own text
+            for rows, times in (
+                ("attempt WHERE state IN ('asked', 'placed', 'unanswered')", ()),
+                ("attempt WHERE state = 'cleaning' AND next_look_at <= ?", (now,)),
+                (f"duty {here} AND why != 'refetch' AND next_try_at <= ?", (now + HORIZON,)),
+                (f"item {here} AND thumbnail_due = 1 AND thumbnails_after_at <= ?", (now + HORIZON,)),
+            )
+        )
+
+    def _lists(self) -> tuple[int, int]:
+        """Lists that were polled, or tried in vain, since the start; and all of them."""
+        tried = "polled_at >= ? OR failures > 0 AND next_try_at > ?"
+        row = self._index.rows(
+            f"SELECT count(*) AS lists, sum({tried}) AS tried FROM list JOIN patient USING (pat_num)"  # noqa: S608
+            f" WHERE left_at IS NULL{self._mine}",
+            *(self._wanted.since, self.clock.now()),
+        )[0]
+        return row["tried"] or 0, row["lists"]
+
+    def _outcome(self, now: float) -> int:
+        facts = self._catalog.status_facts(now)
+        if facts.held:
+            return EXIT_HELD
+        unread = f"SELECT 1 FROM list JOIN patient USING (pat_num) WHERE failures > 0 AND left_at IS NULL{self._mine}"  # noqa: S608
+        failed_lists = self._index.value(f"{unread} LIMIT 1")
+        return EXIT_OWED if facts.owed or facts.failing or failed_lists else EXIT_OK
+
+    def progress(self) -> Progress:
+        """The figures of this moment."""
+        now = self.clock.now()
+        facts = self._catalog.status_facts(now)
+        polled, of_lists = self._lists()
+        seen = facts.archived_items + facts.owed
+        expected = max(seen, round(seen * of_lists / polled)) if polled else seen
+        requests_left = (of_lists - polled) + max(facts.owed, expected - facts.archived_items) + facts.thumbnail_calls
+        waiting: str | None = self._index.value("SELECT reason FROM site ORDER BY since_at LIMIT 1")
+        return Progress(
+            lists=polled,
+            of_lists=of_lists,
+            archived=facts.archived_items,
+            owed=facts.owed,
+            expected=expected,
+            bytes=facts.archived_bytes,
+            requests=self._requests(),
+            seconds_left=requests_left * spacing(self._settings, now, bulk=True) if polled else None,
+            forecast_bytes=round(facts.mean_bytes * expected),
+            waiting=waiting or "",
+        )

@@ -1,0 +1,293 @@
+"""The reading queries on the index: what is archived, what is owed, what happened. Changes nothing, sends nothing.
+
+Answers are dictionaries with the keys of `find --json` (design.md section 3), or facts for a report. Every version
+that is handed out was compared with its row's checksum: a silently wrong row is a SiteError, never an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from syncd.errors import SiteError, UsageError
+from syncd.index import FAILING_AFTER, Index
+from syncd.model import KINDS, Item, Kind, ListName, Version
+from syncd.naming import parse_id
+from syncd.report import DAY, HOUR, Hold, Incident, StatusFacts, Trouble, iso
+from syncd.schema import row_checksum
+
+Row = dict[str, Any]
+_OPEN: Final = (  # methods by name, and not "all but thumbnails": so the table's primary key finds an item's duties
+    "d.why IN ('listed', 'repair', 'moved', 'retry')"
+    " AND d.method IN ('document', 'mount', 'mount-image', 'mount-images', 'sheet')"
+)
+_ODD: Final = "vanished_at IS NOT NULL OR pending = 1 OR held_by IS NOT NULL"  # as the index item_odd has it
+_TRIES: Final = (
+    "(SELECT max(d.failures) FROM duty d WHERE d.pat_num = i.pat_num AND d.kind = i.kind AND d.num = i.num"
+    f" AND {_OPEN})"
+)
+# The state of an item, in this order; `status_facts` counts by the same rules.
+STATE: Final = (
+    "CASE WHEN i.held_by IS NOT NULL THEN 'held' WHEN i.vanished_at IS NOT NULL THEN 'vanished'"
+    f" WHEN i.pending = 1 THEN 'pending_at_source' WHEN {_TRIES} >= {FAILING_AFTER} THEN 'failing'"
+    f" WHEN {_TRIES} IS NOT NULL OR i.current_version IS NULL OR (i.kind IN ('document', 'mount', 'sheet')"
+    " AND i.archived_revision IS NOT i.revision) THEN 'owed' ELSE 'archived' END"
+)
+_ITEM: Final = (
+    "i.pat_num, i.kind, i.num, i.mount_num, i.category, i.description, i.img_type, i.tooth_numbers, i.date_created,"
+    " i.file_name, i.became, i.current_version, i.first_seen_at, i.revision AS listed_revision"
+)
+_VERSION: Final = (
+    "v.seq, v.version, v.sidecar, v.revision, v.sha256, v.bytes, v.extension, v.media_type, v.path, v.listed_at,"
+    " v.placed_at, v.archived_at, v.method, v.flags, v.source_revision, v.checksum"
+)
+_NEWEST_REVISION: Final = (  # a newer revision with equal bytes is one more sidecar of the same version
+    "(SELECT n.revision FROM version n WHERE n.pat_num = v.pat_num AND n.kind = v.kind AND n.num = v.num"
+    " AND n.version = v.version ORDER BY n.sidecar DESC LIMIT 1) AS newest_revision"
+)
+_FOUND: Final = f"SELECT {_ITEM}, {_VERSION}, {_NEWEST_REVISION}, {STATE} AS state"
+_SAME_ITEM: Final = "v.pat_num = i.pat_num AND v.kind = i.kind AND v.num = i.num"
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What `find` looks for; all that are given must hold.
+
+    `name`: every word of it in last, first or preferred name; `category` and `text` (description): a part; in any
+    case of letters. `born`: yyyy-mm-dd. `since` (included) and `until` (excluded): seconds since the epoch, of
+    archived_at. `current`: only the newest version of each item.
+    """
+
+    patient: int | None = None
+    num: int | None = None
+    name: str | None = None
+    born: str | None = None
+    kind: Kind | None = None
+    category: str | None = None
+    text: str | None = None
+    since: float | None = None
+    until: float | None = None
+    current: bool = False
+
+
+class Catalog:
+    """The readable side of one practice's index. `kinds`: what the practice wants mirrored."""
+
+    def __init__(self, index: Index, practice: str = "", kinds: Iterable[Kind] = KINDS) -> None:
+        self.index, self.practice, self.kinds = index, practice, frozenset(kinds)
+        index.db.conn.create_function("folded", 1, lambda text: (text or "").casefold(), deterministic=True)
+
+    def find(self, filters: Filters) -> Iterator[Row]:
+        """One row a version, and one without `path` for an item that has none yet; by patient, kind, number, version.
+
+        Reads one patient at a time: memory stays flat, and a slow reader of the output holds no snapshot open.
+        """
+        wheres, values = _item_conditions(filters)
+        mirrored = ", ".join(f"'{kind}'" for kind in sorted(self.kinds))
+        sql = (
+            f"{_FOUND} FROM item i LEFT JOIN version v ON {_SAME_ITEM} AND v.sidecar = 1 WHERE i.pat_num = ?"
+            f" AND (v.seq IS NOT NULL OR i.kind IN ({mirrored})){wheres} ORDER BY i.kind, i.num, v.version"
+        )
+        for pat_num in self._patients(filters):
+            for row in self.index.rows(sql, pat_num, *values):
+                yield self._found(row)
+
+    def _patients(self, filters: Filters) -> list[int]:
+        if filters.patient is not None:
+            return [filters.patient] if self._matches(filters, filters.patient) else []
+        numbers = [row["pat_num"] for row in self.index.rows("SELECT DISTINCT pat_num FROM item ORDER BY pat_num")]
+        return [number for number in numbers if self._matches(filters, number)]
+
+    def _matches(self, filters: Filters, pat_num: int) -> bool:
+        words = (filters.name or "").casefold().replace(",", " ").split()
+        if not words and filters.born is None:
+            return True
+        said = "folded(last_name || ' ' || first_name || ' ' || preferred)"
+        sql = "SELECT 1 FROM patient WHERE pat_num = ?" + f" AND instr({said}, ?) > 0" * len(words)
+        values = [pat_num, *words]
+        if filters.born is not None:
+            sql, values = f"{sql} AND substr(birthdate, 1, 10) = ?", [*values, filters.born]
+        return self.index.value(sql, *values) is not None
+
+    def follow(self, after: int, limit: int = 1000) -> list[Row]:
+        """The next versions with new bytes whose `seq` is above `after`, rising. UsageError for a seq of the future."""
+        last = max(int(self.index.meta("last_seq") or 0), self.index.value("SELECT max(seq) FROM version") or 0)
+        if not 0 <= after <= last:
+            raise UsageError(f"no version has that seq yet: the last one is {last}")
+        sql = f"{_FOUND} FROM version v JOIN item i ON {_SAME_ITEM} WHERE v.sidecar = 1 AND v.seq > ?"
+        return [self._found(row) for row in self.index.rows(f"{sql} ORDER BY v.seq LIMIT ?", after, limit)]
+
+    def _found(self, row: Row) -> Row:
+        item = Item(row["pat_num"], row["kind"], row["num"])
+        version = _version(row) if row["seq"] is not None else None
+        found: Row = {"practice": self.practice, "id": item.id, "full_id": item.full_id, "pat_num": item.pat_num}
+        found |= {name: row[name] for name in ("seq", "kind", "num", "version", "sha256", "bytes", "media_type")}
+        found |= {"path": version.path if version else None, "archived_at": iso(row["archived_at"])}
+        found |= {"current": version is not None and version.version == row["current_version"], "state": row["state"]}
+        found |= {"revision": row["newest_revision"] if version else row["listed_revision"]}
+        names = ("category", "description", "img_type", "tooth_numbers", "date_created", "file_name", "mount_num")
+        return found | {name: row[name] for name in (*names, "became")}
+
+    def resolve(self, text: str) -> Item:
+        """The item that an ID means. UsageError when it is none, unknown, or seen under several patients."""
+        pat_num, kind, num = parse_id(text)
+        sql = "SELECT pat_num FROM item WHERE kind = ? AND num = ? AND pat_num = coalesce(?, pat_num) ORDER BY pat_num"
+        items = [Item(row["pat_num"], kind, num) for row in self.index.rows(sql, kind, num, pat_num)]
+        if not items:
+            raise UsageError(f"{kind}-{num}: no such item is known")
+        if len(items) > 1:
+            ids = ", ".join(item.full_id for item in items)
+            raise UsageError(f"{kind}-{num} was seen under several patients, name one: {ids}")
+        return items[0]
+
+    def show(self, item: Item) -> list[Row]:
+        """The rows of one item, as `find` has them; one at least, unless the item is unknown."""
+        return list(self.find(Filters(patient=item.pat_num, kind=item.kind, num=item.num)))
+
+    def versions(self, item: Item) -> list[Version]:
+        """Every sidecar, by (version, sidecar). `listing` is the item's newest one; mount_images is not told."""
+        sql = (
+            f"SELECT {_ITEM}, i.fields, {_VERSION} FROM version v JOIN item i ON {_SAME_ITEM}"
+            " WHERE v.pat_num = ? AND v.kind = ? AND v.num = ? ORDER BY v.version, v.sidecar"
+        )
+        return [_version(row) for row in self.index.rows(sql, item.pat_num, item.kind, item.num)]
+
+    def as_of(self, item: Item, at: float) -> int | None:
+        """The number of the version that was the current one at that time; None: there was none yet."""
+        there = [version for version in self.versions(item) if version.archived_at <= at]
+        return max(there, key=lambda version: version.seq).version if there else None
+
+    def history(self, item: Item) -> list[Row]:
+        """What happened to an item, in order of time: dictionaries with `at`, `event` and what belongs to it."""
+        events: list[tuple[float, Row]] = []
+        for row in self.index.item_rows(item):
+            events.append((row["first_seen_at"], {"event": "first_seen"}))
+            if row["missing_since_at"] is not None:
+                events.append((row["missing_since_at"], {"event": "missing", "held_by": row["held_by"]}))
+            if row["vanished_at"] is not None:
+                events.append((row["vanished_at"], {"event": "vanished", "became": row["became"]}))
+        for v in self.versions(item):
+            told: Row = {"event": "archived" if v.sidecar == 1 else "revised", "seq": v.seq, "version": v.version}
+            told |= {"sidecar": v.sidecar, "revision": v.revision, "sha256": v.sha256, "bytes": v.bytes}
+            events.append((v.archived_at, told | {"method": v.method, "flags": list(v.flags)}))
+        sql = f"SELECT * FROM duty d WHERE pat_num = ? AND kind = ? AND num = ? AND {_OPEN}"
+        for row in self.index.rows(sql, item.pat_num, item.kind, item.num):
+            told = {name: row[name] for name in ("method", "why", "revision", "failures", "failure")}
+            events.append((row["since_at"], {"event": "owed", **told, "next_try_at": iso(row["next_try_at"])}))
+        events.sort(key=lambda each: each[0])
+        return [{"at": iso(at)} | event for at, event in events]
+
+    def failing(self) -> Iterator[Row]:
+        """The items that were tried often enough, each with its failure class, tries, and when it is tried again."""
+        for row in self.index.rows(f"{_open_items('max(d.failures) >= ?')} ORDER BY 1, 2, 3", FAILING_AFTER):
+            item = Item(row["pat_num"], row["kind"], row["num"])
+            told: Row = {"id": item.id, "full_id": item.full_id, "failure": row["failure"], "failures": row["failures"]}
+            yield told | {"since_at": iso(row["since_at"]), "next_try_at": iso(row["next_try_at"])}
+
+    def status_facts(self, now: float, page_rows: int = 100, days: float = 7) -> StatusFacts:
+        """The facts of a status. `page_rows`: what one page of a list holds; `days`: how old incidents may be."""
+        return StatusFacts(
+            **self._owed_facts(),
+            **self._archived_facts(now),
+            **self._list_facts(page_rows),
+            **self._one(f"SELECT {_ODD_COUNTS} FROM item i WHERE {_ODD}"),
+            **self._one(_THUMBNAILS),
+            **self._one(_LEFTOVERS),
+            troubles=tuple(Trouble(**row) for row in self.index.rows("SELECT * FROM site ORDER BY since_at")),
+            holds=tuple(Hold(**row) for row in self.index.rows(_HOLDS)),
+            incidents=tuple(Incident(**row) for row in self.index.rows(_INCIDENTS, now - days * DAY)),
+        )
+
+    def _one(self, sql: str, *values: object) -> Row:
+        return self.index.rows(sql, *values)[0]
+
+    def _owed_facts(self) -> Row:
+        owed = requests = 0
+        failing: dict[str, int] = {}
+        sql = f"SELECT failures >= ? AS fails, failure, count(*) AS items, sum(calls) AS calls FROM ({_open_items()})"
+        for row in self.index.rows(f"{sql} GROUP BY 1, CASE WHEN failures >= ? THEN failure END", *[FAILING_AFTER] * 2):
+            if row["fails"]:
+                failing[row["failure"] or "unknown"] = row["items"]
+            else:
+                owed, requests = row["items"], row["calls"]
+        return {"owed": owed, "owed_requests": requests, "failing": failing}
+
+    def _archived_facts(self, now: float) -> Row:
+        sql = (
+            "SELECT count(*) AS archived_versions, coalesce(sum(version = 1), 0) AS archived_items,"
+            " coalesce(sum(bytes), 0) AS archived_bytes, max(archived_at) AS last_archived_at,"
+            " coalesce(sum(archived_at > ?), 0) AS archived_last_hour FROM version WHERE sidecar = 1"
+        )
+        return self._one(sql, now - HOUR)
+
+    def _list_facts(self, page_rows: int) -> Row:
+        names: list[ListName] = ["documents"] if self.kinds - {"sheet"} else []
+        wanted = ", ".join(f"'{name}'" for name in (*names, *(["sheets"] if "sheet" in self.kinds else [])))
+        sql = (
+            "SELECT count(*) AS lists, count(DISTINCT pat_num) AS patients, coalesce(sum(l.rows / ? + 1), 0) AS"
+            " sweep_requests, coalesce(sum(polled_at = 0), 0) AS lists_never_polled, coalesce(sum(l.rows), 0) AS items,"
+            " min(nullif(polled_at, 0)) AS oldest_polled_at, max(nullif(polled_at, 0)) AS last_listed_at"
+            f" FROM list l JOIN patient USING (pat_num) WHERE left_at IS NULL AND l.name IN ({wanted})"
+        )
+        return self._one(sql, page_rows)
+
+
+_ODD_COUNTS: Final = (
+    "coalesce(sum(held_by IS NOT NULL), 0) AS held, coalesce(sum(held_by IS NULL AND vanished_at IS NOT NULL), 0) AS"
+    " vanished, coalesce(sum(held_by IS NULL AND vanished_at IS NULL AND pending = 1), 0) AS pending_at_source"
+)
+_HOLDS: Final = (
+    "SELECT id AS guard, scope, reason, items, of_items, agreeing, made_at FROM guard WHERE state = 'held' ORDER BY id"
+)
+_THUMBNAILS: Final = (
+    "SELECT count(*) AS thumbnails_due, count(DISTINCT pat_num) AS thumbnail_calls FROM item JOIN patient"
+    " USING (pat_num) WHERE thumbnail_due = 1 AND left_at IS NULL"
+)
+_LEFTOVERS: Final = (  # files that could not be removed from the drop when last tried
+    "SELECT count(*) AS drop_leftovers FROM attempt WHERE state = 'cleaning' AND looks > 0"
+)
+_INCIDENTS: Final = (
+    "SELECT lane, reason, since_at, until_at FROM incident WHERE coalesce(until_at, 9e99) >= ? ORDER BY since_at"
+)
+
+
+def _open_items(having: str = "TRUE") -> str:
+    """Items with open duties, of patients who are in the roster, that nothing else speaks for. One row an item.
+
+    `failure` and the times are those of the duty that failed most: SQLite takes bare columns from the row of max().
+    """
+    return (
+        "SELECT d.pat_num, d.kind, d.num, max(d.failures) AS failures, d.failure, d.since_at, d.next_try_at,"
+        f" count(*) AS calls FROM duty d JOIN patient p USING (pat_num) WHERE {_OPEN} AND p.left_at IS NULL AND"
+        f" (d.pat_num, d.kind, d.num) NOT IN (SELECT pat_num, kind, num FROM item WHERE {_ODD})"
+        f" GROUP BY d.pat_num, d.kind, d.num HAVING {having}"
+    )
+
+
+def _item_conditions(filters: Filters) -> tuple[str, list[object]]:
+    """The conditions of a search that concern an item or a version, as SQL, and their values."""
+    category, text = ((part or "").casefold() for part in (filters.category, filters.text))
+    conditions: list[tuple[str, object]] = [("i.kind = ?", filters.kind), ("i.num = ?", filters.num)]
+    conditions += [("instr(folded(i.category), ?) > 0", category or None)]
+    conditions += [("instr(folded(i.description), ?) > 0", text or None)]
+    conditions += [("v.archived_at >= ?", filters.since), ("v.archived_at < ?", filters.until)]
+    given = [(sql, value) for sql, value in conditions if value is not None]
+    current = " AND v.version = i.current_version" if filters.current else ""
+    return "".join(f" AND {sql}" for sql, _ in given) + current, [value for _, value in given]
+
+
+def _version(row: Row) -> Version:
+    """A row of table version, with its item's. SiteError disk_error when its checksum or path is wrong."""
+    names = ("seq", "mount_num", "version", "sidecar", "revision", "sha256", "bytes", "extension", "media_type")
+    times = ("listed_at", "placed_at", "archived_at", "first_seen_at", "file_name", "method", "source_revision")
+    version = Version(
+        item=Item(row["pat_num"], cast("Kind", row["kind"]), row["num"]),
+        flags=tuple(json.loads(row["flags"])),
+        listing=json.loads(row.get("fields") or "{}"),
+        **{name: row[name] for name in (*names, *times)},
+    )
+    if row_checksum(version) != row["checksum"] or version.path != row["path"]:
+        raise SiteError("disk_error", f"index.db: the row of seq {version.seq} is damaged; see `syncd reindex`")
+    return version

@@ -1,0 +1,376 @@
+"""Reading lists: the roster, a patient's documents and sheets, single rows; and what follows from a complete listing.
+
+A listing is complete when its pages overlap by one unchanged row and end; anything else starts over, three times, and
+then counts as not read. Only a complete listing says that something is missing.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Protocol
+
+from syncd import guards
+from syncd.diff import Difference, Known, Owing, compare, last_page, local_time, ripe, same_row
+from syncd.errors import ItemError, ListingError, NoSuchMethodError, OversizeError, SiteError, SyncdError
+from syncd.index import Index
+from syncd.logs import Log
+from syncd.model import Duty, Item, Listed, ListKey, Page, Patient
+from syncd.naming import extension_of, media_type
+from syncd.publishing import Arrival, Publisher
+from syncd.sites import Doors, Sites
+
+TRIES = 3
+SMALLER = {100: 10, 1000: 10, 10: 2}  # Limit after an answer over the size cap
+BAD_LIST_AGAIN = 900.0
+LEFT_LIST_AGAIN = 3600.0
+
+
+class Step(Protocol):
+    """One request, chosen but not sent. The shell of the API lane sends it when the pace allows."""
+
+    bulk: bool
+
+    def ask(self) -> object:
+        """Send it; nothing else."""
+        ...
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """Record the answer; the step that must follow at once, if any."""
+        ...
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """Record that it failed."""
+        ...
+
+    def abandon(self) -> None:
+        """It will not be sent."""
+        ...
+
+
+class ListStep:
+    """One page of one list, and what was read of it so far."""
+
+    bulk = False
+
+    def __init__(self, lists: Lists, key: ListKey, limit: int, tries: int = 0, rows: Sequence[Listed] = ()) -> None:
+        self._lists, self.key, self._limit, self._tries, self._rows = lists, key, limit, tries, tuple(rows)
+
+    def ask(self) -> Page:
+        """GET one page, starting at the last row already read."""
+        api, (pat_num, name) = self._lists.doors.api, self.key
+        offset = max(0, len(self._rows) - 1)
+        if name == "documents":
+            return api.list_documents(pat_num, offset, self._limit)
+        return api.list_sheets(pat_num, offset, self._limit)
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """Join the page; a complete listing is taken over, an incomplete one goes on."""
+        page = answer.rows if isinstance(answer, Page) else ()
+        try:
+            rows = join(self._rows, page)
+        except ListingError as error:
+            return self.failed(error, now)
+        if last_page(len(page), self._limit):
+            self._lists.complete(self.key, rows, now)
+            return None
+        return ListStep(self._lists, self.key, self._limit, self._tries, rows)
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """Start over after a page that cannot be trusted; give the list up for now after the third."""
+        if isinstance(error, OversizeError) and self._limit in SMALLER:
+            return ListStep(self._lists, self.key, SMALLER[self._limit], self._tries)
+        if isinstance(error, ListingError) and self._tries + 1 < TRIES:
+            return ListStep(self._lists, self.key, self._limit, self._tries + 1)
+        self._lists.refused(self.key, error, now)
+        return None
+
+    def abandon(self) -> None:
+        """Nothing was recorded; the list is polled again in its turn."""
+
+
+class RosterStep:
+    """One page of patients/Simple."""
+
+    bulk = False
+
+    def __init__(self, lists: Lists, limit: int, tries: int = 0, patients: Sequence[Patient] = ()) -> None:
+        self._lists, self._limit, self._tries, self._patients = lists, limit, tries, tuple(patients)
+
+    def ask(self) -> tuple[Patient, ...]:
+        """GET one page, starting at the last patient already read."""
+        return self._lists.doors.api.patients(max(0, len(self._patients) - 1), self._limit)
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """Join the page; the complete roster is taken over."""
+        page: tuple[Patient, ...] = answer if isinstance(answer, tuple) else ()
+        overlap = bool(self._patients)
+        known = {patient.pat_num for patient in self._patients}
+        if overlap and (not page or page[0].pat_num != self._patients[-1].pat_num):
+            return self.failed(ListingError("the roster shifted between two pages"), now)
+        fresh = page[1:] if overlap else page
+        if len({p.pat_num for p in fresh} - known) != len(fresh):
+            return self.failed(ListingError("the roster names a patient twice"), now)
+        patients = (*self._patients, *fresh)
+        if last_page(len(page), self._limit):
+            self._lists.roster(patients, now)
+            return None
+        return RosterStep(self._lists, self._limit, self._tries, patients)
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """Start over, three times; then the roster is due again a quarter of an hour later."""
+        if isinstance(error, ListingError) and self._tries + 1 < TRIES:
+            return RosterStep(self._lists, self._limit, self._tries + 1)
+        self._lists.roster_refused(error, now)
+        return None
+
+    def abandon(self) -> None:
+        """Nothing was recorded."""
+
+
+class ConfirmStep:
+    """GET one document that left its listing: is it gone, did it move, or did it go into a mount?"""
+
+    bulk = False
+
+    def __init__(self, lists: Lists, duty: Duty) -> None:
+        self._lists, self._duty = lists, duty
+
+    def ask(self) -> Listed | None:
+        """GET /documents/N."""
+        return self._lists.doors.api.document(self._duty.num)
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """Decide by what the office says of the number now."""
+        self._lists.confirmed(self._duty, answer if isinstance(answer, Listed) else None, now)
+        return None
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """An office that lacks the method leaves the two listings to decide."""
+        if isinstance(error, NoSuchMethodError):
+            self._lists.confirmed(self._duty, None, now)
+        else:
+            self._lists.doors.index.duty_failed(self._duty, type(error).__name__, now + BAD_LIST_AGAIN)
+        return None
+
+    def abandon(self) -> None:
+        """The duty stands."""
+
+
+def join(before: Sequence[Listed], page: Sequence[Listed]) -> tuple[Listed, ...]:
+    """Join a page to the rows before it, or raise ListingError where the two do not fit.
+
+    The first row of a later page repeats the last one unchanged, and no id comes twice.
+    """
+    if before and (not page or not same_row(before[-1], page[0])):
+        raise ListingError("the listing shifted between two pages")
+    rows = (*before, *(page[1:] if before else page))
+    if len({row.item for row in rows}) != len(rows):
+        raise ListingError("the listing names a row twice")
+    return rows
+
+
+class Lists:
+    """What complete listings do to the index. `limit`: rows a page, as the mode of the API allows."""
+
+    def __init__(self, doors: Doors, sites: Sites) -> None:
+        self.doors, self._sites = doors, sites
+        self.limit = doors.settings.api.page_limit
+        self.roster_not_before = 0.0
+        self.arrived: list[int] = []  # patients whose lists the agenda does not know yet
+        self.departed: list[int] = []
+        self.settled: list[tuple[ListKey, int, float | None]] = []  # lists that were read, for the agenda
+        self.postponed: list[tuple[ListKey, float]] = []
+        self._bad_answers = guards.Breaker()
+        self._publisher = Publisher(doors)
+
+    def roster(self, patients: Sequence[Patient], now: float) -> None:
+        """Take over a complete roster."""
+        sync, index = self.doors.settings.sync, self.doors.index
+        if not patients and index.value("SELECT 1 FROM patient WHERE left_at IS NULL"):
+            self.roster_refused(ListingError("the roster is empty"), now)
+            return
+        changes = index.apply_roster(patients, now, sync.patient_names, sync.patients)
+        self.arrived += changes["new"] + changes["back"]
+        self.departed += changes["left"]
+        for pat_num in changes["left"]:
+            self.doors.log.warning("patient_left", pat_num=pat_num)
+        self.doors.log.info("roster_read", count=len(patients), rows=len(changes["new"]))
+
+    def roster_refused(self, error: SyncdError, now: float) -> None:
+        """The roster could not be read: everybody stays, and it is asked for again later."""
+        self.roster_not_before = now + BAD_LIST_AGAIN
+        self.doors.log.warning("listing_refused", list="roster", failure=type(error).__name__)
+        if isinstance(error, ListingError):
+            self._sites.failed(SiteError("bad_answers"), now)
+
+    def refused(self, key: ListKey, error: SyncdError, now: float) -> None:
+        """A list could not be read: it waits; nothing else is concluded from that."""
+        left = isinstance(error, ItemError)
+        until = now + (LEFT_LIST_AGAIN if left else BAD_LIST_AGAIN)
+        failures = self.doors.index.list_failed(key, until)
+        self.postponed.append((key, until))
+        if failures & (failures - 1) == 0:
+            self.doors.log.warning(
+                "listing_refused", pat_num=key[0], list=key[1], failure=type(error).__name__, failures=failures
+            )
+        if isinstance(error, ListingError) and self._bad_answers.failed("listing", key):
+            self._sites.failed(SiteError("bad_answers"), now)
+
+    def complete(self, key: ListKey, rows: Sequence[Listed], now: float) -> None:
+        """Take over one complete listing: all actions are computed, then carried out in one transaction."""
+        index = self.doors.index
+        known = index.known(*key)
+        found = compare(known, rows, self.doors.settings.sync.kinds, now)
+        newest = self._newest(rows)
+        if not found.nothing:
+            with index.transaction():
+                index.apply_listing(key, found, len(rows), newest, now)
+                self._moved_here(found, known, now)
+                self._missing(key, found, known, now)
+            for row in found.uploads:
+                self._upload(row, now)
+        else:
+            index.apply_listing(key, found, len(rows), newest, now)
+        self._bad_answers.succeeded()
+        self.settled.append((key, len(rows), newest if found.changed else None))
+        self.doors.log.debug("list_polled", pat_num=key[0], list=key[1], rows=len(rows))
+
+    def _newest(self, rows: Sequence[Listed]) -> float | None:
+        times = (local_time(row.stamp or row.date_created, self.doors.settings.zone) for row in rows)
+        return max((time for time in times if time is not None), default=None)
+
+    def _moved_here(self, found: Difference, known: dict[Item, Known], now: float) -> None:
+        for row in found.changed:
+            if row.item in known or not self.doors.index.reused(row.item):
+                continue
+            there = self.doors.index.elsewhere(row.item, row.date_created)
+            for old in there:
+                self._vanish(old, now, row.item.full_id)
+            if not there:
+                self.doors.log.warning("number_reused", item=row.item.full_id)
+
+    def _missing(self, key: ListKey, found: Difference, known: dict[Item, Known], now: float) -> None:
+        """What the listing lacks: moved at once, held by a guard, looked for, or vanished in time."""
+        index = self.doors.index
+        gone = []
+        for each in found.newly_missing:
+            there = index.elsewhere(each.item, each.date_created)
+            if there:
+                self._vanish(each.item, now, there[0].full_id)
+            else:
+                gone.append(each)
+        live = sum(1 for each in known.values() if not each.vanished)
+        self._hold(key, gone, live, now)
+        if index.value("SELECT 1 FROM item WHERE pat_num = ? AND kind = 'mount' AND vanished_at IS NULL", key[0]):
+            for each in gone:
+                self._confirm(each, now)
+        if index.value("SELECT 1 FROM site WHERE lane = 'database'"):
+            return  # the office's database went back: what it lacks may come again
+        for each in found.still_missing:
+            if each.held_by is not None and each.held_by > 0:
+                self._agree(each.held_by, now)
+            elif ripe(each, now, self.doors.settings.sync.vanish_after):
+                if each.item.kind == "document" and not each.not_found:
+                    self._confirm(each, now)
+                else:
+                    self._vanish(each.item, now)
+
+    def _hold(self, key: ListKey, gone: Sequence[Known], live: int, now: float) -> None:
+        """Let the guards look at disappearances when they are first seen."""
+        index = self.doors.index
+        if not gone:
+            return
+        if guards.holds_patient(len(gone), live):
+            self._guard(f"patient-{key[0]}", [each.item for each in gone], live, now)
+            return
+        recent = index.rows(
+            "SELECT pat_num, kind, num FROM item"
+            " WHERE missing_since_at > ? AND vanished_at IS NULL AND held_by IS NULL",
+            now - 86400.0,
+        )
+        items = int(index.value("SELECT count(*) FROM item WHERE kind IN ('document', 'mount', 'sheet')") or 0)
+        if guards.holds_practice(len(recent), items):
+            self._guard("all", [Item(r["pat_num"], r["kind"], r["num"]) for r in recent], items, now)
+
+    def _guard(self, scope: str, items: Sequence[Item], of_items: int, now: float) -> None:
+        index = self.doors.index
+        guard = index.value("SELECT id FROM guard WHERE scope = ? AND state = 'held'", scope)
+        if guard is None:
+            index.run(
+                "INSERT INTO guard (scope, reason, made_at, items, of_items)"
+                " VALUES (?, 'disappearances_held', ?, 0, ?)",
+                *(scope, now, of_items),
+            )
+            guard = index.value("SELECT max(id) FROM guard")
+        index.run("UPDATE guard SET items = items + ? WHERE id = ?", len(items), guard)
+        for item in items:
+            index.set_item(item, "held_by = ?", guard)
+        self.doors.log.warning("guard_held", guard=f"guard-{guard}", count=len(items), rows=of_items)
+
+    def _agree(self, guard: int, now: float) -> None:
+        """One more complete listing that lacks what is held; seven on seven days end the hold."""
+        index, day = self.doors.index, dt.datetime.fromtimestamp(now, dt.UTC).date().isoformat()
+        sql = "UPDATE guard SET agreeing = agreeing + 1, agreed_day = ? WHERE id = ? AND agreed_day IS NOT ?"
+        if index.run(sql, day, guard, day) and (
+            index.value("SELECT agreeing FROM guard WHERE id = ?", guard) >= guards.AGREEING_LISTINGS
+        ):
+            end_guard(index, self.doors.log, guard, "agreed", now)
+
+    def _confirm(self, known: Known, now: float) -> None:
+        if known.item.kind == "document" and known.held_by is None:
+            self.doors.index.run(
+                "INSERT OR IGNORE INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
+                " VALUES ('confirm', ?, ?, 'document', ?, 'confirm', ?, ?)",
+                *(known.item.pat_num, known.item.num, known.revision, now, now),
+            )
+
+    def confirmed(self, duty: Duty, row: Listed | None, now: float) -> None:
+        """What the single GET said of a document that its listing lacks."""
+        index, item = self.doors.index, Item(duty.pat_num, "document", duty.num)
+        index.duty_done("confirm", duty.pat_num, duty.num)
+        known = index.known_item(item)
+        if known is None or known.vanished or known.missing_since_at is None or known.held_by is not None:
+            return
+        if row is None:
+            if ripe(known, now, self.doors.settings.sync.vanish_after):
+                self._vanish(item, now)
+            return
+        if row.item.pat_num != item.pat_num:
+            if row.date_created == known.date_created:
+                self._vanish(item, now, row.item.full_id)
+            return
+        for mount in index.rows(
+            "SELECT num, revision FROM item WHERE pat_num = ? AND kind = 'mount' AND vanished_at IS NULL", item.pat_num
+        ):
+            if "mount-image" in self.doors.settings.sync.kinds:
+                owing = Owing("mount-images", Item(item.pat_num, "mount", mount["num"]), mount["revision"], now)
+                index.owe(owing, "moved", now)
+
+    def _vanish(self, item: Item, now: float, became: str | None = None) -> None:
+        for each in self.doors.index.vanish(item, now, became):
+            self.doors.log.info("item_moved" if became else "item_vanished", item=each.full_id, became=became or "")
+
+    def _upload(self, row: Listed, now: float) -> None:
+        """Archive an uploaded row's bytes, which came with the listing itself."""
+        if row.upload is None or row.upload.content is None:
+            return
+        content, source = row.upload.content, self.doors.archive.new_incoming()
+        sha256 = self.doors.archive.write_incoming(source, content)
+        extension = extension_of(f"x.{row.upload.extension}")
+        arrival = Arrival(
+            *(row.item, source, sha256, len(content), extension, media_type(content[:512], extension), row.revision),
+            *(row.file_name, now, now, "note", row.fields),
+        )
+        self._publisher.take([arrival], now, lambda _: None)
+
+
+def end_guard(index: Index, log: Log, guard: int, state: str, now: float) -> None:
+    """End a hold: `approved` or `agreed` lets the ordinary rule go on; `rejected` keeps the items until seen again.
+
+    A rejected guard's items carry its number negated: never held again, never vanished while the listing lacks them.
+    """
+    with index.transaction():
+        index.run("UPDATE guard SET state = ?, ended_at = ? WHERE id = ?", state, now, guard)
+        index.run("UPDATE item SET held_by = ? WHERE held_by = ?", -guard if state == "rejected" else None, guard)
+    log.info("guard_ended", guard=f"guard-{guard}", state=state)

@@ -1,0 +1,269 @@
+"""The log for machines (JSON lines), the report for people, the words on stderr. No personal data by construction:
+
+an event has a listed name, its keys are listed, and its values are numbers or short plain words. Whatever cannot be
+written (full disk, closed stderr) is counted and never stops the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from datetime import UTC, datetime
+from pathlib import Path
+from traceback import walk_tb
+from typing import Final, Protocol, Self
+
+import structlog
+
+from syncd.config import Settings
+from syncd.errors import REASONS
+
+EVENTS: Final[dict[str, str]] = {
+    "backfill_progress": "how far the first mirroring is",
+    "document_archived": "a new item has its first version in the archive",
+    "drop_cleaned": "a staged file was removed from the drop",
+    "drop_leftover": "a staged file could not be removed from the drop; syncd tries again",
+    "guard_ended": "what a guard held was approved, rejected, or agreed with by seven listings",
+    "guard_held": "unusually many disappearances are held; see `syncd held`",
+    "identity_checked": "known items were compared with the database behind the key",
+    "item_failed": "one item could not be fetched; syncd tries again with growing distance",
+    "item_moved": "an item is now under another patient; its files stay where they are",
+    "item_recovered": "an item that had failed is archived",
+    "item_vanished": "an item left the listings; its files stay",
+    "library_warning": "a library below syncd warned; its text is not kept, it may name people",
+    "list_polled": "one list of one patient was read completely (debug)",
+    "listing_refused": "a listing could not be trusted; nothing was recorded from it",
+    "number_reused": "a number now means another document",
+    "patient_left": "a patient is no longer in the roster; the archive stays",
+    "placement_unanswered": "a placement may still happen; its staged name is watched",
+    "revision_recorded": "a newer revision has the bytes that are archived already",
+    "roster_read": "the list of patients was read completely",
+    "scrub_done": "a part of the archive was hashed again",
+    "started": "syncd holds the lock and works",
+    "state_changed": "the state that `syncd status` shows changed",
+    "stopped": "syncd ended",
+    "throttled": "Open Dental answered 429; syncd waits as told",
+    "thumbnails_settled": "a patient's thumbnails are archived",
+    "turn_failed": "a lane met an error that syncd does not know; please report it",
+    "unlisted_event": "an event without a place in this list",
+    "version_archived": "changed bytes became a new version",
+    "wish_taken": "an order of a command was taken up",
+}
+_KEYS: Final = """
+practice item list pat_num doc_num mount_num kind num version sidecar seq bytes sha256_12 extension flags method mode
+reason who failure failures state previous now moved_to guard count rows items patients owed failing held vanished
+placed pulled archived damaged requests attempt id looks pid verb signal exit_code status_code message_code exception
+where lane became logger log_level lines_lost at next_try_at since_seconds duration_seconds wait_seconds eta_seconds
+"""
+KEYS: Final = frozenset(_KEYS.split())
+_WORDS: Final = re.compile(r"[A-Za-z0-9_.:/+ -]{0,200}")
+_ALWAYS_SHOWN: Final = frozenset({"started", "stopped", "state_changed"})
+_PRIORITY: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # sd-daemon(3)
+_DEEPEST: Final = 6  # frames and causes that an exception is described by
+
+
+class Log(Protocol):
+    """What the story logs with: an event of EVENTS, and ids under KEYS. `exc_info=error` adds its type and place."""
+
+    def debug(self, event: str, **ids: object) -> None:
+        """Only with -v."""
+
+    def info(self, event: str, **ids: object) -> None:
+        """Ordinary work."""
+
+    def warning(self, event: str, **ids: object) -> None:
+        """Somebody may want to know; also on stderr."""
+
+    def error(self, event: str, **ids: object) -> None:
+        """Somebody must act; also on stderr."""
+
+    def bind(self, **ids: object) -> Self:
+        """A log that adds these ids to every event."""
+
+
+class CappedFile:
+    """A file that lines are appended to; when full it becomes FILE.1, and so on, `keep` old ones in all."""
+
+    def __init__(self, path: Path, max_size: int, keep: int) -> None:
+        self._path, self._max_size, self._keep, self._turn = path, max_size, keep, threading.Lock()
+
+    def append(self, text: str) -> None:
+        """Write the text at the end, wholly or not at all. Raises OSError."""
+        content = text.encode("utf-8", "replace")
+        with self._turn:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._path.exists() and self._path.stat().st_size + len(content) > self._max_size:
+                self._rotate()
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                size = os.fstat(fd).st_size
+                if os.write(fd, content) != len(content):
+                    os.ftruncate(fd, size)
+                    raise OSError(errno.ENOSPC, "short write")
+            finally:
+                os.close(fd)
+
+    def _rotate(self) -> None:
+        names = [self._path, *(self._path.with_name(f"{self._path.name}.{age}") for age in range(1, self._keep + 1))]
+        for younger, older in reversed(list(itertools.pairwise(names))):
+            with contextlib.suppress(FileNotFoundError):
+                younger.replace(older)
+
+
+class StatusFiles:
+    """status.json, replaced as a whole, and status.log, the report for people."""
+
+    def __init__(self, log_path: Path, max_size: int = 20_000_000, keep: int = 10) -> None:
+        self._report = CappedFile(log_path / "status.log", max_size, keep)
+        self._json, self._turn = log_path / "status.json", threading.Lock()
+
+    def write_json(self, status: Mapping[str, object]) -> bool:
+        """Replace status.json. False: it could not be written, the old one stays. It is made anew each minute."""
+        draft = self._json.with_suffix(".new")
+        try:
+            draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._turn:
+                draft.unlink(missing_ok=True)
+                draft.touch(0o600)
+                draft.write_text(json.dumps(status) + "\n", "utf-8")
+                draft.replace(self._json)
+        except OSError:
+            return False
+        return True
+
+    def append_report(self, text: str) -> bool:
+        """Add to status.log. False: it could not be written."""
+        try:
+            self._report.append(text if text.endswith("\n") else f"{text}\n")
+        except OSError:
+            return False
+        return True
+
+
+def open_logs(
+    settings: Settings, environ: Mapping[str, str], verbose: int = 0, now: Callable[[], float] = time.time
+) -> Log:
+    """The practice's log. `verbose` 1 adds debug events and shows everything on stderr, -1 shows errors only.
+
+    From here on the warnings of libraries go into it, too. `now`: seconds since the epoch.
+    """
+    sink = _Sink(settings, under_systemd="JOURNAL_STREAM" in environ, verbose=verbose, now=now)
+    level = logging.DEBUG if verbose > 0 else logging.INFO
+    wrapper = structlog.make_filtering_bound_logger(level)
+    log: Log = structlog.wrap_logger(sink, [structlog.processors.add_log_level, _describe, _listed], wrapper)
+    root = logging.getLogger()
+    for old in [door for door in root.handlers if isinstance(door, _LibraryWarnings)]:
+        root.removeHandler(old)
+    root.addHandler(_LibraryWarnings(log))
+    return log
+
+
+Event = MutableMapping[str, object]
+
+
+def _describe(_: object, __: str, event: Event) -> Event:
+    """Replace an exception by the types of it and its causes, and by the code they came from: no text, no locals."""
+    error = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if error is True else error
+    if isinstance(error, BaseException):
+        chain = list(_causes(error))
+        event["exception"] = "/".join(type(cause).__name__ for cause in chain)
+        event["where"] = f"{event.get('where', '')} {'/'.join(_place(cause) for cause in chain)}".strip()
+        for cause in chain:
+            if isinstance(cause, OSError):
+                event["message_code"] = errno.errorcode.get(cause.errno or 0, "?")
+    return event
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(_DEEPEST):
+        if error:
+            yield error
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _place(error: BaseException) -> str:
+    frames = [(Path(frame.f_code.co_filename).stem, line) for frame, line in walk_tb(error.__traceback__)]
+    return " ".join(f"{stem}:{line}" for stem, line in frames[-_DEEPEST:])
+
+
+def _listed(_: object, __: str, event: Event) -> Event:
+    """Let pass what is listed, drop or blank the rest."""
+    name, level = event.pop("event"), event.pop("level")
+    known = {"level": level, "event": name if name in EVENTS else "unlisted_event"}
+    return {**known, **_plain_keys(event)}
+
+
+def _plain_keys(ids: Mapping[str, object]) -> dict[str, object]:
+    return {key: _plain(value) for key, value in ids.items() if key in KEYS}
+
+
+def _plain(value: object) -> object:
+    match value:
+        case None | bool() | int():
+            return value
+        case float():
+            return round(value, 3) if abs(value) < 1e15 else "?"  # noqa: PLR2004 - and NaN: JSON knows neither
+        case str() if _WORDS.fullmatch(value):
+            return value
+        case Mapping():
+            return _plain_keys(value)
+        case list() | tuple():
+            return [_plain(part) for part in value[:50]]
+        case _:
+            return "?"
+
+
+class _Sink:
+    """Where events end: one line each in syncd.log, and some on stderr. structlog calls the method of the level."""
+
+    def __init__(self, settings: Settings, under_systemd: bool, verbose: int, now: Callable[[], float]) -> None:
+        self._practice, self._now, self._verbose, self._under_systemd = settings.name, now, verbose, under_systemd
+        self._file = CappedFile(settings.log_path / "syncd.log", settings.log.max_size, settings.log.keep)
+        self._lines_lost = 0
+
+    def write(self, **event: object) -> None:
+        at = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        record = {"time": at, **event, "practice": self._practice}
+        if self._lines_lost:
+            record["lines_lost"] = self._lines_lost
+        try:
+            self._file.append(json.dumps(record) + "\n")
+            self._lines_lost = 0
+        except OSError:
+            self._lines_lost += 1
+        self._show(event)
+
+    debug = info = warning = error = critical = write
+
+    def _show(self, event: Mapping[str, object]) -> None:
+        priority, name = _PRIORITY[str(event["level"])], str(event["event"])
+        least = {-1: 3, 0: 4}.get(self._verbose, 7)
+        if priority > least and not (name in _ALWAYS_SHOWN and self._verbose >= 0):
+            return
+        ids = " ".join(f"{key}={value}" for key, value in event.items() if key not in {"level", "event"})
+        _, action, _ = REASONS.get(str(event.get("reason")), ("", EVENTS[name], 0))
+        prefix = f"<{priority}>" if self._under_systemd else ""
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all: the file has it
+            print(f"{prefix}syncd {self._practice}: {name} {ids}: {action}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _LibraryWarnings(logging.Handler):
+    """Takes warnings of libraries: which logger and level, never the text."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.warning("library_warning", logger=record.name, log_level=record.levelname)

@@ -1,0 +1,326 @@
+"""The API lane: what to ask Open Dental next, one request in flight, and where its trouble goes.
+
+The agenda says which list is next; rows of the index say what is owed; this lane spends the budget on them. It never
+waits for a pull: so many placed files at most may lie on the drop, then it lists only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from syncd import guards, wishes
+from syncd.agenda import Agenda, Policy
+from syncd.diff import DAY, Owing
+from syncd.errors import (
+    ItemError,
+    ListingError,
+    NoSuchMethodError,
+    OversizeError,
+    SiteError,
+    SyncdError,
+    TransientError,
+    UnansweredError,
+)
+from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step
+from syncd.model import Item, Listed
+from syncd.pacing import spacing
+from syncd.placing import QUIET, Places, PlaceStep
+from syncd.sites import LANE_OF, Doors, Sites
+
+if TYPE_CHECKING:
+    from syncd.service import PaceFile
+
+PLACED_CAP = 200  # files on the drop that are not pulled yet
+ROSTER_EVERY = 900.0
+IDENTITY_EVERY = DAY
+IDLE = 0.5
+FIRST_TRIES = 64  # duties looked at in one turn; those found in the archive cost no request
+OWED = ("listed", "moved", "repair", "retry", "confirm")
+
+
+@dataclass
+class Scope:
+    """What this process was asked to do. A backfill polls every list once; the daemon goes round for ever.
+
+    `since`: lists polled completely after this moment count as polled. `patients`: only these, or None for all.
+    """
+
+    backfill: bool = False
+    since: float = 0.0
+    patients: frozenset[int] | None = None
+    max_requests: int | None = None
+
+
+class IdentityStep:
+    """Ask again for one known document: does its number still mean the same?"""
+
+    bulk = False
+
+    def __init__(self, lane: ApiLane, row: Listed) -> None:
+        self._lane, self._row = lane, row
+
+    def ask(self) -> Listed | None:
+        """GET /documents/N."""
+        return self._lane.doors.api.document(self._row.item.num)
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """Number, patient and DateCreated agree, or not."""
+        if not isinstance(answer, Listed):
+            said = guards.Probe("missing")
+        elif (answer.item.pat_num, answer.date_created) == (self._row.item.pat_num, self._row.date_created):
+            said = guards.Probe("agrees")
+        else:
+            said = guards.Probe("disagrees")
+        return self._lane.probed(said, now)
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """An office that lacks the method cannot be asked; anything else is asked again."""
+        if isinstance(error, NoSuchMethodError):
+            self._lane.identified("same", 0, now)
+        else:
+            self._lane.identity_at = now
+        return None
+
+    def abandon(self) -> None:
+        """It is asked at the next start."""
+
+
+class ApiLane:
+    """Turns without thread or sleep: `turn(now)` sends one request at most and says when it wants the next."""
+
+    def __init__(self, doors: Doors, sites: Sites, pace: PaceFile, scope: Scope, now: float) -> None:
+        self.doors, self.scope = doors, scope
+        self._sites, self._pace = sites, pace
+        self.lists = Lists(doors, sites)
+        self.places = Places(doors, sites, self.lists, bulk=scope.backfill)
+        policy = Policy.for_interval(doors.settings.api.min_interval, 0)
+        self.agenda = Agenda((), Policy(rest=float("inf")) if scope.backfill else policy, now)
+        self.refill(now)
+        self._prepared: Step | None = None
+        self._patient: int | None = None
+        self._probes: list[guards.Probe] = []
+        self._to_probe: list[Listed] = []
+        self.identity_at = 0.0  # due at every start
+        self.requests = 0
+
+    def refill(self, now: float, arrived: frozenset[int] | None = None) -> None:
+        """Give the agenda the lists of this scope: all of them, or those of patients who just arrived."""
+        wanted = self.scope.patients
+        for state in self.doors.index.lists():
+            mine = (wanted is None or state.key[0] in wanted) and (arrived is None or state.key[0] in arrived)
+            if mine and not (self.scope.backfill and state.polled_at >= self.scope.since):
+                self.agenda.add(replace(state, polled_at=0.0) if self.scope.backfill else state, now)
+
+    # --- one turn
+
+    def turn(self, now: float) -> float:
+        """Send the next request if the pace allows; seconds since the epoch of the next turn."""
+        for verb, argument in wishes.grant_all(self.doors.index, self.doors.log, now):
+            self._granted(verb, argument, now)
+        wait = self._sites.wait_until("api")
+        at_limit = self.scope.max_requests is not None and self.requests >= self.scope.max_requests
+        if wait > now or at_limit:
+            return now + IDLE
+        if self._prepared is None:
+            self._prepared = self._guarded(lambda: self.choose(now), now)
+        if self._prepared is None:
+            return now + IDLE
+        gap = spacing(self.doors.settings, now, self._prepared.bulk)
+        claim = self._pace.claim(gap)
+        if isinstance(claim, float):
+            return now + claim
+        step, self._prepared = self._prepared, None
+        with claim:
+            outcome = self._asked(step)
+            if isinstance(outcome, TransientError) and outcome.reason == "throttled":
+                claim.throttled(outcome.retry_after)
+        self.requests += 1
+        done_at = self.doors.clock.now()
+        self._prepared = self._guarded(lambda: self._taken(step, outcome, done_at), done_at)
+        self._tell_agenda(done_at)
+        return done_at
+
+    def _granted(self, verb: str, argument: object, now: float) -> None:
+        """A wish was granted that changes what is next."""
+        if verb == "backfill":
+            wanted = frozenset(argument) if isinstance(argument, list) else None
+            for state in self.doors.index.lists():
+                if wanted is None or state.key[0] in wanted:
+                    self.agenda.named(state.key, now)
+            self.lists.roster_not_before = 0.0
+            self.doors.index.remember("roster_at", None)
+        elif verb == "approve" and self._sites.reason("database"):
+            self.identity_at = now
+
+    def due(self, mark: str) -> None:
+        """The scheduler says that something is due; the lane does it in its turn."""
+        if mark == "identity":
+            self.identity_at = 0.0
+
+    def close(self) -> None:
+        """Take back what was prepared and not sent."""
+        if self._prepared is not None:
+            self._prepared.abandon()
+            self._prepared = None
+
+    def _asked(self, step: Step) -> object:
+        try:
+            return step.ask()
+        except SyncdError as error:
+            return error
+
+    def _taken(self, step: Step, outcome: object, now: float) -> Step | None:
+        if not isinstance(outcome, SyncdError):
+            self._sites.works("api", now)
+            return step.take(outcome, now)
+        if isinstance(outcome, TransientError) and outcome.reason == "throttled":
+            self.doors.log.warning("throttled", wait_seconds=outcome.retry_after or 0.0)
+            return step
+        answered = isinstance(outcome, (ItemError, ListingError, OversizeError, NoSuchMethodError))
+        placing = isinstance(step, PlaceStep)
+        lane = LANE_OF.get(outcome.reason) if isinstance(outcome, SiteError) else None
+        if answered or lane is not None:
+            self._sites.works("api", now)
+        if not answered and not (placing and isinstance(outcome, UnansweredError) and outcome.reason == "api_error"):
+            self._sites.failed(outcome, now, lane)
+        return step.failed(outcome, now)
+
+    def _guarded(self, work: Callable[[], Step | None], now: float) -> Step | None:
+        """Local trouble (index, archive) takes the lane's turn, not the process."""
+        try:
+            return work()
+        except SiteError as error:
+            self._sites.failed(error, now)
+            return None
+
+    def _tell_agenda(self, now: float) -> None:
+        lists = self.lists
+        for key, rows, newest in lists.settled:
+            self.agenda.polled(key, now, rows, newest)
+        for key, until in lists.postponed:
+            self.agenda.failed(key, now, until)
+        for pat_num in lists.departed:
+            self.agenda.remove(pat_num)
+        if lists.arrived:
+            self.refill(now, frozenset(lists.arrived))
+        for pending in (lists.settled, lists.postponed, lists.departed, lists.arrived):
+            pending.clear()
+
+    # --- what is next
+
+    def choose(self, now: float) -> Step | None:
+        """The most useful request, or None: nothing is worth one now."""
+        if now >= self.identity_at:
+            return self._identity(now)
+        if self._sites.reason("database") == "other_database":
+            return None
+        if self._roster_due(now):
+            return RosterStep(self.lists, self.lists.limit)
+        found = self._placement(now)
+        if found is not None:
+            return found
+        key = self.agenda.next(now)
+        if key is not None:
+            self._patient = key[0]
+            return ListStep(self.lists, key, self.lists.limit)
+        return None if self.scope.backfill or not self._may_place(now) else self._refetch(now)
+
+    def _roster_due(self, now: float) -> bool:
+        if now < self.lists.roster_not_before:
+            return False
+        read_at = self.doors.index.meta_time("roster_at")
+        if self.scope.backfill:
+            return read_at < self.scope.since
+        return now - read_at >= ROSTER_EVERY or read_at > now
+
+    def _may_place(self, now: float) -> bool:
+        if self._sites.wait_until("placing", "drop", "archive") > now:
+            return False
+        on_drop = self.doors.index.value("SELECT count(*) FROM attempt WHERE state IN ('placed', 'asked')")
+        return int(on_drop) < PLACED_CAP
+
+    def _placement(self, now: float) -> Step | None:
+        if not self._may_place(now):
+            return None
+        for _ in range(FIRST_TRIES):
+            duty = self.doors.index.next_duty(now, OWED, self._patient, self.scope.patients)
+            if duty is None:
+                break
+            self._patient = duty.pat_num
+            step = ConfirmStep(self.lists, duty) if duty.method == "confirm" else self.places.prepare(duty, now)
+            if step is not None:
+                return step
+        if "thumbnail" not in self.doors.settings.sync.kinds:
+            return None
+        return self.places.prepare_thumbnails(now, 0.0 if self.scope.backfill else QUIET)
+
+    def _refetch(self, now: float) -> Step | None:
+        """An idle slot: fetch again what has no usable stamp, or was placed while its stamp was young."""
+        index = self.doors.index
+        duty = index.next_duty(now, ("refetch",), None, None)
+        if duty is not None:
+            return self.places.prepare(duty, now)
+        for row in index.rows(
+            "SELECT i.* FROM item i JOIN patient p USING (pat_num) WHERE i.refetch_at <= ?"
+            " AND i.vanished_at IS NULL AND i.missing_since_at IS NULL AND i.pending = 0 AND p.left_at IS NULL"
+            " ORDER BY i.refetch_at LIMIT 1",
+            now,
+        ):
+            item = Item(row["pat_num"], row["kind"], row["num"])
+            index.set_item(item, "refetch_at = NULL")
+            if item.kind == "document":
+                index.owe(Owing("document", item, row["revision"], now), "refetch", now)
+            else:
+                index.owe(Owing("mount", item, row["revision"], now), "refetch", now)
+                index.owe(Owing("mount-images", item, row["revision"], now), "refetch", now)
+        duty = index.next_duty(now, ("refetch",), None, None)
+        return self.places.prepare(duty, now) if duty is not None else None
+
+    # --- whose database is it
+
+    def _identity(self, now: float) -> Step | None:
+        """Compare up to 20 random known documents: at start, after a change of key, and daily."""
+        if not self._to_probe:
+            self._probes = []
+            rows = self.doors.index.rows(
+                "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
+                " AND missing_since_at IS NULL AND archived_revision IS NOT NULL ORDER BY random() LIMIT ?",
+                guards.PROBED_ITEMS,
+            )
+            found = (self.doors.index.listed(Item(row["pat_num"], "document", row["num"])) for row in rows)
+            self._to_probe = [row for row in found if row is not None]
+        if not self._to_probe:
+            self.identified("same", 0, now)
+            return self.choose(now)
+        return IdentityStep(self, self._to_probe[-1])
+
+    def probed(self, said: guards.Probe, now: float) -> Step | None:
+        """One more answer; after the last the verdict."""
+        self._probes.append(said)
+        self._to_probe.pop()
+        if self._to_probe:
+            return IdentityStep(self, self._to_probe[-1])
+        self.identified(guards.identity(self._probes), len(self._probes), now)
+        return None
+
+    def identified(self, verdict: guards.Verdict, count: int, now: float) -> None:
+        """Act on the verdict: go on, or hold everything until somebody approves."""
+        index = self.doors.index
+        self.identity_at = now + IDENTITY_EVERY
+        self.doors.log.info("identity_checked", count=count, reason=verdict)
+        if verdict == "same":
+            self._sites.works("database", now)
+            return
+        if index.meta("database_approved") is not None:
+            index.remember("database_approved", None)
+            self._sites.works("database", now)
+            return
+        self.identity_at = now + 900.0 if verdict == "other_database" else now + IDENTITY_EVERY
+        self._sites.failed(SiteError(verdict), now)
+        if index.value("SELECT 1 FROM guard WHERE scope = 'database' AND state = 'held'") is None:
+            index.run(
+                "INSERT INTO guard (scope, reason, made_at, items, of_items) VALUES ('database', ?, ?, ?, ?)",
+                *(verdict, now, sum(p.answer != "agrees" for p in self._probes), count),
+            )

@@ -1,0 +1,141 @@
+"""When the next request may start, and how long to wait after trouble.
+
+Pure. "Steady" times are seconds since boot (CLOCK_BOOTTIME), `now` is seconds since the epoch; all delays are seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, time, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from syncd.config import Settings, Window
+
+LONGEST_PAUSE: Final = 3600.0  # whatever Retry-After says, or a damaged record
+LONGEST_REQUEST: Final = 60.0  # the API answers 504 after it (facts.md)
+SLOW_ANSWER: Final = 10.0  # the vendor queues before it throttles: slow answers are a sign, too (facts.md)
+FIRST_THROTTLE: Final = 5.0
+LAST_THROTTLE: Final = 900.0
+RETRY_DELAYS: Final = (5.0, 30.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0)
+SITE_DELAYS: Final = (15.0, 60.0, 300.0, 900.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What must outlive a process: when requests started, until when none may, and how many on `day`."""
+
+    last_start: float = 0.0
+    not_before: float = 0.0
+    throttles_in_a_row: int = 0
+    day: str = ""
+    requests_today: int = 0
+    throttled_today: int = 0
+
+    def to_json(self) -> str:
+        """One line for `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Pace:
+        """The record in `text`; a fresh one when it is empty or damaged."""
+        try:
+            read, fresh = json.loads(text), asdict(cls())
+            if read.keys() == fresh.keys() and all(type(read[key]) is type(fresh[key]) for key in fresh):
+                pace = cls(**read)
+                return pace if pace.last_start >= 0 and pace.not_before >= 0 else cls()  # false for NaN
+        except (ValueError, AttributeError, RecursionError):
+            pass
+        return cls()
+
+
+def spacing(settings: Settings, now: float, bulk: bool) -> float:
+    """Seconds from start to start: the share in force, and half of it for bulk work outside the backfill window."""
+    local, api, windows = datetime.fromtimestamp(now, settings.zone), settings.api, settings.backfill.window
+    is_open = local.weekday() < 5 and 8 <= local.hour < 17  # noqa: PLR2004 - Monday to Friday, 8 to 17
+    share = api.share if is_open else api.share_closed
+    return api.min_interval / (share / 2 if bulk and windows and not in_window(windows, local) else share)
+
+
+def next_start(pace: Pace, spacing: float, steady_now: float) -> float:
+    """The steady time before which no request may start.
+
+    A last start that lies ahead happened before a reboot: it then counts as made at boot, with its pause after it.
+    """
+    last, pause = pace.last_start, pace.not_before - pace.last_start
+    if last > steady_now:
+        last = 0.0
+    return last + max(spacing, min(pause, LONGEST_PAUSE + LONGEST_REQUEST))
+
+
+def started(pace: Pace, steady_now: float, day: str) -> Pace:
+    """A request starts now, on the wall-clock day `day` (ISO)."""
+    if pace.day != day:
+        pace = replace(pace, day=day, requests_today=0, throttled_today=0)
+    return replace(pace, last_start=steady_now, not_before=0.0, requests_today=pace.requests_today + 1)
+
+
+def answered(pace: Pace, steady_now: float, good: bool) -> Pace:
+    """The request ended now: a slow one leaves a quarter of its duration free, a good one ends throttling."""
+    duration = steady_now - pace.last_start
+    not_before = steady_now + duration / 4 if duration > SLOW_ANSWER else 0.0
+    return replace(pace, not_before=not_before, throttles_in_a_row=0 if good else pace.throttles_in_a_row)
+
+
+def throttled(pace: Pace, steady_now: float, retry_after: float | None) -> Pace:
+    """The request was answered with 429: 5 s, doubled each time in a row up to 15 min, or Retry-After if longer."""
+    wait = min(FIRST_THROTTLE * 2 ** min(pace.throttles_in_a_row, 10), LAST_THROTTLE)
+    wait = max(wait, min(retry_after or 0.0, LONGEST_PAUSE))
+    return replace(
+        pace,
+        not_before=steady_now + wait,
+        throttles_in_a_row=pace.throttles_in_a_row + 1,
+        throttled_today=pace.throttled_today + 1,
+    )
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds to wait, from seconds or an HTTP date (RFC 9110, 10.2.3), 0 to one hour; None when it says nothing."""
+    text = (value or "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
+        return min(float(text[:300]), LONGEST_PAUSE)
+    try:
+        moment = parsedate_to_datetime(text)
+        return min(max(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now, 0.0), LONGEST_PAUSE)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def in_window(windows: Sequence[Window], local: datetime) -> bool:
+    """Whether the local time lies in one of the windows, those that began yesterday included."""
+    minute, today = local.hour * 60 + local.minute, local.weekday()
+    return any(
+        (today in window.days and window.start <= minute < (window.end if window.end > window.start else 1440))
+        or (window.end < window.start and (today - 1) % 7 in window.days and minute < window.end)
+        for window in windows
+    )
+
+
+def next_window_start(windows: Sequence[Window], local: datetime) -> datetime | None:
+    """When the next window begins after `local`, in its zone; None without windows."""
+    days = [local.date() + timedelta(days=step) for step in range(8)]
+    starts = (
+        datetime.combine(day, time(window.start // 60, window.start % 60), local.tzinfo)
+        for day in days
+        for window in windows
+        if day.weekday() in window.days
+    )
+    return min((start for start in starts if start > local), default=None)
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds until an item is tried again, after its n-th failure in a row: growing, never "never"."""
+    return RETRY_DELAYS[min(max(failures, 1), len(RETRY_DELAYS)) - 1]
+
+
+def site_delay(failures: int) -> float:
+    """Seconds until a site that refuses or does not answer is probed again, after the n-th failure in a row."""
+    return SITE_DELAYS[min(max(failures, 1), len(SITE_DELAYS)) - 1]

@@ -1,0 +1,274 @@
+"""Placing: ask Open Dental to put one file, or the files of one folder, on the drop; journalled before it is asked.
+
+What is archived already is adopted instead: before an item is placed, its archive folder is read. A placement is made
+only from a listing of its patient that is less than an hour old.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from syncd import guards
+from syncd.diff import DAY, HOUR, revision
+from syncd.errors import ItemError, SiteError, SyncdError, TransientError, UnansweredError
+from syncd.index import KIND_OF
+from syncd.listing import Lists, ListStep, Step
+from syncd.model import Attempt, Duty, Item, Kind, ListName, Method, PlacedName
+from syncd.naming import own_extension, staging_name
+from syncd.pacing import retry_delay
+from syncd.publishing import Publisher
+from syncd.sites import Doors, Sites
+
+FRESH = HOUR
+QUIET = 900.0  # seconds without a new image before a patient's thumbnails are asked for
+GIVE_UP_THUMBNAILS = 3
+THUMBNAILS_AGAIN = 30 * DAY
+FIXED_EXTENSION: Mapping[str, str] = {"mount": "jpg", "sheet": "pdf"}
+
+
+class PlaceStep:
+    """One journalled placement."""
+
+    def __init__(self, places: Places, attempt: Attempt, duty: Duty | None, bulk: bool) -> None:
+        self._places, self._attempt, self._duty, self.bulk = places, attempt, duty, bulk
+
+    def ask(self) -> tuple[PlacedName, ...]:
+        """One request; returning means 201, or 200 with the words that there is nothing to place."""
+        api, attempt = self._places.doors.api, self._attempt
+        calls: dict[Method, Callable[[int, str], tuple[PlacedName, ...] | None]] = {
+            "document": api.place_document,
+            "mount": api.place_mount,
+            "mount-image": api.place_document,
+            "mount-images": api.place_mount_images,
+            "sheet": api.place_sheet,
+            "thumbnails": api.place_thumbnails,
+        }
+        number = attempt.pat_num if attempt.method == "thumbnails" else attempt.num
+        return calls[attempt.method](number, attempt.staging) or ()
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """The office has finished writing: the pull lane may read."""
+        names = answer if isinstance(answer, tuple) else ()
+        self._places.answered(self._attempt, names, now)
+        return None
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """No 201: unanswered, refused, or never sent."""
+        self._places.failed(self._attempt, self._duty, error, now)
+        return None
+
+    def abandon(self) -> None:
+        """Not sent: nothing can be on the drop."""
+        self._places.unsent(self._attempt, self._duty)
+
+
+class Places:
+    """Prepares placements and records what became of the requests."""
+
+    def __init__(self, doors: Doors, sites: Sites, lists: Lists, bulk: bool) -> None:
+        self.doors = doors
+        self._sites, self._lists, self._bulk = sites, lists, bulk
+        self._publisher = Publisher(doors)
+        self._alike = guards.Breaker()
+
+    def prepare(self, duty: Duty, now: float) -> Step | None:
+        """The request this duty needs next, or None when it needed none: its bytes are archived already."""
+        if duty.why in ("listed", "moved", "retry") and self._adopted(duty, now):
+            return None
+        name: ListName = "sheets" if duty.method == "sheet" else "documents"
+        listed_at = self.doors.index.polled_at(duty.pat_num, name)
+        if now - listed_at > FRESH:
+            return ListStep(self._lists, (duty.pat_num, name), self._lists.limit)
+        attempt = self._journalled(duty, listed_at, now)
+        return PlaceStep(self, attempt, duty, self._bulk or duty.why == "refetch") if attempt else None
+
+    def _journalled(self, duty: Duty, listed_at: float, now: float) -> Attempt | None:
+        kind_item = Item(duty.pat_num, *_item_of(duty))
+        rows = self.doors.index.item_rows(kind_item)
+        if not rows or duty.method in ("confirm", "thumbnails"):
+            self.doors.index.duty_done(duty.method, duty.pat_num, duty.num)
+            return None
+        row = rows[0]
+        extension = FIXED_EXTENSION.get(duty.method) or own_extension(row["file_name"])
+        listed = {"file_name": row["file_name"], "fields": row["fields"], "mount_num": row["mount_num"]}
+        return self._write_down(duty, None if duty.method == "mount-images" else extension, listed_at, listed, now)
+
+    def _write_down(
+        self, duty: Duty, extension: str | None, listed_at: float, listed: Mapping[str, object], now: float
+    ) -> Attempt:
+        settings = self.doors.settings
+        day = datetime.fromtimestamp(now, settings.zone).strftime("%Y%m%d")
+        method: Method = "document" if duty.method == "confirm" else duty.method
+        attempt = Attempt(
+            id=0,
+            method=method,
+            pat_num=duty.pat_num,
+            num=duty.num,
+            revision=duty.revision,
+            staging=staging_name(settings.drop.folder, settings.name, day, secrets.token_hex(16), extension),
+            state="asked",
+            asked_at=now,
+            placed_at=None,
+            listed_at=listed_at,
+            why=duty.why,
+            listed=listed,
+        )
+        return replace(attempt, id=self.doors.index.journal(attempt))
+
+    # --- what is archived already
+
+    def _adopted(self, duty: Duty, now: float) -> bool:
+        if duty.method == "mount-images":
+            return self._adopted_images(duty, now)
+        item = Item(duty.pat_num, *_item_of(duty))
+        held = self.doors.archive.read_item(item)
+        matching = [version for version in held if version.revision == duty.revision]
+        if not matching or not self.doors.archive.intact(matching[-1]):
+            return False
+        with self.doors.index.transaction():
+            self._publisher.adopt(held, now)
+            self.doors.index.duty_done(duty.method, duty.pat_num, duty.num, duty.revision)
+        return True
+
+    def _adopted_images(self, duty: Duty, now: float) -> bool:
+        """Whether every image that DownloadMount named for this revision of the mount is in the archive."""
+        found = self.doors.archive.mount_images(duty.pat_num, duty.num)
+        matching = [version for version in found if version.source_revision == duty.revision]
+        named = next((version.mount_images for version in reversed(matching) if version.mount_images), ())
+        have = {version.item.num for version in matching if self.doors.archive.intact(version)}
+        if not named or not have.issuperset(named):
+            return False
+        with self.doors.index.transaction():
+            self._publisher.adopt(found, now)
+            mount = Item(duty.pat_num, "mount", duty.num)
+            self.doors.index.set_item(mount, "images_revision = ?", duty.revision)
+            self.doors.index.duty_done(duty.method, duty.pat_num, duty.num, duty.revision)
+        return True
+
+    # --- thumbnails
+
+    def prepare_thumbnails(self, now: float, quiet: float) -> PlaceStep | None:
+        """One call for a patient whose images had no news for `quiet` seconds and who is owed nothing else."""
+        index = self.doors.index
+        row = index.rows(
+            "SELECT i.pat_num, max(i.archived_at) AS newest, max(l.polled_at) AS listed_at FROM item i"
+            " JOIN patient p USING (pat_num) JOIN list l ON l.pat_num = i.pat_num AND l.name = 'documents'"
+            " WHERE i.thumbnail_due = 1 AND p.thumbnails_after_at <= ? AND p.left_at IS NULL AND NOT EXISTS"
+            " (SELECT 1 FROM duty d WHERE d.pat_num = i.pat_num AND d.method = 'document' AND d.why = 'listed' AND d.failures < 3)"
+            " GROUP BY i.pat_num HAVING newest <= ? LIMIT 1",
+            *(now, now - quiet),
+        )
+        if not row or self._adopted_thumbnails(row[0]["pat_num"], now):
+            return None
+        pat_num = row[0]["pat_num"]
+        index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", now + HOUR, pat_num)
+        duty = Duty("thumbnails", pat_num, 0, "", "listed", now)
+        return PlaceStep(self, self._write_down(duty, None, row[0]["listed_at"], {}, now), None, self._bulk)
+
+    def _adopted_thumbnails(self, pat_num: int, now: float) -> bool:
+        """Clear what is due and archived already (after a rebuilt index); whether nothing is left."""
+        index = self.doors.index
+        due = index.rows("SELECT num, sha256 FROM item WHERE pat_num = ? AND thumbnail_due = 1", pat_num)
+        for row in due:
+            held = self.doors.archive.read_item(Item(pat_num, "thumbnail", row["num"]))
+            if held and held[-1].source_revision == row["sha256"]:
+                with index.transaction():
+                    self._publisher.adopt(held, now)
+                    index.set_item(Item(pat_num, "document", row["num"]), "thumbnail_due = 0")
+        return not index.value("SELECT 1 FROM item WHERE pat_num = ? AND thumbnail_due = 1", pat_num)
+
+    # --- answers
+
+    def answered(self, attempt: Attempt, names: tuple[PlacedName, ...], now: float) -> None:
+        """201, or 200 where nothing could be placed."""
+        pairs = [[name.doc_num, name.file_name] for name in names]
+        self.doors.index.set_attempt(attempt.id, "placed", now, placed_at=now, answered=1, names=json.dumps(pairs))
+        self._alike.succeeded()
+        self._sites.works("placing", now)
+
+    def failed(self, attempt: Attempt, duty: Duty | None, error: SyncdError, now: float) -> None:
+        """Every answer but a 201."""
+        if isinstance(error, UnansweredError):
+            self.doors.index.set_attempt(attempt.id, "unanswered", now)
+            self.doors.log.warning("placement_unanswered", pat_num=attempt.pat_num, method=attempt.method)
+            self._count("timeout_60s", attempt, "api_error", now)
+            return
+        self.unsent(attempt, duty, cleaning=isinstance(error, ItemError) and error.failure != "not_found", now=now)
+        if isinstance(error, (SiteError, TransientError)):
+            return
+        failure = error.failure if isinstance(error, ItemError) else "refused"
+        if duty is None:
+            self.thumbnails_failed(attempt.pat_num, now)
+            return
+        if failure == "not_found":
+            self.doors.index.set_item(Item(duty.pat_num, *_item_of(duty)), "not_found = 1")
+        count_failure(self.doors, duty, failure, now)
+        if failure == "refused":
+            self._count(failure, attempt, "placements_refused", now)
+
+    def _count(self, failure: str, attempt: Attempt, reason: str, now: float) -> None:
+        """Many alike failures are a state of the site: then they are not held against the items."""
+        if self._alike.failed(failure, (attempt.method, attempt.pat_num, attempt.num)):
+            self._sites.failed(SiteError(reason), now, lane="placing")
+            self.doors.index.run("UPDATE duty SET failures = 0, next_try_at = ? WHERE failure = ?", now, failure)
+
+    def unsent(self, attempt: Attempt, duty: Duty | None, cleaning: bool = False, now: float = 0.0) -> None:
+        """No file of it can be on the drop, or at most a fragment to clean."""
+        if cleaning:
+            self.doors.index.set_attempt(attempt.id, "cleaning", now)
+        else:
+            self.doors.index.forget_attempt(attempt.id)
+        if duty is None:
+            sql = "UPDATE patient SET thumbnails_after_at = 0 WHERE pat_num = ?"
+            self.doors.index.run(sql, attempt.pat_num)
+        else:
+            sql = "UPDATE duty SET busy = 0 WHERE pat_num = ? AND method = ? AND num = ?"
+            self.doors.index.run(sql, duty.pat_num, duty.method, duty.num)
+
+    def thumbnails_failed(self, pat_num: int, now: float) -> None:
+        """Count a failed call; after the third, again in 30 days."""
+        thumbnails_failed(self.doors, pat_num, now)
+
+
+def thumbnails_failed(doors: Doors, pat_num: int, now: float) -> None:
+    """Count a Thumbnails call that failed or went unanswered; after the third, again in 30 days."""
+    failures = 1 + int(doors.index.value("SELECT thumbnails_failures FROM patient WHERE pat_num = ?", pat_num) or 0)
+    wait = retry_delay(failures) if failures < GIVE_UP_THUMBNAILS else THUMBNAILS_AGAIN
+    doors.index.run(
+        "UPDATE patient SET thumbnails_failures = ?, thumbnails_after_at = ? WHERE pat_num = ?",
+        *(failures, now + wait, pat_num),
+    )
+
+
+def count_failure(doors: Doors, duty: Duty, failure: str, now: float) -> None:
+    """Record a failed try of an item; the log says so at 1, 2, 4, 8, ... tries."""
+    next_try_at = now + retry_delay(duty.failures + 1)
+    failures = doors.index.duty_failed(duty, failure, next_try_at)
+    if failures & (failures - 1) == 0:
+        item = Item(duty.pat_num, *_item_of(duty))
+        doors.log.warning(
+            "item_failed",
+            item=item.full_id,
+            method=duty.method,
+            failure=failure,
+            failures=failures,
+            next_try_at=next_try_at,
+        )
+
+
+def image_revision(mount_revision: str, file_name: str) -> str:
+    """The revision of an image in a mount, which has no stamp: it is new when the mount or its name is."""
+    return revision("mount-image", "", {"mountRevision": mount_revision, "FileName": file_name})
+
+
+def thumbnail_revision(source_sha256: str, file_name: str) -> str:
+    """The revision of a thumbnail: it is new when the archived image it was made from is."""
+    return revision("thumbnail", "", {"sourceRevision": source_sha256, "FileName": file_name})
+
+
+def _item_of(duty: Duty) -> tuple[Kind, int]:
+    return KIND_OF[duty.method], duty.num

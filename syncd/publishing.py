@@ -1,0 +1,157 @@
+"""Publish and record: bytes that lie in `incoming` become versions of items, or turn out to be known already.
+
+The order is the promise: sequence number reserved, sidecar durable, file linked and durable, one transaction in the
+index. A crash between any two of them heals: what is published and not recorded is adopted when it is owed next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from syncd.archive import Publication
+from syncd.diff import local_time, refetch_at, stamp_age
+from syncd.errors import SyncdError
+from syncd.model import FieldValue, Item, Version
+from syncd.naming import is_image
+from syncd.sites import Doors
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One complete, verified file in `incoming`, and what is to be said of it."""
+
+    item: Item
+    source: Path
+    sha256: str
+    bytes: int
+    extension: str
+    media_type: str
+    revision: str
+    file_name: str | None
+    listed_at: float
+    placed_at: float
+    method: str
+    listing: Mapping[str, FieldValue]
+    flags: tuple[str, ...] = ()
+    mount_num: int | None = None
+    mount_images: tuple[int, ...] | None = None
+    source_revision: str | None = None
+    refetch: bool = False
+
+
+Outcomes = list[Version | SyncdError]
+
+
+class Publisher:
+    """Turns arrivals into versions; used by both lanes, each with its own doors."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+
+    def take(self, arrivals: Sequence[Arrival], now: float, settle: Callable[[Outcomes], None]) -> Outcomes:
+        """Archive and record a batch; one outcome an arrival: the version that holds its bytes, or what went wrong.
+
+        `settle` is called with the outcomes inside the transaction that records them.
+        No two arrivals of a batch may be of one item. Raises SiteError for the archive as a whole; then nothing of
+        the batch is recorded, and all of it may be tried again.
+        """
+        planned = [self._plan(arrival, now) for arrival in arrivals]
+        fresh = [plan for plan in planned if plan.source is not None or plan.version.seq == 0]
+        publications = self._numbered(fresh)
+        failures = dict(zip(map(id, fresh), self._doors.archive.publish(publications), strict=True))
+        published = dict(zip(map(id, fresh), publications, strict=True))
+        outcomes: Outcomes = []
+        with self._doors.index.transaction():
+            for arrival, plan in zip(arrivals, planned, strict=True):
+                failure = failures.get(id(plan))
+                version = published[id(plan)].version if id(plan) in published else plan.version
+                outcomes.append(failure or version)
+                if failure is None:
+                    self._record(arrival, version, plan.source is not None, now)
+            settle(outcomes)
+        for arrival in arrivals:
+            arrival.source.unlink(missing_ok=True)
+        return outcomes
+
+    def adopt(self, versions: Sequence[Version], now: float) -> None:
+        """Record what the archive holds and the index does not know. The caller has seen the files."""
+        with self._doors.index.transaction():
+            for version in sorted(versions, key=lambda each: (each.version, each.sidecar)):
+                self._doors.index.put_version(version, now)
+
+    def _plan(self, arrival: Arrival, now: float) -> Publication:
+        """What to write: a version, one more sidecar (seq 0, no source), or nothing (a known version, no source)."""
+        held = self._doors.archive.read_item(arrival.item)
+        newest = held[-1] if held else None
+        same_bytes = newest is not None and newest.sha256 == arrival.sha256
+        # A sheet is rendered anew at each call: another revision, not other bytes, makes its new version.
+        rendered_again = newest is not None and arrival.item.kind == "sheet" and newest.revision == arrival.revision
+        if newest is not None and (same_bytes or rendered_again):
+            self._adopt_unknown(held, now)
+            if newest.revision == arrival.revision or rendered_again:
+                return Publication(newest, None)
+            return Publication(self._version(arrival, newest.version, newest.sidecar + 1, now, newest.extension), None)
+        number = self._doors.archive.highest_version(arrival.item) + 1
+        return Publication(self._version(arrival, number, 1, now, arrival.extension), arrival.source)
+
+    def _version(self, arrival: Arrival, number: int, sidecar: int, now: float, extension: str) -> Version:
+        first_seen = self._doors.index.value(
+            "SELECT first_seen_at FROM item WHERE pat_num = ? AND kind = ? AND num = ?",
+            *(arrival.item.pat_num, arrival.item.kind, arrival.item.num),
+        )
+        return Version(
+            seq=0,
+            version=number,
+            sidecar=sidecar,
+            extension=extension,
+            archived_at=now,
+            first_seen_at=first_seen if first_seen is not None else arrival.listed_at,
+            **{
+                name: getattr(arrival, name)
+                for name in (
+                    *("item", "mount_num", "revision", "sha256", "bytes", "media_type", "file_name", "listed_at"),
+                    *("placed_at", "method", "flags", "mount_images", "source_revision", "listing"),
+                )
+            },
+        )
+
+    def _numbered(self, plans: Sequence[Publication]) -> list[Publication]:
+        """Give every new sidecar its sequence number; the archive learns of them before it carries one."""
+        if not plans:
+            return []
+        archive, index = self._doors.archive, self._doors.index
+        numbers = index.reserve_seqs(len(plans), above=archive.last_seq())
+        archive.note_seq(numbers[-1])
+        return [
+            Publication(replace(plan.version, seq=seq), plan.source) for plan, seq in zip(plans, numbers, strict=True)
+        ]
+
+    def _adopt_unknown(self, held: Sequence[Version], now: float) -> None:
+        known = "SELECT 1 FROM version WHERE seq = ?"
+        unknown = [version for version in held if self._doors.index.value(known, version.seq) is None]
+        if unknown:
+            self.adopt(unknown, now)
+
+    def _record(self, arrival: Arrival, version: Version, new_bytes: bool, now: float) -> None:
+        index, item = self._doors.index, arrival.item
+        if self._doors.index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
+            index.put_version(version, now)
+        index.set_item(item, "refetch_at = ?", self._again_at(arrival, now))
+        if new_bytes and item.kind == "document" and "thumbnail" in self._doors.settings.sync.kinds:
+            index.set_item(item, "thumbnail_due = ?", int(is_image(version.media_type)))
+        if new_bytes:
+            self._doors.log.info(
+                "document_archived", item=item.full_id, version=version.version, seq=version.seq, bytes=version.bytes
+            )
+        elif version.seq and version.sidecar > 1:
+            self._doors.log.info("revision_recorded", item=item.full_id, version=version.version, seq=version.seq)
+
+    def _again_at(self, arrival: Arrival, now: float) -> float | None:
+        listing, zone = arrival.listing, self._doors.settings.zone
+        age = stamp_age(str(listing.get("DateTStamp") or ""), str(listing.get("serverDateTime") or ""))
+        if age is not None:
+            age = None if arrival.refetch else age + max(0.0, arrival.placed_at - arrival.listed_at)
+        created_at = local_time(str(listing.get("DateCreated") or ""), zone)
+        return refetch_at(arrival.item.kind, arrival.item.num, created_at, age, now)

@@ -1,0 +1,430 @@
+"""The pull lane: what was placed on the drop becomes versions in the archive; the drop is left as it was found.
+
+Its work is the rows of table `attempt`, so a crash between any two steps heals: a placed file is pulled again, a
+published one is found in the archive, a cleaned name is looked for once more.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from syncd.diff import DAY, Owing
+from syncd.errors import ItemError, SiteError, SyncdError, TransientError
+from syncd.index import KIND_OF
+from syncd.model import Attempt, FieldValue, Item, Kind, PlacedName, Pulled, PullJob, Version
+from syncd.naming import check_body, extension_of, is_staging_name, media_type, properly_ended
+from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
+from syncd.publishing import Arrival, Outcomes, Publisher
+from syncd.scrub import adopt_newer
+from syncd.sites import LANE_OF, Doors, Sites, claim_archive
+
+BATCH = 16
+CAP = 2 << 30  # bytes: larger files are refused
+IDLE = 0.25
+LOOK_AGAIN = 300.0  # an unanswered placement is judged five minutes after it was asked for
+LATE_LOOKS = (600.0, 3600.0, DAY)  # its name is emptied again at these ages: late writes happen
+PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
+WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
+DROP_SWEPT_EVERY = DAY
+METHODS = {"mount-images": "DownloadMount", "thumbnails": "Thumbnails"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One file to pull for an attempt. `named`: what a folder answer called it."""
+
+    attempt: Attempt
+    item: Item
+    remote: bytes
+    named: PlacedName | None
+    local: Path
+
+
+class PullLane:
+    """Turns without thread or sleep: `turn(now)` does one batch and says when it wants the next."""
+
+    def __init__(self, doors: Doors, sites: Sites) -> None:
+        self._doors, self._sites = doors, sites
+        self._publisher = Publisher(doors)
+        self._recovered = False
+
+    def turn(self, now: float) -> float:
+        """Pull what is placed, judge what went unanswered, clean; seconds since the epoch of the next turn."""
+        wait = self._sites.wait_until("drop", "archive")
+        if wait > now or self._sites.reason("database") == "other_database":
+            return now + IDLE
+        try:
+            busy = self._turn(now)
+        except (SiteError, TransientError) as error:
+            self._sites.failed(error, now, lane=LANE_OF.get(error.reason, "drop"))
+            return now + IDLE
+        return now if busy else now + IDLE
+
+    def start(self, now: float) -> None:
+        """Before the first turn of any lane; an archive that is missing is a state, and the next turn tries again."""
+        try:
+            self._recover(now)
+        except SiteError as error:
+            self._sites.failed(error, now)
+
+    def _recover(self, now: float) -> None:
+        """Once at start: the archive is ours; requests in flight when the last process ended count as unanswered."""
+        claim_archive(self._doors)
+        self._doors.archive.clear_incoming()
+        adopt_newer(self._doors, now)
+        for attempt in self._doors.index.attempts("asked"):
+            self._doors.index.set_attempt(attempt.id, "unanswered", now)
+        self._recovered = True
+
+    def _turn(self, now: float) -> bool:
+        index = self._doors.index
+        if not self._recovered:
+            self._recover(now)
+        placed = index.attempts("placed", now, BATCH)
+        if placed or self._sites.reason("archive"):
+            claim_archive(self._doors)
+            self._sites.works("archive", now)
+        if self._sites.reason("drop"):
+            self._doors.drop.look([self._doors.settings.drop.folder.encode()])
+            self._sites.works("drop", now)
+        if placed:
+            self._pull(placed, now)
+            return True
+        unanswered = index.attempts("unanswered", now, BATCH)
+        for attempt in unanswered:
+            self._judge(attempt, now)
+        cleaning = index.attempts("cleaning", now, 4 * BATCH)
+        self._clean(cleaning, now)
+        if not cleaning and now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
+            self.sweep_drop(now)
+        return bool(unanswered or cleaning)
+
+    # --- pull, publish, record
+
+    def _pull(self, attempts: Sequence[Attempt], now: float) -> None:
+        targets: list[Target] = []
+        seen: set[Item] = set()
+        taken: list[Attempt] = []
+        for attempt in attempts:  # no two files of one item in a batch: the second has to know of the first
+            found = self._targets(attempt)
+            if seen.isdisjoint(target.item for target in found):
+                targets += found
+                taken.append(attempt)
+                seen |= {target.item for target in found}
+        outcomes = self._doors.drop.pull([PullJob(target.remote, target.local, CAP) for target in targets])
+        for outcome in outcomes:
+            if isinstance(outcome, TransientError):
+                self._sites.failed(outcome, now, lane="drop")
+                break
+        else:
+            self._sites.works("drop", now)
+        checked = [self._checked(target, outcome) for target, outcome in zip(targets, outcomes, strict=True)]
+        arrivals = [arrival for arrival in checked if isinstance(arrival, Arrival)]
+        done: list[Attempt] = []
+
+        def settle(published: Outcomes) -> None:
+            results = iter(published)
+            said = [next(results) if isinstance(each, Arrival) else each for each in checked]
+            by_attempt: dict[int, list[tuple[Target, Version | SyncdError]]] = {a.id: [] for a in taken}
+            for target, result in zip(targets, said, strict=True):
+                by_attempt[target.attempt.id].append((target, result))
+            done.extend(attempt for attempt in taken if self._settled(attempt, by_attempt[attempt.id], now))
+
+        versions = self._publisher.take(arrivals, now, settle)
+        self._patients({version.item.pat_num for version in versions if isinstance(version, Version)})
+        self._clean([replace(attempt, state="cleaning") for attempt in done], now)
+
+    def _targets(self, attempt: Attempt) -> list[Target]:
+        new = self._doors.archive.new_incoming
+        if not attempt.staging.endswith("/"):
+            return [Target(attempt, _item(attempt), attempt.staging.encode(), None, new())]
+        folder = attempt.staging.encode()
+        if attempt.method not in METHODS:  # a document of unknown name: whatever the office wrote into its own folder
+            names = self._names(folder) or []
+            return [Target(attempt, _item(attempt), folder + names[0], None, new())] if len(names) == 1 else []
+        known = self._documents(attempt.pat_num) if attempt.method == "thumbnails" else {}
+        twice = {name for name, times in Counter(named.file_name for named in attempt.names).items() if times > 1}
+        return [
+            Target(
+                attempt, Item(attempt.pat_num, *_named(attempt, named)), folder + named.file_name.encode(), named, new()
+            )
+            for named in attempt.names
+            if named.file_name not in twice
+            and _plain_name(named.file_name)
+            and (attempt.method != "thumbnails" or named.doc_num in known)
+        ]
+
+    def _names(self, folder: bytes) -> list[bytes] | None:
+        try:
+            return self._doors.drop.names(folder)
+        except ItemError:  # there, but not to be read: removing it will fail as well, and be tried again
+            return []
+
+    def _documents(self, pat_num: int) -> dict[int, str | None]:
+        sql = "SELECT num, sha256 FROM item WHERE pat_num = ? AND kind = 'document'"
+        return {row["num"]: row["sha256"] for row in self._doors.index.rows(sql, pat_num)}
+
+    def _checked(self, target: Target, outcome: Pulled | SyncdError) -> Arrival | SyncdError:
+        """Whether a pulled file may be archived, and as what."""
+        if isinstance(outcome, SyncdError):
+            return outcome
+        attempt = target.attempt
+        answered = attempt.state == "placed"
+        file_name = target.named.file_name if target.named else cast("str | None", attempt.listed.get("file_name"))
+        if file_name is None and attempt.staging.endswith("/"):
+            file_name = target.remote.rpartition(b"/")[2].decode(errors="replace")
+        extension = {"mount": "jpg", "sheet": "pdf"}.get(attempt.method) or extension_of(file_name)
+        try:
+            flags = check_body(outcome.head, outcome.tail, outcome.size, extension, answered)
+        except ItemError as error:
+            target.local.unlink(missing_ok=True)
+            return error
+        if not answered and not properly_ended(outcome.head, outcome.tail):
+            target.local.unlink(missing_ok=True)
+            return ItemError("timeout_60s")
+        fields: Mapping[str, FieldValue] = json.loads(str(attempt.listed.get("fields") or "{}"))
+        source, named_revision = self._source(target)
+        return Arrival(
+            item=target.item,
+            source=target.local,
+            sha256=outcome.sha256,
+            bytes=outcome.size,
+            extension=extension,
+            media_type=media_type(outcome.head, extension),
+            revision=named_revision or attempt.revision,
+            file_name=file_name,
+            listed_at=attempt.listed_at,
+            placed_at=attempt.placed_at or attempt.asked_at,
+            method=METHODS.get(attempt.method, "DownloadSftp"),
+            listing=fields if target.named is None else {"DocNum": target.item.num, "FileName": file_name},
+            flags=flags,
+            mount_num=attempt.num
+            if attempt.method == "mount-images"
+            else cast("int | None", attempt.listed.get("mount_num")),
+            mount_images=tuple(n.doc_num for n in attempt.names) if attempt.method == "mount-images" else None,
+            source_revision=source,
+            refetch=attempt.why == "refetch",
+        )
+
+    def _source(self, target: Target) -> tuple[str | None, str | None]:
+        """What an image in a mount, or a thumbnail, was made from, and the revision that follows."""
+        if target.named is None:
+            return None, None
+        if target.attempt.method == "mount-images":
+            mount_revision = target.attempt.revision
+            return mount_revision, image_revision(mount_revision, target.named.file_name)
+        made_from = self._documents(target.item.pat_num).get(target.item.num) or ""
+        return made_from, thumbnail_revision(made_from, target.named.file_name)
+
+    def _patients(self, pat_nums: set[int]) -> None:
+        if self._doors.settings.sync.patient_names:
+            for pat_num in pat_nums:
+                patient = self._doors.index.patient(pat_num)
+                if patient is not None:
+                    self._doors.archive.write_patient(patient)
+
+    # --- what became of an attempt, inside the transaction that records its files
+
+    def _settled(self, attempt: Attempt, results: Sequence[tuple[Target, Version | SyncdError]], now: float) -> bool:
+        """Whether nothing more is to be read of this attempt; its duty is fulfilled, or has failed once more."""
+        index = self._doors.index
+        failures = [result for _, result in results if isinstance(result, SyncdError)]
+        if any(isinstance(failure, TransientError) for failure in failures):
+            return False
+        lost = attempt.method not in METHODS and not results
+        failure = "missing_on_drop" if lost else next((f.failure for f in failures if isinstance(f, ItemError)), None)
+        if failure in WAITABLE and attempt.looks < len(PULL_AGAIN) and attempt.state == "placed":
+            index.set_attempt(attempt.id, "placed", now + PULL_AGAIN[attempt.looks], looks=attempt.looks + 1)
+            return False
+        index.set_attempt(attempt.id, "cleaning", now, looks=0)
+        if attempt.method == "thumbnails":
+            self._thumbnails_settled(attempt, results, now)
+            return True
+        duty = index.duty(attempt.method, attempt.pat_num, attempt.num)
+        if failure is not None or failures:
+            if duty is not None:
+                count_failure(self._doors, duty, failure or "io_error", now)
+            return True
+        if attempt.method == "mount-images":
+            self._images_settled(attempt, [target.item.num for target, _ in results], now)
+        index.duty_done(attempt.method, attempt.pat_num, attempt.num, attempt.revision)
+        if duty is not None and duty.failures:
+            self._doors.log.info("item_recovered", item=_item(attempt).full_id, failures=duty.failures)
+        return True
+
+    def _thumbnails_settled(
+        self, attempt: Attempt, results: Sequence[tuple[Target, Version | SyncdError]], now: float
+    ) -> None:
+        """An answered call settles every image archived before it, named or not."""
+        index, again = self._doors.index, [t.item.num for t, result in results if isinstance(result, SyncdError)]
+        sql = "UPDATE item SET thumbnail_due = 0 WHERE pat_num = ? AND thumbnail_due = 1 AND archived_at <= ?"
+        index.run(sql, attempt.pat_num, attempt.asked_at)
+        for num in again:
+            index.set_item(Item(attempt.pat_num, "document", num), "thumbnail_due = 1")
+        if again:
+            thumbnails_failed(self._doors, attempt.pat_num, now)
+        else:
+            sql = "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE pat_num = ?"
+            index.run(sql, attempt.pat_num)
+        self._doors.log.info("thumbnails_settled", pat_num=attempt.pat_num, count=len(results) - len(again))
+
+    def _images_settled(self, attempt: Attempt, archived: Sequence[int], now: float) -> None:
+        """All images of a mount are archived; what it has no more goes, what came out of the listing is found."""
+        index, mount = self._doors.index, Item(attempt.pat_num, "mount", attempt.num)
+        index.set_item(mount, "images_revision = ?", attempt.revision)
+        named = {name.doc_num for name in attempt.names}
+        for num in named.difference(archived):  # two of one name in one folder: each is fetched by itself
+            image = Item(attempt.pat_num, "mount-image", num)
+            index.put_unlisted(image, attempt.num, image_revision(attempt.revision, str(num)), now)
+            index.owe(Owing("mount-image", image, image_revision(attempt.revision, str(num)), now), "listed", now)
+        for num in named:
+            left = index.known_item(Item(attempt.pat_num, "document", num))
+            if left is not None and left.missing_since_at is not None and not left.vanished:
+                became = Item(attempt.pat_num, "mount-image", num).full_id
+                index.vanish(left.item, now, became)
+                self._doors.log.info("item_moved", item=left.item.full_id, became=became)
+        vanish_after = self._doors.settings.sync.vanish_after
+        for row in index.rows(
+            "SELECT num, missing_since_at AS since FROM item"
+            " WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL",
+            *(attempt.pat_num, attempt.num),
+        ):
+            image = Item(attempt.pat_num, "mount-image", row["num"])
+            if row["num"] in named:
+                index.set_item(image, "missing_since_at = NULL")
+            elif row["since"] is None:
+                index.set_item(image, "missing_since_at = ?", now)
+                index.set_item(mount, "refetch_at = ?", now + vanish_after)
+            elif now - row["since"] >= vanish_after:
+                index.vanish(image, now)
+                self._doors.log.info("item_vanished", item=image.full_id)
+
+    # --- placements without an answer
+
+    def _judge(self, attempt: Attempt, now: float) -> None:
+        """Look at once, look again five minutes after the request: used only if untouched and properly ended."""
+        judged_at = attempt.asked_at + LOOK_AGAIN
+        in_folder = attempt.staging.endswith("/")
+        if now < judged_at:
+            seen = None if in_folder else self._doors.drop.look([attempt.staging.encode()])[0]
+            columns = {"seen_size": seen.size, "seen_mtime": seen.mtime} if seen else {}
+            self._doors.index.set_attempt(attempt.id, "unanswered", judged_at, looks=1, **columns)
+            return
+        seen = None if in_folder else self._doors.drop.look([attempt.staging.encode()])[0]
+        if seen is not None and attempt.seen == (seen.size, seen.mtime):
+            self._pull([attempt], now)
+            if self._doors.index.value("SELECT state FROM attempt WHERE id = ?", attempt.id) != "unanswered":
+                return
+        self._give_up(attempt, now)
+
+    def _give_up(self, attempt: Attempt, now: float) -> None:
+        index = self._doors.index
+        with index.transaction():
+            index.set_attempt(attempt.id, "cleaning", now, looks=0)
+            if attempt.method == "thumbnails":
+                thumbnails_failed(self._doors, attempt.pat_num, now)
+                return
+            duty = index.duty(attempt.method, attempt.pat_num, attempt.num)
+            if duty is None:
+                return
+            if attempt.method == "mount-images" and duty.failures >= 1 and self._singly(attempt, now):
+                return
+            count_failure(
+                self._doors, duty, "mount_too_large" if attempt.method == "mount-images" else "timeout_60s", now
+            )
+            index.run(
+                "UPDATE duty SET next_try_at = min(next_try_at, ?) WHERE pat_num = ? AND method = ? AND num = ?"
+                " AND failures < 3",
+                *(now, duty.pat_num, duty.method, duty.num),
+            )
+
+    def _singly(self, attempt: Attempt, now: float) -> bool:
+        """A mount too large for 60 s: each known image by itself, if any is known."""
+        index = self._doors.index
+        sql = "SELECT num, revision FROM item WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL"
+        images = index.rows(sql, attempt.pat_num, attempt.num)
+        for row in images:
+            image = Item(attempt.pat_num, "mount-image", row["num"])
+            index.owe(Owing("mount-image", image, row["revision"], now), "listed", now)
+        if images:
+            mount = Item(attempt.pat_num, "mount", attempt.num)
+            index.set_item(mount, "images_revision = ?", attempt.revision)
+            index.duty_done(attempt.method, attempt.pat_num, attempt.num)
+        return bool(images)
+
+    # --- the drop is left clean
+
+    def _clean(self, attempts: Sequence[Attempt], now: float) -> None:
+        """Remove what was staged; names without an answer are emptied again later, for late writes happen."""
+        files = [attempt for attempt in attempts if not attempt.staging.endswith("/")]
+        removed = (
+            dict(zip((a.id for a in files), self._doors.drop.remove([a.staging.encode() for a in files]), strict=True))
+            if files
+            else {}
+        )
+        for attempt in attempts:
+            clean = removed[attempt.id] if attempt.id in removed else self._emptied(attempt)
+            self._cleaned(attempt, clean, now)
+
+    def _emptied(self, attempt: Attempt) -> bool:
+        folder = attempt.staging.encode()
+        names = self._names(folder)
+        if names is None:
+            return True
+        return all(self._doors.drop.remove([*(folder + name for name in names), folder]))
+
+    def _cleaned(self, attempt: Attempt, clean: bool, now: float) -> None:
+        index = self._doors.index
+        answered = attempt.placed_at is not None
+        if not clean:
+            wait = min(60.0 * 4**attempt.looks, DAY)
+            index.set_attempt(attempt.id, "cleaning", now + wait, looks=min(attempt.looks + 1, 8))
+            self._doors.log.warning("drop_leftover", pat_num=attempt.pat_num, method=attempt.method)
+            return
+        later = () if answered else [at for at in LATE_LOOKS if attempt.asked_at + at > now]
+        if later:
+            index.set_attempt(attempt.id, "cleaning", attempt.asked_at + later[0], looks=0)
+        else:
+            index.forget_attempt(attempt.id)
+
+    def sweep_drop(self, now: float) -> int:
+        """Once a day: remove names of ours that are older than a day and that no open attempt claims; how many."""
+        settings, index, drop = self._doors.settings, self._doors.index, self._doors.drop
+        folder = settings.drop.folder.encode()
+        claimed = {row["staging"].rstrip("/").encode() for row in index.rows("SELECT staging FROM attempt")}
+        stale = 0
+        for name in self._names(folder) or []:
+            day = is_staging_name(name, settings.name)
+            path = folder + b"/" + name
+            if day is None or path in claimed or not _older_than_a_day(day, now):
+                continue
+            inside = self._names(path)
+            names = [path] if inside is None else [*(path + b"/" + each for each in inside), path + b"/"]
+            stale += all(drop.remove(names))
+        index.remember("drop_swept_at", str(now))
+        if stale:
+            self._doors.log.info("drop_cleaned", count=stale)
+        return stale
+
+
+def _older_than_a_day(day: str, now: float) -> bool:
+    return dt.datetime.strptime(day, "%Y%m%d").replace(tzinfo=dt.UTC).timestamp() < now - 2 * DAY
+
+
+def _item(attempt: Attempt) -> Item:
+    return Item(attempt.pat_num, KIND_OF[attempt.method], attempt.num)
+
+
+def _named(attempt: Attempt, named: PlacedName) -> tuple[Kind, int]:
+    return ("mount-image" if attempt.method == "mount-images" else "thumbnail"), named.doc_num
+
+
+def _plain_name(name: str) -> bool:
+    """Whether a file name from an answer stays inside its folder."""
+    return name not in ("", ".", "..") and "/" not in name and "\\" not in name and "\x00" not in name

@@ -1,0 +1,393 @@
+"""What `status`, `health` and `plan` say: facts of the index turned into one state, its reason, and words for people.
+
+Pure. Times come in as seconds since the epoch, UTC; in answers they are ISO 8601 strings in UTC, durations are seconds.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from syncd.config import Settings
+from syncd.errors import EXIT_ARCHIVE, EXIT_HELD, EXIT_REFUSED, REASONS
+from syncd.pacing import spacing
+
+State = Literal["ok", "catching_up", "degraded", "blocked", "paused", "stopped"]
+Report = dict[str, Any]
+SCHEMA_VERSION: Final = 1
+HOUR: Final = 3600.0
+DAY: Final = 24 * HOUR
+LIVELY: Final = 30 * 60.0  # a first sync shows life within it; a blocked site may recover within it
+HEALTH_FACTOR: Final = 1.3  # of the floor: the polling policy lets no list rest longer than 1.15 of it
+FIRST_SYNC_SHARE: Final = 0.01  # of all lists: fewer that were never polled are new patients, not a first sync
+SUPPOSED_BYTES: Final = 500_000  # of one file, before anything is archived
+SUPPOSED_ITEMS: Final = 8  # on one list, before any was polled: a median of 12 documents and 4 sheets a patient
+TIERS: Final = (("free, 5 s", 5.0), ("paid, 1.1 s", 1.1), ("enterprise, 0.5 s", 0.5), ("unthrottled, 0.05 s", 0.05))
+_BLOCKING: Final = frozenset({EXIT_REFUSED, EXIT_ARCHIVE, EXIT_HELD})
+_BLIPS: Final = 2  # tries in a row: before the second one failed too, trouble that may pass is no block
+_ORDER: Final = (  # the worst first: archive, database, key, API, drop, placing, throttled
+    *("archive_missing", "archive_read_only", "archive_full", "disk_error", "other_database", "database_went_back"),
+    *("key_refused", "key_cannot_download", "tls_failed", "api_unreachable", "econnector_down", "econnector_twice"),
+    *("api_error", "bad_answers", "host_key_changed", "drop_refused", "drop_unreachable", "placements_refused"),
+    "throttled",
+)
+_COUNTS: Final = (  # figures that a status repeats as they are
+    *("owed", "thumbnails_due", "held", "vanished", "pending_at_source", "drop_leftovers", "archived_last_hour"),
+    *("archived_items", "archived_versions", "archived_bytes", "patients", "lists", "lists_never_polled"),
+)
+_WHO: Final = {
+    "nobody": "nobody",
+    "practice_it": "the practice's IT",
+    "integrator": "the integrator who holds the API keys",
+    "open_dental": "Open Dental",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One open site state of one lane. `detail`: the error's own words; `failures`: tries in a row that met it."""
+
+    lane: str
+    reason: str
+    detail: str
+    since_at: float
+    next_try_at: float
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One site state of the past days; `until_at` is None while it lasts."""
+
+    lane: str
+    reason: str
+    since_at: float
+    until_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What one guard holds."""
+
+    guard: int
+    scope: str
+    reason: str
+    items: int
+    of_items: int
+    agreeing: int
+    made_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatusFacts:
+    """What the index knows at one moment. Counts are items unless named otherwise.
+
+    `owed_requests`: calls that the owed items take. `thumbnail_calls`: patients with an image whose thumbnail is due.
+    `sweep_requests`: pages of all lists, as far as their lengths are known. `oldest_polled_at`: of the lists that were
+    polled at all.
+    """
+
+    owed: int = 0
+    owed_requests: int = 0
+    failing: Mapping[str, int] = field(default_factory=dict)
+    held: int = 0
+    vanished: int = 0
+    pending_at_source: int = 0
+    thumbnails_due: int = 0
+    thumbnail_calls: int = 0
+    items: int = 0
+    archived_items: int = 0
+    archived_versions: int = 0
+    archived_bytes: int = 0
+    archived_last_hour: int = 0
+    last_archived_at: float | None = None
+    patients: int = 0
+    lists: int = 0
+    lists_never_polled: int = 0
+    sweep_requests: int = 0
+    oldest_polled_at: float | None = None
+    last_listed_at: float | None = None
+    drop_leftovers: int = 0
+    troubles: tuple[Trouble, ...] = ()
+    holds: tuple[Hold, ...] = ()
+    incidents: tuple[Incident, ...] = ()
+
+    @property
+    def last_complete_sweep_at(self) -> float | None:
+        """The oldest `polled_at` of all lists; None before each was polled once."""
+        return None if self.lists_never_polled else self.oldest_polled_at
+
+    @property
+    def mean_bytes(self) -> float:
+        """Of one archived file; a supposition before the first."""
+        return self.archived_bytes / self.archived_versions if self.archived_versions else SUPPOSED_BYTES
+
+    @property
+    def files_to_come(self) -> int:
+        """What is owed, and what the lists that were never polled will hold if they are like the rest."""
+        polled = self.lists - self.lists_never_polled
+        each = self.items / polled if polled else SUPPOSED_ITEMS
+        return self.owed + round(each * self.lists_never_polled)
+
+    @property
+    def requests_to_come(self) -> int:
+        """Requests until nothing is owed, with the same estimate."""
+        unseen = self.files_to_come - self.owed
+        return self.owed_requests + self.thumbnail_calls + self.lists_never_polled + unseen
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Seconds from start to start: at the full rate; on the mean of a week; the same for what is owed."""
+
+    interval: float
+    spacing: float
+    bulk_spacing: float
+
+    @classmethod
+    def of(cls, settings: Settings, now: float) -> Budget:
+        """Shares, opening hours and windows of the week to come, hour by hour."""
+        hours = [now + hour * HOUR for hour in range(168)]
+        means = (len(hours) / sum(1 / spacing(settings, at, bulk) for at in hours) for bulk in (False, True))
+        return cls(settings.api.min_interval, *means)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a status needs beside the index. `holder`: who holds the lock, as `run, pid 812`; None: nobody."""
+
+    practice: str
+    version: str
+    budget: Budget
+    holder: str | None = None
+    requests_today: int = 0
+    throttled_today: int = 0
+    free_bytes: int | None = None
+    reserve_bytes: int | None = None
+    paused_until: float | None = None
+
+
+def iso(at: float | None) -> str | None:
+    """A time for programs: `2026-11-21T18:30:00.000Z`."""
+    if at is None:
+        return None
+    return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def floor_seconds(facts: StatusFacts, budget: Budget) -> float:
+    """The longest that a list may go unpolled: 24 hours, or three sweeps where these take longer."""
+    return max(DAY, 3 * max(facts.sweep_requests, facts.lists) * budget.spacing)
+
+
+def worst(troubles: tuple[Trouble, ...]) -> Trouble | None:
+    """The site state that matters most: an archive that is missing comes before a site that answers slowly."""
+    return min(troubles, key=lambda t: _ORDER.index(t.reason) if t.reason in _ORDER else len(_ORDER), default=None)
+
+
+def blocks(trouble: Trouble) -> bool:
+    """Whether somebody must act before work goes on; trouble that may pass by itself only once it came twice."""
+    who, _, exit_code = REASONS[trouble.reason]
+    return exit_code in _BLOCKING or (who != "nobody" and trouble.failures >= _BLIPS)
+
+
+def _state(facts: StatusFacts, around: Surroundings, now: float) -> tuple[State, str]:
+    """The first that applies, the worst before the rest, and the reason for it."""
+    blocking = worst(tuple(t for t in facts.troubles if blocks(t)))
+    trouble = worst(facts.troubles)
+    claims: tuple[tuple[object, State, str], ...] = (
+        ((around.paused_until or now) > now, "paused", "paused"),
+        (around.holder is None, "stopped", "not_running"),
+        (blocking, "blocked", blocking.reason if blocking else ""),
+        (trouble, "degraded", trouble.reason if trouble else ""),
+        (facts.holds or facts.held, "degraded", "disappearances_held"),
+        (facts.failing, "degraded", "items_failing"),
+        (facts.owed or facts.lists_never_polled, "catching_up", "catching_up"),
+    )
+    return next(((state, reason) for applies, state, reason in claims if applies), ("ok", "ok"))
+
+
+def _moments(facts: StatusFacts, around: Surroundings, state: State, reason: str) -> tuple[float | None, float | None]:
+    """Since when it is so, and when the next try is due."""
+    if state == "paused":
+        return None, around.paused_until
+    if state == "stopped":
+        return max(filter(None, (facts.last_listed_at, facts.last_archived_at)), default=None), None
+    for trouble in facts.troubles:
+        if trouble.reason == reason:
+            return trouble.since_at, trouble.next_try_at
+    return min((hold.made_at for hold in facts.holds), default=None) if reason == "disappearances_held" else None, None
+
+
+def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
+    """`status --json`: every key of the contract (design.md section 3), and more figures that people ask for."""
+    state, reason = _state(facts, around, now)
+    since, next_try_at = _moments(facts, around, state, reason)
+    trouble = next((t for t in facts.troubles if t.reason == reason), None)
+    message = trouble.detail if trouble and trouble.detail else REASONS[reason][1]
+    swept, budget = facts.last_complete_sweep_at, around.budget
+    at_work = state not in ("paused", "stopped", "blocked") and facts.requests_to_come
+    eta = round(facts.requests_to_come * budget.bulk_spacing) if at_work else None
+    said: Report = {"schema_version": SCHEMA_VERSION, "practice": around.practice, "version": around.version}
+    said |= {"at": iso(now), "state": state, "reason": reason, "message": message, "who": REASONS[reason][0]}
+    said |= {"since": iso(since), "next_try_at": iso(next_try_at), "holder": around.holder, "eta_seconds": eta}
+    said |= {name: getattr(facts, name) for name in _COUNTS}
+    said |= {"failing": sum(facts.failing.values()), "failing_by_class": dict(sorted(facts.failing.items()))}
+    said |= {"last_complete_sweep_at": iso(swept), "last_archived_at": iso(facts.last_archived_at)}
+    said |= {"oldest_list_seconds": None if swept is None else max(0.0, round(now - swept, 1))}
+    said |= {"requests_today": around.requests_today, "throttled_today": around.throttled_today}
+    said |= {"requests_a_day": int(DAY / budget.spacing), "floor_seconds": round(floor_seconds(facts, budget))}
+    said |= {"archive_free_bytes": around.free_bytes, "archive_reserve_bytes": around.reserve_bytes}
+    said |= {"expected_bytes": round(facts.files_to_come * facts.mean_bytes)}
+    said |= {"guards": [_hold(hold) for hold in facts.holds]}
+    said |= {"incidents": [_incident(each, now) for each in facts.incidents]}
+    healthy, line = health(said, facts, None, floor_seconds(facts, budget), now)
+    return said | {"healthy": healthy, "health": line}
+
+
+def _hold(hold: Hold) -> Report:
+    named = {"id": f"guard-{hold.guard}", "scope": hold.scope, "reason": hold.reason, "made_at": iso(hold.made_at)}
+    return named | {"items": hold.items, "of_items": hold.of_items, "agreeing_listings": hold.agreeing}
+
+
+def _incident(incident: Incident, now: float) -> Report:
+    seconds = round((incident.until_at or now) - incident.since_at, 1)
+    times = {"since_at": iso(incident.since_at), "until_at": iso(incident.until_at), "lasted_seconds": seconds}
+    return {"lane": incident.lane, "reason": incident.reason} | times
+
+
+def health(said: Report, facts: StatusFacts, max_age: float | None, floor: float, now: float) -> tuple[bool, str]:
+    """Whether the mirror is as fresh as promised, and one line that says why. `max_age` and `floor` in seconds.
+
+    Nobody holding the lock is no verdict by itself (a backfill may run once a night): the age of the oldest list is.
+    """
+    if said["state"] == "paused":
+        return True, f"healthy: paused until {said['next_try_at']}"
+    blocked = max((now - t.since_at for t in facts.troubles if blocks(t)), default=0.0)
+    if said["state"] == "blocked" and blocked > LIVELY:
+        return False, f"unhealthy: {said['reason']} for {human_duration(blocked)}: {said['message']}"
+    limit = HEALTH_FACTOR * floor if max_age is None else max_age
+    if not facts.lists or facts.lists_never_polled > FIRST_SYNC_SHARE * facts.lists:
+        return _first_sync_health(facts, now)
+    age = max(0.0, now - (facts.oldest_polled_at or 0.0))
+    running = "" if said["state"] != "stopped" else "; syncd is not running"
+    words = f"the oldest list was read {human_duration(age)} ago, the limit is {human_duration(limit)}{running}"
+    return (True, f"healthy: {words}") if age <= limit else (False, f"unhealthy: {words}")
+
+
+def _first_sync_health(facts: StatusFacts, now: float) -> tuple[bool, str]:
+    done = f"first sync, {facts.lists - facts.lists_never_polled} of {facts.lists} lists read"
+    waits = [t for t in facts.troubles if REASONS[t.reason][0] == "nobody" and t.next_try_at > now]
+    if waits:
+        return True, f"healthy: {done}; a wait that was asked for ends {iso(waits[0].next_try_at)}"
+    last = max(facts.last_listed_at or 0.0, facts.last_archived_at or 0.0)
+    if now - last <= LIVELY:
+        return True, f"healthy: {done}"
+    return False, f"unhealthy: {done}, and nothing was listed or archived for {human_duration(LIVELY)}"
+
+
+def plan(facts: StatusFacts, budget: Budget) -> Report:
+    """`plan --json`: what a sweep and what is owed cost, and how long that takes at each of the vendor's tiers."""
+    sweep = max(facts.sweep_requests, facts.lists)
+    tiers = []
+    for name, interval in (*TIERS, ("as configured", budget.interval)):
+        seconds = sweep * budget.spacing * interval / budget.interval
+        days = facts.requests_to_come * budget.bulk_spacing * interval / budget.interval / DAY
+        times = {"sweep_seconds": round(seconds, 1), "mean_age_seconds": round(seconds / 2, 1)}
+        tiers.append({"tier": name, "days_to_finish": round(days, 4)} | times)
+    planned: Report = {"schema_version": SCHEMA_VERSION, "patients": facts.patients, "lists": facts.lists}
+    planned |= {"sweep_requests": sweep, "owed": facts.owed, "requests_to_come": facts.requests_to_come}
+    planned |= {"expected_files": facts.files_to_come}
+    planned |= {"expected_bytes": round(facts.files_to_come * facts.mean_bytes)}
+    return planned | {"estimated": bool(facts.lists_never_polled or not facts.lists), "tiers": tiers}
+
+
+def plan_text(planned: Report) -> str:
+    """The plan for people, in 80 columns."""
+    size = human_bytes(planned["expected_bytes"])
+    sweep = f"{planned['lists']:,} lists, {planned['sweep_requests']:,} requests a sweep"
+    lines = [f"{planned['patients']:,} patients: {sweep}"]
+    lines += [f"to fetch: {planned['expected_files']:,} files, {size}, {planned['requests_to_come']:,} requests"]
+    lines += ["(an estimate: not every list was polled yet)"] if planned["estimated"] else []
+    lines += ["", f"{'tier':<22}{'finished after':>16}{'a sweep takes':>16}{'mean age':>16}"]
+    for tier in planned["tiers"]:
+        seconds = (tier["days_to_finish"] * DAY, tier["sweep_seconds"], tier["mean_age_seconds"])
+        lines.append(f"{tier['tier']:<22}" + "".join(f"{human_duration(each):>16}" for each in seconds))
+    return "\n".join(lines) + "\n"
+
+
+def text(said: Report, zone: dt.tzinfo = dt.UTC) -> str:
+    """A status for people in 80 columns, the most urgent first; times in the practice's zone, with offset."""
+    lines = [f"{said['practice']}: {said['state'].replace('_', ' ').upper()} ({said['reason']})"]
+    lines += textwrap.wrap(said["message"], 78, initial_indent="  ", subsequent_indent="  ")
+    lines.append(f"  who must act: {_WHO[said['who']]}")
+    until = "until" if said["state"] == "paused" else "next try"
+    for words, key in (("as of", "at"), ("since", "since"), (until, "next_try_at")):
+        lines += [f"  {words}: {_local(said[key], zone)}"] if said[key] else []
+    lines += ["", *_work_lines(said), "", *_site_lines(said, zone)]
+    lines += ["", *_history_lines(said, zone), "", *textwrap.wrap(said["health"], 80)]
+    return "\n".join(lines) + "\n"
+
+
+def _work_lines(said: Report) -> list[str]:
+    eta = f", about {human_duration(said['eta_seconds'])} to go" if said["eta_seconds"] is not None else ""
+    lines = [_line("owed", f"{said['owed']:,}{eta}"), _line("failing", f"{said['failing']:,}")]
+    lines += [f"    {name}: {count:,}" for name, count in said["failing_by_class"].items()]
+    lines.append(_line("held", f"{said['held']:,}"))
+    lines += [f"    {g['id']}: {g['items']:,} of {g['of_items']:,} items ({g['scope']})" for g in said["guards"]]
+    named = (("vanished", "vanished"), ("at the source", "pending_at_source"), ("thumbnails due", "thumbnails_due"))
+    return lines + [_line(words, f"{said[key]:,}") for words, key in named]
+
+
+def _site_lines(said: Report, zone: dt.tzinfo) -> list[str]:
+    age = f"first sync, {said['lists'] - said['lists_never_polled']:,} of {said['lists']:,} lists"
+    if said["oldest_list_seconds"] is not None:
+        age = f"{human_duration(said['oldest_list_seconds'])} ago"
+    free = "unknown" if said["archive_free_bytes"] is None else human_bytes(said["archive_free_bytes"])
+    archived = f"{said['archived_versions']:,} versions of {said['archived_items']:,} items"
+    budget = f"{said['requests_today']:,} today of {said['requests_a_day']:,} a day"
+    return [
+        _line("oldest list", age),
+        _line("last archived", _local(said["last_archived_at"], zone)),
+        _line("requests", f"{budget}, {said['throttled_today']:,} refused (429)"),
+        _line("archive", f"{archived}, {human_bytes(said['archived_bytes'])}; free: {free}"),
+        _line("left on the drop", f"{said['drop_leftovers']:,}"),
+    ]
+
+
+def _history_lines(said: Report, zone: dt.tzinfo) -> list[str]:
+    lines = ["incidents:"] if said["incidents"] else ["incidents: none"]
+    for each in said["incidents"]:
+        lasted = human_duration(each["lasted_seconds"]) + (" and lasts" if each["until_at"] is None else "")
+        lines.append(f"  {_local(each['since_at'], zone)}  {each['reason']} ({each['lane']}), {lasted}")
+    return lines
+
+
+def _line(words: str, value: str) -> str:
+    return f"{words + ':':<18}{value}"
+
+
+def _local(at: str | None, zone: dt.tzinfo) -> str:
+    return (
+        "never" if at is None else dt.datetime.fromisoformat(at).astimezone(zone).isoformat(sep=" ", timespec="seconds")
+    )
+
+
+def human_bytes(count: float) -> str:
+    """`1.5 GB`: decimal units, as configuration writes them."""
+    units = iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while round(count) >= 1000 and unit != "TB":  # noqa: PLR2004 - the next unit
+        count, unit = count / 1000, next(units)
+    return f"{count:,.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"  # noqa: PLR2004 - 3 digits
+
+
+def human_duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 5 min`, `2 d 3 h`: its two largest units, rounded down."""
+    for size, unit, part, smaller in ((DAY, "d", HOUR, "h"), (HOUR, "h", 60.0, "min"), (60.0, "min", 60.0, "")):
+        if seconds >= size:
+            rest = int(seconds % size // part)
+            return f"{int(seconds // size)} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{int(seconds)} s"

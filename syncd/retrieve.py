@@ -1,0 +1,222 @@
+"""Copies out of the archive, with names for people, each verified while it is copied. The archive is only read.
+
+A copy exists under its final name only when it is complete, has the bytes that were archived, and is durable; nothing
+that lies in the target folder is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from pathvalidate import sanitize_filename
+
+from syncd.archive import Archive
+from syncd.catalog import Catalog, Filters, Row
+from syncd.errors import ItemError, UsageError
+from syncd.model import Item, Kind, Version
+from syncd.naming import export_name
+
+EXPORTED: Final[frozenset[Kind]] = frozenset(("document", "mount", "mount-image", "sheet"))
+_CHUNK: Final = 1 << 20
+_CATEGORY_LETTERS: Final = 60
+_NO_LINKS: Final = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))  # as on a FAT stick
+
+
+class _DamagedError(Exception):
+    """The archived file is not there, or has other bytes than were archived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What became of one restore: the copy, or None when the archived file is damaged."""
+
+    item: Item
+    version: int
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What became of an export. `damaged`: full ids of what was left out because its file is not what it was.
+
+    `vanished`: how many items were left out because they are not in the practice's listing any more.
+    """
+
+    files: int
+    bytes: int
+    damaged: tuple[str, ...]
+    vanished: int
+
+
+def restore(catalog: Catalog, archive: Archive, item: Item, to: Path, at: float | None, zone: dt.tzinfo) -> Restored:
+    """One verified copy: of the newest version, or of the one that was current at `at` (seconds since the epoch).
+
+    Raises UsageError when there is no version, or none by then, or the folder cannot be written.
+    """
+    versions = catalog.versions(item)
+    number = catalog.as_of(item, float("inf") if at is None else at)
+    if number is None:
+        raise UsageError(f"{item.full_id} has no archived version" + ("" if at is None else " by then"))
+    version = next(version for version in versions if version.version == number)
+    with _target(archive, to):
+        try:
+            return Restored(item, number, _copy(archive, version, to, export_name(version, at is not None), zone))
+        except _DamagedError:
+            return Restored(item, number, None)
+
+
+def export(
+    catalog: Catalog,
+    archive: Archive,
+    patients: Iterable[int],
+    to: Path,
+    zone: dt.tzinfo,
+    *,
+    kinds: Collection[Kind] = EXPORTED,
+    vanished: bool = False,
+) -> Exported:
+    """Verified copies of the current versions of these patients' items: `TO/101/Lab Cases/2021-04-08 ... .jpg`.
+
+    What left the listing stays out unless `vanished`: it may have been another person's. Raises UsageError for a
+    patient of whom nothing is known, or when the folder cannot be written.
+    """
+    files = size = left_out = 0
+    damaged: list[str] = []
+    with _target(archive, to):
+        for pat_num in patients:
+            for row in _exportable(catalog, pat_num, kinds):
+                if row["state"] == "vanished" and not vanished:
+                    left_out += 1
+                    continue
+                folder = to / str(pat_num) / folder_name(row["category"])
+                version = _newest(catalog, Item(pat_num, row["kind"], row["num"]))
+                try:
+                    _copy(archive, version, folder, export_name(version), zone)
+                except _DamagedError:
+                    damaged.append(version.item.full_id)
+                else:
+                    files, size = files + 1, size + version.bytes
+    return Exported(files, size, tuple(damaged), left_out)
+
+
+def _exportable(catalog: Catalog, pat_num: int, kinds: Collection[Kind]) -> Iterator[Row]:
+    rows = list(catalog.find(Filters(patient=pat_num)))
+    if not rows:
+        raise UsageError(f"patient-{pat_num}: nothing of this patient is known")
+    return (row for row in rows if row["current"] and row["kind"] in kinds)
+
+
+def _newest(catalog: Catalog, item: Item) -> Version:
+    return max(catalog.versions(item), key=lambda version: version.seq)
+
+
+def folder_name(category: str | None) -> str:
+    """A category as a folder's name, safe on Windows, macOS and Linux."""
+    visible = "".join(letter if letter.isprintable() else " " for letter in category or "")
+    name = " ".join(sanitize_filename(visible, platform="universal", replacement_text=" ").split())
+    return name[:_CATEGORY_LETTERS].strip(" .-") or "Without category"
+
+
+@contextlib.contextmanager
+def _target(archive: Archive, to: Path) -> Iterator[None]:
+    """Around all work on the target folder: it may not be the archive, and its OSErrors are the caller's to mend."""
+    if to.resolve().is_relative_to(archive.root.resolve()):
+        raise UsageError("--to: copies cannot be put into the archive itself")
+    try:
+        yield
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "error")
+        raise UsageError(f"--to: the folder cannot be written ({code})") from error
+
+
+def _copy(archive: Archive, version: Version, folder: Path, name: str, zone: dt.tzinfo) -> Path:
+    """Copy under a temporary name, verify, make durable, then give it the first free one of its names."""
+    try:
+        source = archive.open_media(version)
+    except ItemError as error:
+        raise _DamagedError from error
+    with source:
+        for missing in [each for each in (*reversed(folder.parents), folder) if not each.exists()]:
+            missing.mkdir(mode=0o700)
+        temporary = folder / f".syncd-{secrets.token_hex(8)}"
+        try:
+            _write_verified(source, version, temporary)
+            os.utime(temporary, (version.archived_at, _modified_at(version, zone)))
+            path = _name_it(temporary, folder, name)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _sync_folder(folder)
+    return path
+
+
+def _write_verified(source: BinaryIO, version: Version, temporary: Path) -> None:
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as copy:
+        while chunk := _read(source):
+            digest.update(chunk)
+            size += len(chunk)
+            copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
+    if (size, digest.hexdigest()) != (version.bytes, version.sha256):
+        raise _DamagedError
+
+
+def _read(source: BinaryIO) -> bytes:
+    """A piece of the archived file; a disk that cannot read it back makes the file damaged, not the target."""
+    try:
+        return source.read(_CHUNK)
+    except OSError as error:
+        raise _DamagedError from error
+
+
+def _name_it(temporary: Path, folder: Path, name: str) -> Path:
+    """Link the copy under the first name that is free: `name.jpg`, `name (2).jpg`, ..."""
+    stem, dot, extension = name.rpartition(".")
+    path, number = folder / name, 1
+    while True:
+        try:
+            _link(temporary, path)
+            return path
+        except FileExistsError:
+            number += 1
+            path = folder / f"{stem} ({number}){dot}{extension}"
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Raises FileExistsError; without hard links the name is taken by an empty file first, then replaced."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        temporary.replace(path)
+
+
+def _modified_at(version: Version, zone: dt.tzinfo) -> float:
+    """DateCreated, which is in the office's time; when the file was archived, where that is no usable time."""
+    created = version.listing.get("DateCreated") or version.listing.get("DateTimeSheet")
+    try:
+        at = dt.datetime.fromisoformat(str(created)).replace(tzinfo=zone).timestamp()
+    except (ValueError, OverflowError):
+        return version.archived_at
+    return at if at > 0 else version.archived_at  # 0001-01-01 stands for none
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

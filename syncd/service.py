@@ -1,0 +1,326 @@
+"""What syncd needs of the machine: the clock, the lock, the pace file, systemd, credentials, the user it runs as."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pwd
+import secrets
+import socket
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import Final, Self
+
+from syncd import pacing
+from syncd.config import Settings
+from syncd.errors import ConfigError, LockHeldError, SiteError
+from syncd.ports import Clock
+
+IN_FLIGHT_WAIT: Final = 0.02  # seconds until another look while another process has its request in flight
+READER_TRIES: Final = 20  # a reader's look at the lock takes microseconds; a starter outlasts it
+PACE_BYTES: Final = 512  # always overwritten as a whole, within one page and one sector: never half a record
+CREDENTIAL_CAP: Final = 65_536
+_OPEN: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class SystemClock:
+    """The real time (ports.Clock)."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, UTC."""
+        return time.time()
+
+    def steady(self) -> float:
+        """Seconds since boot, sleep included; the same for all processes."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _disk_error(error: OSError) -> SiteError:
+    return SiteError("disk_error", errno.errorcode.get(error.errno or 0, "unknown"))
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that holds the lock, as it wrote itself down; pid 0 in the instant before it has."""
+
+    pid: int
+    verb: str
+
+
+class Lock:
+    """The one writer of a practice: a flock on STATE/lock, gone with its process. Use as a context manager."""
+
+    def __init__(self, state_path: Path, verb: str = "run") -> None:
+        self._path, self._verb, self._fd = state_path / "lock", verb, -1
+
+    def __enter__(self) -> Self:
+        """Take the lock. Raises LockHeldError (who holds it) or SiteError disk_error."""
+        try:
+            with contextlib.ExitStack() as undo:
+                fd = os.open(self._path, _OPEN, 0o600)
+                undo.callback(os.close, fd)
+                self._take(fd)
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()} {self._verb}\n".encode(), 0)
+                undo.pop_all()
+        except OSError as error:
+            raise _disk_error(error) from error
+        self._fd = fd
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        with contextlib.suppress(OSError):  # the text is for people only
+            os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+
+    def _take(self, fd: int) -> None:
+        for _ in range(READER_TRIES):
+            try:
+                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(IN_FLIGHT_WAIT)
+        holder = _read_holder(fd)
+        raise LockHeldError(f"`syncd {holder.verb}` (pid {holder.pid}) holds the lock of this practice")
+
+    def holder(self) -> Holder | None:
+        """Who holds the lock now; None: nobody. For readers; raises SiteError when the file cannot be read."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _disk_error(error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            return _read_holder(fd)
+        finally:
+            os.close(fd)
+
+
+def _read_holder(fd: int) -> Holder:
+    pid, _, verb = os.pread(fd, 100, 0).decode("ascii", "replace").strip().partition(" ")
+    return Holder(int(pid) if pid.isdecimal() else 0, verb if verb.replace("-", "").isalnum() else "?")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Requests, and 429 answers, of this calendar day."""
+
+    requests_today: int
+    throttled_today: int
+
+
+class PaceFile:
+    """The pace of one customer key, shared by all processes that open this file.
+
+    `zone` decides when a day of the counts begins.
+    """
+
+    def __init__(self, path: Path, clock: Clock, zone: tzinfo = UTC) -> None:
+        self._path, self._clock, self._zone = path, clock, zone
+
+    def claim(self, spacing: float) -> Claim | float:
+        """The right to send one request now, to be held until its answer is in; or seconds to wait, then ask again.
+
+        The start is on file before this returns. Each claim opens the file anew: a flock belongs to an open file, so
+        threads exclude each other as processes do. Raises SiteError disk_error: then nothing may be sent.
+        """
+        try:
+            with contextlib.ExitStack() as undo:
+                fd = os.open(self._path, _OPEN, 0o600)
+                undo.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                steady, pace = self._clock.steady(), _read_pace(fd)  # the clock is read under the lock
+                if (earliest := pacing.next_start(pace, spacing, steady)) > steady:
+                    return earliest - steady
+                pace = pacing.started(pace, steady, self._today())
+                _write_pace(fd, pace)
+                undo.pop_all()
+                return Claim(fd, pace, self._clock)
+        except BlockingIOError:
+            return IN_FLIGHT_WAIT
+        except OSError as error:
+            raise _disk_error(error) from error
+
+    def counts(self) -> Counts:
+        """What was sent today, for readers; zeros when there is no such file yet, or it may not be read."""
+        try:
+            pace = pacing.Pace.from_json(self._path.read_text("ascii", "replace"))
+        except OSError:
+            return Counts(0, 0)
+        return Counts(pace.requests_today, pace.throttled_today) if pace.day == self._today() else Counts(0, 0)
+
+    def _today(self) -> str:
+        return datetime.fromtimestamp(self._clock.now(), self._zone).date().isoformat()
+
+
+def _read_pace(fd: int) -> pacing.Pace:
+    return pacing.Pace.from_json(os.pread(fd, PACE_BYTES, 0).decode("ascii", "replace"))
+
+
+def _write_pace(fd: int, pace: pacing.Pace) -> None:
+    os.pwrite(fd, pace.to_json().ljust(PACE_BYTES - 1).encode("ascii") + b"\n", 0)
+
+
+class Claim:
+    """One request in flight. A context manager around it; leaving records how it was answered."""
+
+    def __init__(self, fd: int, pace: pacing.Pace, clock: Clock) -> None:
+        self._fd, self._pace, self._clock = fd, pace, clock
+        self._throttled, self._retry_after = False, 0.0
+
+    def throttled(self, retry_after: float | None) -> None:
+        """The answer is a 429, which asked for `retry_after` seconds of quiet, or for none."""
+        self._throttled, self._retry_after = True, retry_after or 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Record the answer and let others go. An error inside means that the answer was no good one."""
+        steady = self._clock.steady()
+        if self._throttled:
+            pace = pacing.throttled(self._pace, steady, self._retry_after)
+        else:
+            pace = pacing.answered(self._pace, steady, good=error is None)
+        with contextlib.suppress(OSError):  # the answer counts for more; a disk that fails stops the next claim
+            _write_pace(self._fd, pace)
+        os.close(self._fd)
+
+
+class Systemd:
+    """Words to the service supervisor (sd_notify(3)); does nothing where there is none."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    def ready(self) -> None:
+        """The start is complete."""
+        self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`."""
+        self._send(f"STATUS={' '.join(text.split())}")
+
+    def watchdog(self) -> None:
+        """There was progress: call it for nothing else."""
+        self._send("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """The end has begun."""
+        self._send("STOPPING=1")
+
+    def _send(self, message: str) -> None:
+        if self._address:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+                channel.setblocking(False)
+                channel.sendto(message.encode(), self._address)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The secrets; none of them shows in a repr."""
+
+    developer_key: str = field(repr=False)
+    customer_key: str = field(repr=False)
+    drop_password: str = field(repr=False)
+    private_key_path: Path | None = field(repr=False, default=None)
+
+
+def read_credentials(settings: Settings) -> Credentials:
+    """Read every credential file. Raises ConfigError with all problems: which key, what to do, never any content."""
+    api, drop, trusted = settings.api, settings.drop, settings.credentials_directory
+    problems: list[str] = []
+
+    def secret(key: str, file_name: str, one_line: bool = True) -> tuple[Path | None, str]:
+        try:
+            return _read_secret(settings.credential_path(file_name), trusted, one_line)
+        except _UnfitError as error:
+            problems.append(f"{key}: {error}")
+            return None, ""
+
+    _, developer = secret("[api] developer_key_file", api.developer_key_file)
+    _, customer = secret("[api] customer_key_file", api.customer_key_file)
+    _, password = secret("[drop] password_file", drop.password_file)
+    private = drop.private_key_file and secret("[drop] private_key_file", drop.private_key_file, one_line=False)[0]
+    if problems:
+        raise ConfigError(tuple(problems))
+    return Credentials(developer, customer, password, private or None)
+
+
+class _UnfitError(Exception):
+    """Why a credential file cannot be used."""
+
+
+def _read_secret(candidates: list[Path], trusted: Path | None, one_line: bool) -> tuple[Path, str]:
+    for path in candidates:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo must not make us wait
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise _UnfitError(f"cannot be read ({errno.errorcode.get(error.errno or 0)})") from error
+        try:
+            mode = os.fstat(fd).st_mode
+            if not stat.S_ISREG(mode):
+                raise _UnfitError("is not a regular file: put the secret into a file")
+            if mode & 0o077 and not (trusted and path.is_relative_to(trusted)):
+                raise _UnfitError("others may read or write this file: chmod 600")
+            text = os.read(fd, CREDENTIAL_CAP).decode("utf-8", "replace").strip()
+        finally:
+            os.close(fd)
+        if not text:
+            raise _UnfitError("the file is empty: put the secret into it, then chmod 600")
+        if one_line and not (text.isprintable() and "\ufffd" not in text):
+            raise _UnfitError("must hold one line of plain text: the secret and nothing else")
+        return path, text
+    raise _UnfitError("no such file: create it in the folder of config.toml, then chmod 600")
+
+
+def become_owner(state_path: Path) -> None:
+    """As root, become the owner of an existing state folder, with that user's groups. Otherwise nothing changes."""
+    try:
+        owner = state_path.stat()
+    except FileNotFoundError:
+        return
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    try:
+        user = pwd.getpwuid(owner.st_uid)
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setgid(user.pw_gid)
+    except KeyError:  # a number without a name: systemd's DynamicUser=, seen while the service is down
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+
+
+def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace `path` as a whole, durably: readers see the old file or the new one. Raises SiteError disk_error."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(draft.unlink, missing_ok=True)
+            with os.fdopen(os.open(draft, os.O_EXCL | _OPEN, 0o600), "wb") as file:
+                os.fchmod(file.fileno(), mode)  # whatever the umask
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise _disk_error(error) from error

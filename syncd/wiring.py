@@ -1,0 +1,137 @@
+"""Where the doors are built, and nowhere else: from a configuration to lanes that can take turns."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from syncd import config
+from syncd.api import OpenDentalApi, PlacementSite
+from syncd.archive import Archive
+from syncd.config import Settings
+from syncd.drop import SftpDrop
+from syncd.errors import ConfigError, UsageError
+from syncd.index import Index
+from syncd.logs import Log
+from syncd.mirror import ApiLane, Scope
+from syncd.ports import Api, Clock, Drop
+from syncd.pulling import PullLane
+from syncd.service import Credentials, PaceFile
+from syncd.sites import Doors, Sites
+
+PRACTICES = Path("/etc/syncd")
+
+
+def locate(practice: str | None, file: Path | None, environ: Mapping[str, str]) -> Path:
+    """The configuration file that a call means: -c, -p, $SYNCD_CONFIG, or the only practice on this machine."""
+    if file is not None:
+        return file
+    if practice is not None:
+        return PRACTICES / practice / "config.toml"
+    if environ.get("SYNCD_CONFIG"):
+        return Path(environ["SYNCD_CONFIG"])
+    found = sorted(PRACTICES.glob("*/config.toml"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError("no practice is configured on this machine: say -c FILE, or make /etc/syncd/NAME/config.toml")
+    raise UsageError("several practices: say -p NAME, one of " + ", ".join(path.parent.name for path in found))
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read and check one configuration. Raises ConfigError, with all problems at once."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError((f"{path}: cannot be read ({error.strerror}): check -c, -p or $SYNCD_CONFIG",)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError((f"{path}: is not UTF-8 text: save it as UTF-8",)) from error
+    return config.parse(text, name=path.absolute().parent.name, folder=path.absolute().parent, environ=environ)
+
+
+def open_index(settings: Settings) -> Index:
+    """The practice's index; made when there is none."""
+    settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Index(settings.state_path / "index.db")
+
+
+def open_archive(settings: Settings) -> Archive:
+    """The practice's archive; it may be missing."""
+    return Archive(settings.archive.path, settings.archive.reserve, settings.archive.group)
+
+
+def open_pace(settings: Settings, clock: Clock) -> PaceFile:
+    """The pace of the practice's key, shared by all processes."""
+    return PaceFile(settings.state_path / "pace", clock, settings.zone)
+
+
+def open_api(settings: Settings, credentials: Credentials) -> OpenDentalApi:
+    """Open Dental's API; nothing is sent yet."""
+    bundle = _beside(settings, settings.api.ca_bundle)
+    return OpenDentalApi(
+        settings.api.url,
+        credentials.developer_key,
+        credentials.customer_key,
+        PlacementSite(settings.drop.address, settings.drop.username, credentials.drop_password),
+        ca_bundle=bundle,
+    )
+
+
+def open_drop(settings: Settings, credentials: Credentials) -> SftpDrop:
+    """The SFTP site; no connection is made yet."""
+    drop = settings.drop
+    known_hosts = _beside(settings, drop.known_hosts_file)
+    password = None if credentials.private_key_path else credentials.drop_password
+    return SftpDrop(
+        drop.host, drop.port, drop.username, password, credentials.private_key_path, drop.host_key, known_hosts
+    )
+
+
+def _beside(settings: Settings, name: str | None) -> Path | None:
+    """A file that the configuration names: in $CREDENTIALS_DIRECTORY if it is there, else beside config.toml."""
+    if name is None:
+        return None
+    candidates = settings.credential_path(name)
+    return next((path for path in candidates if path.exists()), candidates[-1])
+
+
+@dataclass
+class Lanes:
+    """Two lanes that are ready to take turns, each with an index connection of its own, and one for the shell."""
+
+    settings: Settings
+    index: Index
+    clock: Clock
+    log: Log
+    api_lane: ApiLane
+    pull_lane: PullLane
+    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def close(self) -> None:
+        """Take back what was prepared, close every connection."""
+        self.api_lane.close()
+        self.closing.close()
+
+
+def build(
+    settings: Settings, clock: Clock, log: Log, scope: Scope, api: Api, drop: Drop, index: Index | None = None
+) -> Lanes:
+    """Build both lanes. The caller holds the lock. An archive that is missing is a state, not an end."""
+    index = index or open_index(settings)
+    archive = open_archive(settings)
+    closing = contextlib.ExitStack()
+    closing.callback(drop.close)
+    closing.callback(index.close)
+    lanes = []
+    for _ in range(2):
+        own = index.sibling()
+        closing.callback(own.close)
+        lanes.append(Doors(settings, own, archive, api, drop, clock, log))
+    for_api, for_pull = lanes
+    now = clock.now()
+    pull_lane = PullLane(for_pull, Sites(for_pull.index, log))
+    pull_lane.start(now)
+    api_lane = ApiLane(for_api, Sites(for_api.index, log), open_pace(settings, clock), scope, now)
+    return Lanes(settings, index, clock, log, api_lane, pull_lane, closing)

@@ -1,0 +1,104 @@
+"""Wishes: what a verb asks of whoever holds the lock, as rows of table `wish`; granted by the holder, or by the verb
+itself where nobody holds it.
+"""
+
+from __future__ import annotations
+
+import json
+
+from syncd.errors import UsageError
+from syncd.index import Index
+from syncd.listing import end_guard
+from syncd.logs import Log
+from syncd.model import Item
+from syncd.naming import parse_guard_id
+
+METHODS_OF = {
+    "document": ("document",),
+    "mount": ("mount", "mount-images"),
+    "mount-image": ("mount-image",),
+    "sheet": ("sheet",),
+}
+
+
+def make(index: Index, verb: str, argument: object, now: float) -> int:
+    """Write a wish down; its number."""
+    with index.transaction():
+        index.run("INSERT INTO wish (verb, argument, made_at) VALUES (?, ?, ?)", verb, json.dumps(argument), now)
+        return int(index.value("SELECT max(id) FROM wish"))
+
+
+def outcome(index: Index, wish: int) -> str | None:
+    """What became of a wish; None while nobody took it up."""
+    found: str | None = index.value("SELECT outcome FROM wish WHERE id = ? AND done_at IS NOT NULL", wish)
+    return found
+
+
+def grant_all(index: Index, log: Log, now: float) -> list[tuple[str, object]]:
+    """Carry out every wish that waits; those just granted, as (verb, argument)."""
+    granted = []
+    for row in index.rows("SELECT id, verb, argument FROM wish WHERE done_at IS NULL ORDER BY id"):
+        argument = json.loads(row["argument"])
+        try:
+            said = grant(index, log, row["verb"], argument, now)
+            granted.append((row["verb"], argument))
+        except UsageError as error:
+            said = f"refused: {error}"
+        index.run("UPDATE wish SET taken_at = ?, done_at = ?, outcome = ? WHERE id = ?", now, now, said, row["id"])
+        log.info("wish_taken", verb=row["verb"])
+    return granted
+
+
+def grant(index: Index, log: Log, verb: str, argument: object, now: float) -> str:
+    """Carry out one wish on the index; one line for the person who made it. Raises UsageError."""
+    if verb == "backfill":
+        return "lists are polled next"
+    if verb == "retry":
+        items = [Item(*each) for each in argument] if isinstance(argument, list) else []
+        return f"{_retry(index, items, now)} to be tried again now"
+    if verb in ("approve", "reject"):
+        return _decide(index, log, verb, str(argument), now)
+    raise UsageError(f"nobody knows the wish {verb}")
+
+
+def _retry(index: Index, items: list[Item], now: float) -> int:
+    """Try again now: everything that failed or waits, or these items, whatever they wait for."""
+    with index.transaction():
+        if not items:
+            index.run("UPDATE site SET next_try_at = ?", now)
+            index.run(
+                "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE thumbnails_failures > 0"
+            )
+            index.run("UPDATE list SET failures = 0, next_try_at = 0 WHERE failures > 0")
+            return index.run("UPDATE duty SET next_try_at = ?, failures = 0 WHERE busy = 0 AND failures > 0", now)
+        for item in items:
+            sql = (
+                "UPDATE duty SET next_try_at = ?, failures = 0 WHERE pat_num = ? AND kind = ? AND num = ? AND busy = 0"
+            )
+            if index.run(sql, now, item.pat_num, item.kind, item.num) == 0:
+                _repair(index, item, now)
+    return len(items)
+
+
+def _repair(index: Index, item: Item, now: float) -> None:
+    """Fetch an archived item again, as if it had never been here."""
+    known = index.known_item(item)
+    if known is None or known.vanished or item.kind not in METHODS_OF:
+        raise UsageError(f"{item.full_id} cannot be fetched again: it is not listed by Open Dental any more")
+    for method in METHODS_OF[item.kind]:
+        index.run(
+            "INSERT OR IGNORE INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
+            " VALUES (?, ?, ?, ?, ?, 'repair', ?, ?)",
+            *(method, item.pat_num, item.num, item.kind, known.revision, now, now),
+        )
+
+
+def _decide(index: Index, log: Log, verb: str, guard_id: str, now: float) -> str:
+    number = parse_guard_id(guard_id)
+    found = index.rows("SELECT scope FROM guard WHERE id = ? AND state = 'held'", number)
+    if not found:
+        raise UsageError(f"{guard_id} is not held: see `syncd held`")
+    end_guard(index, log, number, "approved" if verb == "approve" else "rejected", now)
+    if found[0]["scope"] == "database" and verb == "approve":
+        index.remember("database_approved", str(now))
+    return f"{guard_id} {'approved' if verb == 'approve' else 'rejected'}"

@@ -1,0 +1,595 @@
+"""The archive on real files: nothing overwritten, nothing half there, whatever fails and wherever it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import grp
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.archive import Archive, Publication, sidecar_content, version_from_sidecar
+from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
+from syncd.model import KINDS, Item, Patient, Version
+from syncd.naming import EXTENSIONS
+
+ITEM = Item(101, "document", 34)
+PATIENT = Patient(101, "Patient", "2024-01-01 00:00:00", "Smith", "Zoë", "", "1980-02-03")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    made = Archive(tmp_path, reserve=0)
+    made.create("archive-1")
+    made.check("archive-1")
+    return made
+
+
+def version(content: bytes = b"one", **changes: Any) -> Version:
+    plain = Version(
+        seq=7, item=ITEM, mount_num=None, version=1, sidecar=1, revision="2021-04-18 11:45:01", bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(), extension="jpg", media_type="image/jpeg", file_name="é\ud800.jpg",
+        listed_at=1.5, placed_at=2.25, archived_at=3.000001, first_seen_at=0.0, method="document",
+        flags=("other_type",), listing={"Description": "Scan", "ProvNum": 0, "ImgType": None},
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+def pulled(archive: Archive, content: bytes = b"one", **changes: Any) -> Publication:
+    source = archive.new_incoming()
+    source.write_bytes(content)
+    return Publication(version(content, **changes), source)
+
+
+def files(archive: Archive) -> dict[str, bytes]:
+    return {str(p.relative_to(archive.root)): p.read_bytes() for p in archive.root.rglob("*") if p.is_file()}
+
+
+def media(archive: Archive) -> dict[str, bytes]:
+    return {path: content for path, content in files(archive).items() if path.endswith((".jpg", ".pdf"))}
+
+
+class Fault:
+    """Make the n-th call of functions of `os` fail, as a disk would; n = 0 counts only."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], code: int, at: int) -> None:
+        self.calls, self._code, self._at = 0, code, at
+        for name in names:
+            monkeypatch.setattr(os, name, self._wrapped(getattr(os, name)))
+
+    def _wrapped(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls == self._at:
+                raise OSError(self._code, "planted")
+            return real(*args, **kwargs)
+
+        return call
+
+
+# The archive as a whole
+
+
+def test_marker_is_made_only_in_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    archive = Archive(tmp_path, reserve=0)
+    assert archive.marker_id() is None
+    archive.create("archive-1")
+    assert archive.marker_id() == "archive-1"
+    with pytest.raises(SiteError) as again:
+        archive.create("archive-2")
+    assert again.value.reason == "archive_missing"
+    assert archive.marker_id() == "archive-1"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b'{"id": 3}', b'{"id": "other"}', b"\xff"])
+def test_nothing_is_written_where_the_right_marker_is_not(archive: Archive, content: bytes | None) -> None:
+    publication = pulled(archive)
+    (archive.root / ".syncd-archive").unlink()
+    if content is not None:
+        (archive.root / ".syncd-archive").write_bytes(content)
+    before = files(archive)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: archive.check("archive-1"), lambda: archive.publish([publication]), archive.new_incoming,
+        archive.clear_incoming, lambda: archive.write_patient(PATIENT), lambda: archive.read_item(ITEM),
+        lambda: list(archive.walk()), lambda: archive.highest_version(ITEM),
+    )  # fmt: skip
+    for call in calls:
+        with pytest.raises(SiteError) as refusal:
+            call()
+        assert refusal.value.reason == "archive_missing"
+    assert files(archive) == before
+
+
+def test_absent_folder_is_a_missing_archive(tmp_path: Path) -> None:
+    for root in (tmp_path / "absent", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        with pytest.raises(SiteError) as refusal:
+            Archive(root, reserve=0).check("archive-1")
+        assert refusal.value.reason == "archive_missing"
+        assert Archive(root, reserve=0).marker_id() is None
+
+
+def test_too_little_space_is_told_before_it_is_gone(archive: Archive) -> None:
+    assert archive.free_bytes() > 0
+    with pytest.raises(SiteError) as refusal:
+        Archive(archive.root, reserve=1 << 62).check("archive-1")
+    assert refusal.value.reason == "archive_full"
+
+
+def test_read_only_archive_is_told(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_args, **_kwargs: False)
+    with pytest.raises(SiteError) as refusal:
+        archive.check("archive-1")
+    assert refusal.value.reason == "archive_read_only"
+
+
+def test_incoming_is_cleared_at_start(archive: Archive) -> None:
+    names = {archive.new_incoming() for _ in range(3)}
+    for name in names:
+        name.write_bytes(b"half")
+    (archive.root / "incoming" / "folder").mkdir()
+    assert len(names) == 3
+    assert archive.clear_incoming() == 3
+    assert archive.clear_incoming() == 0
+
+
+# Publishing
+
+
+def test_published_version_is_read_back_whole(archive: Archive) -> None:
+    publication = pulled(archive)
+    assert archive.publish([publication]) == [None]
+    assert archive.read_item(ITEM) == [publication.version]
+    assert archive.foreign(ITEM) == []
+    with archive.open_media(publication.version) as file:
+        assert file.read() == b"one"
+    assert archive.intact(publication.version)
+    assert not any((archive.root / "incoming").iterdir())
+
+
+def test_published_files_are_private_and_read_only(archive: Archive) -> None:
+    archive.publish([pulled(archive)])
+    archive.write_patient(PATIENT)
+    for path in (archive.root / "patients").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o400), path
+
+
+def test_group_may_read_and_enter(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, reserve=0, group=grp.getgrgid(os.getgid()).gr_name)
+    archive.create("archive-1")
+    archive.publish([pulled(archive)])
+    for path in (archive.root / "patients").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o440), path
+        assert path.stat().st_gid == os.getgid()
+    assert stat.S_IMODE((archive.root / "incoming").stat().st_mode) == 0o700
+
+
+def test_unknown_group_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        Archive(tmp_path, reserve=0, group="no-such-group-here")
+
+
+def test_refused_group_names_who_must_act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(tmp_path, reserve=0, group=grp.getgrgid(os.getgid()).gr_name)
+    archive.create("archive-1")
+    publication = pulled(archive)
+    Fault(monkeypatch, ("fchown",), errno.EPERM, at=1)
+    with pytest.raises(SiteError) as refusal:
+        archive.publish([publication])
+    assert (refusal.value.reason, refusal.value.who) == ("archive_read_only", "practice_it")
+
+
+def test_publishing_again_after_a_crash_is_success(archive: Archive) -> None:
+    archive.publish([pulled(archive)])
+    before = files(archive)
+    assert archive.publish([pulled(archive, seq=9)]) == [None]
+    assert files(archive) == before
+
+
+def test_lost_sidecar_of_an_equal_file_is_written_again(archive: Archive) -> None:
+    first = pulled(archive)
+    archive.publish([first])
+    (archive.root / first.version.sidecar_path).unlink()
+    assert archive.foreign(ITEM) == [first.version.path]
+    assert archive.publish([pulled(archive)]) == [None]
+    assert archive.read_item(ITEM) == [first.version]
+
+
+@pytest.mark.parametrize("rival", ["path", "number", "symlink"])
+def test_nothing_is_ever_overwritten(archive: Archive, rival: str) -> None:
+    archive.publish([pulled(archive, b"two", version=2)])
+    publication = pulled(archive)
+    path = archive.root / publication.version.path
+    if rival == "symlink":
+        path.symlink_to("/etc/hostname")
+    else:
+        (path if rival == "path" else path.with_name(f"1-{'0' * 12}.pdf")).write_bytes(b"eno")
+    before = {path: content for path, content in files(archive).items() if not path.startswith("incoming/")}
+    (outcome,) = archive.publish([publication])
+    assert isinstance(outcome, ItemError)
+    assert outcome.failure == "io_error"
+    assert files(archive) == before
+
+
+def test_leftover_sidecar_without_its_file_is_replaced(archive: Archive) -> None:
+    publication = pulled(archive)
+    path = archive.root / publication.version.sidecar_path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{}")
+    assert archive.highest_version(ITEM) == 0
+    assert archive.publish([publication]) == [None]
+    assert archive.read_item(ITEM) == [publication.version]
+
+
+def test_new_revision_with_equal_bytes_is_one_more_sidecar(archive: Archive) -> None:
+    second = version(sidecar=2, revision="later", seq=8)
+    assert archive.publish([pulled(archive), Publication(second, None)]) == [None, None]
+    assert archive.publish([Publication(second, None)]) == [None]
+    assert archive.read_item(ITEM) == [version(), second]
+    assert list(media(archive).values()) == [b"one"]
+    (clash,) = archive.publish([Publication(dataclasses.replace(second, revision="other"), None)])
+    assert isinstance(clash, ItemError)
+
+
+def test_sidecar_without_an_archived_file_is_refused(archive: Archive) -> None:
+    (outcome,) = archive.publish([Publication(version(sidecar=2), None)])
+    assert isinstance(outcome, ItemError)
+
+
+def test_one_bad_item_does_not_stop_the_batch(archive: Archive) -> None:
+    absent = Publication(version(item=Item(101, "sheet", 1)), archive.root / "incoming" / "absent")
+    short = pulled(archive, b"short", item=Item(101, "sheet", 2), bytes=6)
+    hostile = pulled(archive, item=Item(101, "sheet", 3), extension="../x")
+    outcomes = archive.publish([absent, short, hostile, pulled(archive)])
+    assert [type(outcome) for outcome in outcomes] == [ItemError, ItemError, ItemError, type(None)]
+    assert list(media(archive)) == [version().path]
+    assert not any((archive.root / "incoming").iterdir())
+
+
+def test_symlink_in_the_way_is_not_followed(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (archive.root / "patients").mkdir()
+    (archive.root / "patients" / "101").symlink_to(outside)
+    (outcome,) = archive.publish([pulled(archive)])
+    assert isinstance(outcome, ItemError)
+    assert not any(outside.iterdir())
+    assert list(archive.walk()) == ["patients/101"]
+
+
+STEPS = ("fsync", "link", "replace", "mkdir", "open", "unlink", "fchmod", "scandir")
+
+
+def _three(archive: Archive) -> list[Publication]:
+    return [
+        pulled(archive), Publication(version(sidecar=2, revision="later"), None),
+        pulled(archive, b"three", item=Item(102, "sheet", 5), extension="pdf"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(errno.ENOSPC, "archive_full"), (errno.EROFS, "archive_read_only"), (errno.EIO, "disk_error"), (errno.EMFILE, "")],
+)
+def test_failure_at_any_call_leaves_nothing_half_done(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+) -> None:
+    """Every single call fails once, as a full, read-only or broken disk would; the same batch then goes through."""
+    at, hit = 0, True
+    while hit:
+        at += 1
+        root = archive.root / f"run{at}"
+        root.mkdir()
+        run = Archive(root, reserve=0)
+        run.create("archive-1")
+        batch = _three(run)
+        with monkeypatch.context() as patch:
+            fault = Fault(patch, STEPS, code, at)
+            outcomes: list[SyncdError | None]
+            try:
+                outcomes = run.publish(batch)
+            except SyncdError as error:
+                outcomes = [error] * len(batch)
+        hit = fault.calls >= at
+        for raised in (one for one in outcomes if one and reason):
+            assert isinstance(raised, SiteError)
+            assert raised.reason == reason
+        done = [one for one, outcome in zip(batch, outcomes, strict=True) if outcome is None]
+        assert [one for one in batch if one.version in run.read_item(one.version.item)] == done
+        assert len(media(run)) == sum(one.source is not None for one in done)
+        for publication in batch:  # what was thrown away is pulled again
+            if publication.source and not publication.source.exists():
+                publication.source.write_bytes(b"three" if publication.version.item.num == 5 else b"one")
+        assert run.publish(batch) == [None, None, None]
+        run.clear_incoming()
+        assert [found for found in run.walk() if isinstance(found, str)] == []
+        assert sorted(media(run).values()) == [b"one", b"three"]
+    assert at > 40
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it and, as `undo` does not run after a kill, every later call fails too."""
+
+
+def test_crash_before_any_call_heals(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    at, done = 0, False
+    while not done:
+        at += 1
+        root = archive.root / f"run{at}"
+        root.mkdir()
+        run = Archive(root, reserve=0)
+        run.create("archive-1")
+        batch = _three(run)
+        calls = 0
+
+        def wrapped(real: Callable[..., Any], last: int = at) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls >= last:
+                    raise _Killed
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in STEPS:
+                patch.setattr(os, name, wrapped(getattr(os, name)))
+            try:
+                run.publish(batch)
+                done = True
+            except _Killed:
+                pass
+        for found in run.walk():  # whatever exists is whole
+            assert isinstance(found, str) or run.intact(found)
+        run.clear_incoming()
+        again = [dataclasses.replace(one, source=one.source and run.new_incoming()) for one in batch]
+        for publication, content in zip(again, (b"one", b"", b"three"), strict=True):
+            if publication.source:
+                publication.source.write_bytes(content)
+        assert run.publish(again) == [None, None, None]
+        assert [one for one in run.walk() if isinstance(one, str)] == []
+    assert at > 40
+
+
+def test_source_whose_fsync_failed_is_thrown_away(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    publication = pulled(archive)
+    Fault(monkeypatch, ("fsync",), errno.EIO, at=1)
+    with pytest.raises(SiteError) as refusal:
+        archive.publish([publication])
+    assert refusal.value.reason == "disk_error"
+    assert publication.source is not None
+    assert not publication.source.exists()
+
+
+def test_everything_is_durable_before_the_link_and_the_link_before_success(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publication = pulled(archive)
+    trace: list[str] = []
+    real_fsync, real_link = os.fsync, os.link
+
+    def fsync(descriptor: int) -> None:
+        trace.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()).removeprefix(str(archive.root)))
+        real_fsync(descriptor)
+
+    def link(*args: Any, **kwargs: Any) -> None:
+        trace.append("link")
+        real_link(*args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", link)
+    assert publication.source is not None
+    archive.publish([publication])
+    before = trace[: trace.index("link")]
+    folder = f"/{version().folder}"
+    assert {f"/incoming/{publication.source.name}", folder, "/patients/101", "/patients", ""} <= set(before)
+    assert len([path for path in before if path.startswith("/incoming/")]) == 2
+    assert trace[trace.index("link") + 1 :] == [folder]
+
+
+def test_full_disk_under_a_real_limit_loses_nothing(archive: Archive) -> None:
+    """RLIMIT_FSIZE makes the kernel itself refuse the sidecar's bytes (EFBIG), without root."""
+    publication = pulled(archive)
+    script = f"""
+import resource, signal
+from pathlib import Path
+from syncd.archive import Archive, Publication, version_from_sidecar
+from syncd.errors import SiteError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+archive = Archive(Path({str(archive.root)!r}), reserve=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    one = version_from_sidecar({sidecar_content(publication.version)!r})
+    archive.publish([Publication(one, Path({str(publication.source)!r}))])
+except SiteError as error:
+    print(error.reason)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout == "archive_full\n"
+    assert media(archive) == {}
+    assert archive.publish([publication]) == [None]
+
+
+# Reading
+
+
+def test_damage_is_told_from_a_failing_disk(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    publication = pulled(archive)
+    assert not archive.intact(publication.version)
+    archive.publish([publication])
+    path = archive.root / publication.version.path
+    path.chmod(0o600)
+    path.write_bytes(b"onE")
+    assert not archive.intact(publication.version)
+    Fault(monkeypatch, ("fstat",), errno.EIO, at=2)
+    with pytest.raises(SiteError) as refusal:
+        archive.intact(publication.version)
+    assert refusal.value.reason == "disk_error"
+
+
+def test_opening_what_is_no_archived_file_fails(archive: Archive) -> None:
+    publication = pulled(archive)
+    with pytest.raises(ItemError):
+        archive.open_media(publication.version)
+    archive.publish([publication])
+    path = archive.root / publication.version.path
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ItemError):
+        archive.open_media(publication.version)
+    path.unlink()
+    (archive.root / "equal").write_bytes(b"one")
+    path.symlink_to(archive.root / "equal")
+    assert not archive.intact(publication.version)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"[]", b"null", b"[" * 100_000, b'{"schema_version": 1}'],
+)
+def test_corrupt_sidecar_is_reported_and_its_file_still_counts(archive: Archive, content: bytes) -> None:
+    archive.publish([pulled(archive), pulled(archive, b"two", version=2)])
+    path = archive.root / version().sidecar_path
+    path.chmod(0o600)
+    path.write_bytes(content)
+    (archive.root / version().folder / "stray.txt").touch()
+    (archive.root / version().folder / "9-0.json").symlink_to("/etc/hostname")
+    assert [found.version for found in archive.read_item(ITEM)] == [2]
+    folder = version().folder
+    odd = sorted([version().path, version().sidecar_path, f"{folder}/9-0.json", f"{folder}/stray.txt"])
+    assert archive.foreign(ITEM) == odd
+    path.unlink()
+    (archive.root / version(b"two", version=2).path).rename(archive.root / folder / f"12-{'0' * 12}.jpg")
+    assert archive.highest_version(ITEM) == 12
+
+
+def test_sidecar_of_another_place_is_foreign(archive: Archive) -> None:
+    archive.publish([pulled(archive)])
+    moved = archive.root / "patients" / "102"
+    (archive.root / "patients" / "101").rename(moved)
+    assert archive.read_item(Item(102, "document", 34)) == []
+    assert len(archive.foreign(Item(102, "document", 34))) == 2
+
+
+def test_file_of_another_size_is_no_version(archive: Archive) -> None:
+    archive.publish([pulled(archive)])
+    path = archive.root / version().path
+    path.chmod(0o600)
+    path.write_bytes(b"longer")
+    assert archive.read_item(ITEM) == []
+
+
+def test_read_error_of_a_sidecar_stops_the_reading(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive.publish([pulled(archive)])
+    real = os.open
+
+    def failing(path: Any, *args: Any, **kwargs: Any) -> int:
+        if str(path).endswith(".json"):
+            raise OSError(errno.EIO, "planted")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(SiteError) as refusal:
+        archive.read_item(ITEM)
+    assert refusal.value.reason == "disk_error"
+
+
+def test_walk_tells_everything(archive: Archive) -> None:
+    assert list(archive.walk()) == []
+    other = pulled(archive, b"x", item=Item(9, "mount-image", 440), version=1, mount_images=(1, 2))
+    archive.publish([pulled(archive), pulled(archive, b"two", version=2), other])
+    archive.write_patient(PATIENT)
+    for stray in ("stray", "patients/x", "patients/101/y", "patients/9/patient.json", "patients/101/document-9"):
+        (archive.root / stray).touch()
+    assert archive.patients() == [9, 101]
+    found = list(archive.walk())
+    assert [one for one in found if isinstance(one, Version)] == [other.version, version(), version(b"two", version=2)]
+    strays = ["stray", "patients/x", "patients/9/patient.json", "patients/101/document-9", "patients/101/y"]
+    assert [one for one in found if isinstance(one, str)] == strays
+    assert list(archive.walk([9, 555])) == [other.version, "patients/9/patient.json"]
+
+
+# Patients
+
+
+def test_patient_is_written_once_and_replaced_when_changed(archive: Archive) -> None:
+    assert archive.read_patient(101) is None
+    assert archive.write_patient(PATIENT)
+    path = archive.root / "patients" / "101" / "patient.json"
+    inode = path.stat().st_ino
+    assert not archive.write_patient(PATIENT)
+    assert path.stat().st_ino == inode
+    married = dataclasses.replace(PATIENT, last_name="Jones")
+    assert archive.write_patient(married)
+    assert archive.read_patient(101) == dataclasses.replace(married, stamp="")
+
+
+@pytest.mark.parametrize("change", [{"pat_num": 102}, {"status": 3}, {"extra": "x"}])
+def test_patient_file_of_another_shape_is_not_believed(archive: Archive, change: dict[str, object]) -> None:
+    archive.write_patient(PATIENT)
+    path = archive.root / "patients" / "101" / "patient.json"
+    content = json.loads(path.read_bytes()) | change
+    path.chmod(0o600)
+    path.write_text(json.dumps(content))
+    assert archive.read_patient(101) is None
+
+
+# Sidecars
+
+_TIME = st.floats(0, 4e9).map(lambda moment: round(moment, 6))
+_NUM = st.integers(1, 10**17)
+_TEXT = st.text(st.characters())
+VERSIONS = st.builds(
+    Version, seq=st.integers(), item=st.builds(Item, _NUM, st.sampled_from(KINDS), _NUM), mount_num=st.none() | _NUM,
+    version=_NUM, sidecar=_NUM, revision=_TEXT, sha256=st.binary(min_size=32, max_size=32).map(bytes.hex), bytes=_NUM,
+    extension=st.sampled_from(sorted(EXTENSIONS)), media_type=_TEXT, file_name=st.none() | _TEXT, listed_at=_TIME,
+    placed_at=_TIME, archived_at=_TIME, first_seen_at=_TIME, method=_TEXT, flags=st.lists(_TEXT, max_size=3).map(tuple),
+    mount_images=st.none() | st.lists(_NUM, max_size=3).map(tuple), source_revision=st.none() | _TEXT,
+    listing=st.dictionaries(_TEXT, st.none() | st.integers() | _TEXT, max_size=5),
+)  # fmt: skip
+
+
+@given(VERSIONS)
+def test_sidecar_round_trip_is_exact(one: Version) -> None:
+    assert version_from_sidecar(json.loads(json.dumps(sidecar_content(one)))) == one
+
+
+@given(st.floats(-1e9, 4e9))
+def test_sidecar_time_is_exact_to_the_microsecond(moment: float) -> None:
+    back = version_from_sidecar(sidecar_content(version(listed_at=moment)))
+    assert abs(back.listed_at - moment) <= 1e-6
+    assert sidecar_content(back) == sidecar_content(version(listed_at=moment))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": 2}, {"extra": 1}, {"num": True}, {"num": 0}, {"num": "34"}, {"pat_num": 1.0}, {"kind": "x"},
+        {"sha256": "AB" * 32}, {"sha256": "ab"}, {"bytes": 0}, {"extension": "json"}, {"flags": [1]}, {"flags": None},
+        {"mount_images": ["1"]}, {"listing": {"a": []}}, {"listing": {"a": 1.5}}, {"listed_at": "2021-04-08"},
+        {"listed_at": "2021-04-08T08:12:21.000000+00:00"}, {"listed_at": 5}, {"file_name": 3}, {"sidecar": 0},
+    ],
+)  # fmt: skip
+def test_sidecar_of_another_shape_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - fromisoformat's own message is one of them
+        version_from_sidecar(sidecar_content(version()) | change)
+
+
+@pytest.mark.parametrize("key", sorted(sidecar_content(version())))
+def test_sidecar_that_lacks_a_field_is_refused(key: str) -> None:
+    content = sidecar_content(version())
+    del content[key]
+    with pytest.raises(ValueError, match="schema"):
+        version_from_sidecar(content)

@@ -1,0 +1,387 @@
+"""The words of status, health and plan: what an IT person is told, and when."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+from dataclasses import replace
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.config import parse
+from syncd.errors import REASONS, SiteError
+from syncd.report import (
+    DAY,
+    HOUR,
+    LIVELY,
+    Budget,
+    Hold,
+    Incident,
+    Report,
+    StatusFacts,
+    Surroundings,
+    Trouble,
+    floor_seconds,
+    health,
+    human_bytes,
+    human_duration,
+    iso,
+    plan,
+    plan_text,
+    status,
+    text,
+)
+
+NOW = 1_795_000_000.0
+SYNCED = StatusFacts(
+    items=40,
+    archived_items=40,
+    archived_versions=50,
+    archived_bytes=50_000_000,
+    last_archived_at=NOW - 3 * HOUR,
+    patients=10,
+    lists=20,
+    sweep_requests=20,
+    oldest_polled_at=NOW - HOUR,
+    last_listed_at=NOW - 60,
+)
+FIRST = replace(SYNCED, lists_never_polled=15, last_listed_at=NOW - 10)
+AROUND = Surroundings("main", "0.1.0", Budget(1, 1, 1), holder="run, pid 812", requests_today=7, throttled_today=1)
+CONTRACT = (
+    "practice version state reason message who since next_try_at healthy owed thumbnails_due failing held vanished"
+    " pending_at_source last_complete_sweep_at oldest_list_seconds eta_seconds requests_today throttled_today"
+    " drop_leftovers archive_free_bytes incidents"
+)
+
+
+def trouble(reason: str, failures: int = 9, since: float = 60.0, lane: str = "api") -> Trouble:
+    return Trouble(lane, reason, "", NOW - since, NOW + 300, failures)
+
+
+def told(facts: StatusFacts = SYNCED, around: Surroundings = AROUND) -> Report:
+    return status(facts, around, NOW)
+
+
+def verdict(facts: StatusFacts, max_age: float | None = None, around: Surroundings = AROUND) -> tuple[bool, str]:
+    return health(status(facts, around, NOW), facts, max_age, floor_seconds(facts, around.budget), NOW)
+
+
+def test_status_has_every_key_of_the_contract() -> None:
+    assert set(CONTRACT.split()) <= told().keys()
+
+
+def test_nothing_owed_is_ok_and_has_no_eta() -> None:
+    said = told()
+    assert (said["state"], said["reason"], said["who"], said["eta_seconds"]) == ("ok", "ok", "nobody", None)
+    assert said["last_complete_sweep_at"] == iso(NOW - HOUR)
+    assert said["oldest_list_seconds"] == HOUR
+
+
+HELD = Hold(7, "patient-101", "disappearances_held", 30, 40, 2, NOW - DAY)
+EVERYTHING = replace(
+    SYNCED,
+    owed=5,
+    owed_requests=5,
+    failing={"timeout_60s": 2},
+    held=30,
+    holds=(HELD,),
+    troubles=(trouble("throttled"),),
+)
+
+
+def test_the_worst_state_is_named_first_and_the_next_one_appears_when_it_is_mended() -> None:
+    facts = replace(EVERYTHING, troubles=(trouble("throttled"), trouble("archive_full", lane="pull")))
+    around = replace(AROUND, paused_until=NOW + HOUR, holder=None)
+    seen = [told(facts, around)]
+    seen.append(told(facts, around := replace(around, paused_until=None)))
+    seen.append(told(facts, around := replace(around, holder="run, pid 1")))
+    seen.append(told(facts := replace(facts, troubles=(trouble("throttled"),)), around))
+    seen.append(told(facts := replace(facts, troubles=()), around))
+    seen.append(told(facts := replace(facts, holds=(), held=0), around))
+    seen.append(told(facts := replace(facts, failing={}), around))
+    seen.append(told(replace(facts, owed=0), around))
+    assert [(said["state"], said["reason"]) for said in seen] == [
+        ("paused", "paused"),
+        ("stopped", "not_running"),
+        ("blocked", "archive_full"),
+        ("degraded", "throttled"),
+        ("degraded", "disappearances_held"),
+        ("degraded", "items_failing"),
+        ("catching_up", "catching_up"),
+        ("ok", "ok"),
+    ]
+
+
+def test_lists_that_were_never_polled_are_work_even_when_nothing_is_owed() -> None:
+    assert told(FIRST)["state"] == "catching_up"
+    assert told(FIRST)["last_complete_sweep_at"] is None
+
+
+def test_a_single_failed_request_is_no_block_but_the_second_is() -> None:
+    blip = replace(SYNCED, troubles=(trouble("api_unreachable", failures=1),))
+    assert told(blip)["state"] == "degraded"
+    assert told(replace(SYNCED, troubles=(trouble("api_unreachable", failures=2),)))["state"] == "blocked"
+
+
+@pytest.mark.parametrize("reason", ["archive_missing", "key_refused", "host_key_changed", "other_database"])
+def test_what_somebody_must_mend_blocks_at_once(reason: str) -> None:
+    said = told(replace(SYNCED, troubles=(trouble(reason, failures=1),)))
+    assert (said["state"], said["reason"], said["who"]) == ("blocked", reason, REASONS[reason][0])
+
+
+def test_the_archive_comes_before_the_database_before_the_key_before_the_site() -> None:
+    order = ["archive_missing", "other_database", "key_refused", "econnector_down", "drop_refused"]
+    order += ["placements_refused", "catching_up"]
+    troubles = tuple(trouble(reason) for reason in reversed(order))
+    for reason in order[:-1]:
+        assert told(replace(SYNCED, troubles=troubles))["reason"] == reason
+        troubles = tuple(each for each in troubles if each.reason != reason)
+
+
+def test_since_and_next_try_are_those_of_the_reason_that_is_named() -> None:
+    facts = replace(SYNCED, troubles=(trouble("throttled", since=5), trouble("drop_refused", since=500)))
+    said = told(facts)
+    assert (said["since"], said["next_try_at"]) == (iso(NOW - 500), iso(NOW + 300))
+    assert told(replace(SYNCED, holds=(HELD,)))["since"] == iso(NOW - DAY)
+    assert told(around=replace(AROUND, holder=None))["since"] == iso(NOW - 60)
+    assert told(around=replace(AROUND, paused_until=NOW + 9))["next_try_at"] == iso(NOW + 9)
+
+
+def test_the_message_is_the_words_of_the_error_itself() -> None:
+    detailed = replace(trouble("key_refused"), detail=str(SiteError("key_refused", "HTTP 401")))
+    message = told(replace(SYNCED, troubles=(detailed,)))["message"]
+    assert message == f"{REASONS['key_refused'][1]} (HTTP 401)"
+    assert told(replace(SYNCED, troubles=(trouble("key_refused"),)))["message"] == REASONS["key_refused"][1]
+
+
+CONFIG = """
+[practice]
+time_zone = "UTC"
+[api]
+min_interval = "1s"
+share = 0.5
+[drop]
+host = "192.0.2.1"
+username = "opendental"
+password_file = "sftp_password"
+folder = "syncd"
+host_key = "KEY"
+[archive]
+path = "/srv/archive/main"
+[backfill]
+window = ["Sat-Sun"]
+"""
+
+
+def test_the_budget_is_the_mean_of_a_week_with_its_shares_and_windows() -> None:
+    blob = b"".join(len(part).to_bytes(4) + part for part in (b"ssh-ed25519", bytes(32)))
+    text_of_config = CONFIG.replace("KEY", f"ssh-ed25519 {base64.b64encode(blob).decode()}")
+    budget = Budget.of(parse(text_of_config, name="main", folder=Path("/etc/syncd/main"), environ={}), NOW)
+    assert budget.interval == 1.0
+    assert budget.spacing == pytest.approx(168 / (45 / 2 + 123))  # open 45 h at half, the rest in full
+    assert budget.bulk_spacing == pytest.approx(168 / (45 / 4 + 75 / 2 + 48))  # half of that but for the weekend
+
+
+def test_eta_counts_requests_at_the_spacing_that_bulk_work_gets() -> None:
+    facts = replace(SYNCED, owed=10, owed_requests=12, thumbnail_calls=3)
+    budget = Budget(interval=1.0, spacing=1.2, bulk_spacing=1.6)
+    assert told(facts, replace(AROUND, budget=budget))["eta_seconds"] == 15 * 1.6
+    assert told(facts)["eta_seconds"] == 15
+
+
+def test_eta_of_a_first_sync_grows_with_what_the_polled_lists_held() -> None:
+    facts = replace(FIRST, items=40)  # on 5 lists: 8 each, so 120 more on 15 lists
+    assert told(facts)["eta_seconds"] == 15 + 120
+    assert replace(FIRST, items=0, lists_never_polled=20).files_to_come == 160  # a supposition, before any list
+
+
+@pytest.mark.parametrize("around", [replace(AROUND, holder=None), replace(AROUND, paused_until=NOW + 1)])
+def test_nobody_at_work_gives_no_eta(around: Surroundings) -> None:
+    assert told(replace(SYNCED, owed=10, owed_requests=10), around)["eta_seconds"] is None
+
+
+def test_guards_and_incidents_are_told_with_their_numbers() -> None:
+    incidents = (Incident("api", "throttled", NOW - 90, NOW - 30), Incident("pull", "drop_refused", NOW - 60, None))
+    said = told(replace(SYNCED, holds=(HELD,), incidents=incidents))
+    assert (
+        said["guards"][0] | {"id": "guard-7", "items": 30, "of_items": 40, "agreeing_listings": 2} == said["guards"][0]
+    )
+    assert [each["lasted_seconds"] for each in said["incidents"]] == [60, 60]
+    assert [each["until_at"] for each in said["incidents"]] == [iso(NOW - 30), None]
+
+
+def test_the_floor_is_a_day_or_three_sweeps() -> None:
+    assert floor_seconds(SYNCED, Budget(1, 1, 1)) == DAY
+    assert floor_seconds(replace(SYNCED, sweep_requests=40_000), Budget(1, 2, 2)) == 3 * 40_000 * 2
+
+
+def test_health_ends_at_1_3_times_the_floor_and_prints_the_limit() -> None:
+    assert verdict(replace(SYNCED, oldest_polled_at=NOW - 1.29 * DAY))[0]
+    healthy, line = verdict(replace(SYNCED, oldest_polled_at=NOW - 1.31 * DAY))
+    assert not healthy
+    assert "1 d 7 h" in line
+    assert "\n" not in line
+
+
+def test_a_maximum_age_that_is_asked_for_replaces_the_default() -> None:
+    assert verdict(SYNCED, HOUR)[0]
+    assert not verdict(SYNCED, HOUR - 1)[0]
+
+
+def test_a_mirror_that_is_not_running_says_so_and_turns_unhealthy_by_age() -> None:
+    stopped = replace(AROUND, holder=None)
+    assert verdict(SYNCED, around=stopped) == (True, verdict(SYNCED)[1] + "; syncd is not running")
+    assert not verdict(replace(SYNCED, oldest_polled_at=NOW - 2 * DAY), around=stopped)[0]
+
+
+def test_a_pause_is_healthy_whatever_the_age_and_says_so() -> None:
+    healthy, line = verdict(replace(SYNCED, oldest_polled_at=1.0), around=replace(AROUND, paused_until=NOW + HOUR))
+    assert healthy
+    assert "paused until" in line
+
+
+def test_a_block_is_unhealthy_once_it_lasts() -> None:
+    assert verdict(replace(SYNCED, troubles=(trouble("archive_missing", since=LIVELY - 1),)))[0]
+    healthy, line = verdict(replace(SYNCED, troubles=(trouble("archive_missing", since=LIVELY + 1),)))
+    assert not healthy
+    assert "archive_missing" in line
+
+
+def test_a_first_sync_is_healthy_while_it_shows_life() -> None:
+    assert verdict(FIRST) == (True, "healthy: first sync, 5 of 20 lists read")
+    assert verdict(replace(FIRST, last_listed_at=None, last_archived_at=NOW - LIVELY))[0]
+    assert not verdict(replace(FIRST, last_listed_at=NOW - LIVELY - 1))[0]
+
+
+def test_a_first_sync_that_was_told_to_wait_is_healthy_until_the_wait_is_over() -> None:
+    silent = replace(FIRST, last_listed_at=NOW - DAY, last_archived_at=None, troubles=(trouble("throttled"),))
+    assert verdict(silent)[0]
+    over = replace(trouble("throttled"), next_try_at=NOW - 1)
+    assert not verdict(replace(silent, troubles=(over,)))[0]
+
+
+def test_an_index_without_a_roster_is_not_healthy() -> None:
+    assert not verdict(StatusFacts())[0]
+
+
+def test_a_few_new_patients_do_not_turn_an_old_mirror_into_a_first_sync() -> None:
+    old = replace(SYNCED, lists=2000, lists_never_polled=2, oldest_polled_at=NOW - 9 * DAY)
+    assert not verdict(old)[0]
+
+
+def test_status_text_says_state_reason_and_who_must_act_first() -> None:
+    said = told(replace(EVERYTHING, troubles=(trouble("drop_refused"),)))
+    lines = text(said).splitlines()
+    assert lines[0] == "main: BLOCKED (drop_refused)"
+    assert "check [drop] username and password_file" in " ".join(lines[1:4])
+    assert "  who must act: the practice's IT" in lines
+    assert "    timeout_60s: 2" in lines
+    assert "    guard-7: 30 of 40 items (patient-101)" in lines
+
+
+def test_status_text_shows_times_with_the_offset_of_the_practice() -> None:
+    shown = text(told(), ZoneInfo("America/Chicago"))
+    assert dt.datetime.fromtimestamp(NOW, ZoneInfo("America/Chicago")).isoformat(" ", "seconds") in shown
+
+
+MANY = 9_999_999
+BIG = replace(
+    EVERYTHING,
+    owed=MANY,
+    owed_requests=MANY,
+    archived_items=MANY,
+    archived_versions=MANY,
+    lists=MANY,
+    patients=MANY,
+    archived_bytes=99_000_000_000_000,
+    incidents=(Incident("placing", "placements_refused", NOW - 3 * DAY - 5 * HOUR, None),),
+)
+
+
+@pytest.mark.parametrize("facts", [SYNCED, FIRST, StatusFacts(), BIG])
+@pytest.mark.parametrize("reason", sorted(REASONS))
+def test_no_line_for_people_is_longer_than_80_columns(facts: StatusFacts, reason: str) -> None:
+    said = told(replace(facts, troubles=(trouble(reason, since=DAY),)), replace(AROUND, free_bytes=123_456_789_012))
+    shown = text(said) + plan_text(plan(facts, Budget(1.1, 2.2, 2.2)))
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_status_text_of_incidents_tells_how_long_they_lasted() -> None:
+    incidents = (Incident("api", "throttled", NOW - 90, NOW - 30), Incident("pull", "drop_refused", NOW - 60, None))
+    shown = text(told(replace(SYNCED, incidents=incidents)))
+    assert "throttled (api), 1 min\n" in shown
+    assert "drop_refused (pull), 1 min and lasts\n" in shown
+    assert "incidents: none" in text(told())
+
+
+def test_plan_scales_with_the_tier_and_ends_with_the_configured_one() -> None:
+    planned = plan(replace(SYNCED, owed=17_280, owed_requests=17_280, sweep_requests=1000), Budget(2, 2, 2))
+    tiers = {tier["tier"]: tier for tier in planned["tiers"]}
+    assert tiers["free, 5 s"]["days_to_finish"] == 1.0
+    assert tiers["free, 5 s"]["sweep_seconds"] == 5000
+    assert planned["tiers"][-1]["days_to_finish"] == 0.4
+    assert planned["expected_bytes"] == 17_280 * 1_000_000
+    assert not planned["estimated"]
+
+
+def test_plan_before_the_first_sweep_says_that_it_is_an_estimate() -> None:
+    planned = plan(FIRST, Budget(1, 1, 1))
+    assert planned["estimated"]
+    assert "estimate" in plan_text(planned)
+    assert plan(StatusFacts(), Budget(1, 1, 1))["requests_to_come"] == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1500, "1.5 kB"),
+        (999_950, "1.0 MB"),
+        (5e9, "5.0 GB"),
+        (123e9, "123 GB"),
+        (9e15, "9,000 TB"),
+    ],
+)
+def test_bytes_for_people(count: float, shown: str) -> None:
+    assert human_bytes(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (3600, "1 h"),
+        (3900, "1 h 5 min"),
+        (86_400, "1 d"),
+        (100_000, "1 d 3 h"),
+    ],
+)
+def test_durations_for_people(seconds: float, shown: str) -> None:
+    assert human_duration(seconds) == shown
+
+
+@given(st.floats(0, 1e9), st.floats(0.01, 1e6))
+def test_a_longer_duration_never_reads_as_a_shorter_one(seconds: float, more: float) -> None:
+    units = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+
+    def value(shown: str) -> int:
+        words = shown.split()
+        return sum(int(number) * units[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
+
+    assert value(human_duration(seconds)) <= value(human_duration(seconds + more))
+    assert value(human_duration(seconds)) <= seconds
+
+
+@given(st.floats(0, 4e9))
+def test_a_time_for_programs_reads_back_to_the_millisecond(at: float) -> None:
+    written = iso(at)
+    assert written is not None
+    assert written.endswith("Z")
+    assert abs(dt.datetime.fromisoformat(written).timestamp() - at) < 0.002
