@@ -32,7 +32,8 @@ class Agenda:
         self._policy = policy
         self._order = 0
         self._heap: list[tuple[float, int, ListKey]] = []
-        self._current: dict[ListKey, int] = {}
+        self._current: dict[ListKey, int] = {}  # 0: handed out
+        self._again: set[ListKey] = set()  # named while handed out
         for state in lists:
             self.add(state, now)
 
@@ -53,17 +54,21 @@ class Agenda:
     def polled(self, key: ListKey, now: float, rows: int, newest: float | None) -> None:
         """A complete listing was read. `newest`: of rows new to us, else None."""
         del rows, newest  # what changed lately does not matter to a turn of every list
-        self._put(key, now + self._policy.rest)
+        self._put(key, 0.0 if key in self._again else now + self._policy.rest)
+        self._again.discard(key)
 
     def failed(self, key: ListKey, now: float, until: float) -> None:
         """The list could not be read: not again before `until`."""
         self._put(key, max(now, until))
+        self._again.discard(key)
 
     def named(self, key: ListKey, now: float) -> None:
-        """Somebody says that this list changed: poll it next."""
+        """Somebody says that this list changed: poll it next, and once more if it is being polled just now."""
         del now
-        if key in self._current:
+        if self._current.get(key):
             self._put(key, 0.0)
+        elif key in self._current:
+            self._again.add(key)
 
     def add(self, state: ListState, now: float) -> None:
         """A list that is new to us; polled at 0 means never, so it comes before all others."""
@@ -75,6 +80,7 @@ class Agenda:
         """The patient left: none of the patient's lists is handed out any more."""
         for key in [key for key in self._current if key[0] == pat_num]:
             del self._current[key]
+            self._again.discard(key)
 
     def due_at(self) -> float | None:
         """When `next` will have something, if nothing else happens; None without lists."""

@@ -219,7 +219,7 @@ class OpenDentalApi:
         if answer.status != HTTPStatus.CREATED:
             raise UnansweredError("api_error", f"HTTP {answer.status} to a placement")
         try:
-            return tuple(PlacedName(_key(row, "DocNum"), _file_name(row)) for row in _objects(answer))
+            return tuple(PlacedName(_key(row, "DocNum"), _text(row, "FileName") or "") for row in _objects(answer))
         except ListingError as error:  # files were written, but which is not known
             raise UnansweredError("api_error", "a placement's answer cannot be read") from error
 
@@ -420,14 +420,6 @@ def _last_part(path: str) -> str:
     return re.split(r"[\\/]", path)[-1]
 
 
-def _file_name(row: Row) -> str:
-    """The name of a placed file. Without one, or with a path in it, nothing can be fetched."""
-    name = _text(row, "FileName")
-    if not name or _last_part(name) != name or name in (".", ".."):
-        raise ListingError("FileName is not the name of a file")
-    return name
-
-
 def _fields(row: Row, numbers: tuple[str, ...], texts: tuple[str, ...], required: str, pat_num: int) -> Fields:
     """Every known field of a row of this patient; unknown ones are dropped."""
     if any(name not in row for name in ("PatNum", *required.split())):
@@ -481,7 +473,9 @@ def _without_upload(note: FieldValue) -> tuple[FieldValue, Upload | None]:
         content = base64.b64decode("".join(encoded.split()), validate=True)
     except ValueError:
         content = b""
-    return RAW_MARK, Upload(extension.removeprefix("."), content) if content and extension else Upload("", None, bad=True)
+    return RAW_MARK, Upload(extension.removeprefix("."), content) if content and extension else Upload(
+        "", None, bad=True
+    )
 
 
 def _patient(row: Row) -> Patient:

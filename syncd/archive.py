@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -252,6 +253,7 @@ class Archive:
         self.root = root
         self._reserve = reserve
         self._expected: str | None = None
+        self.publishing = threading.Lock()  # held by whoever numbers, publishes and records
         try:
             self._gid = grp.getgrnam(group).gr_gid if group else None
         except KeyError as error:

@@ -167,7 +167,8 @@ def refetch_at(
     """When an archived item is fetched again in an idle slot, or None for never.
 
     `created_at`: DateCreated as seconds since the epoch. `stamp_age_then`: seconds between stamp and placement.
-    Mounts have no stamp: 1, 3, 7 and 30 days from creation, then every 90 days, spread by number.
+    Mounts have no stamp: 1, 3, 7 and 30 days from creation, then every 90 days, spread by number. A DateCreated of
+    the far future does not put it off.
     """
     if kind == "document":
         if stamp_age_then is not None and 0 <= stamp_age_then < YOUNG_STAMP:
@@ -177,7 +178,7 @@ def refetch_at(
         return None
     for age in MOUNT_AGES if created_at is not None else ():
         if (created_at or 0.0) + age > now:
-            return (created_at or 0.0) + age
+            return min((created_at or 0.0) + age, now + MOUNT_EVERY)
     return now + MOUNT_EVERY * 0.9 + spread(num, MOUNT_EVERY * 0.1)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from syncd.diff import Difference, Known, Owing, is_pending
+from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SiteError
 from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, PlacedName, Version
 from syncd.schema import migrations, row_checksum
@@ -35,24 +35,40 @@ KIND_OF: Mapping[str, Kind] = {
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 
 
+@contextmanager
+def _translated(foreign: tuple[type[Exception], ...] = (sqlite3.DatabaseError,)) -> Iterator[None]:
+    """What SQLite says of the disk (`foreign`) becomes SiteError disk_error; a wrong call of ours stays a bug."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except foreign as error:
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise SiteError("disk_error", f"index.db: {name}; if it stays: `syncd reindex`") from error
+
+
 class Index:
     """The door to index.db. Not for several threads: `sibling()` opens another connection to the same file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        with _translated((sqlite3.DatabaseError, OSError)):
+            if not path.exists():  # its -wal and -shm take over its mode. An open file is left alone: closing it here
+                path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
+            path.chmod(0o600)
+            connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         self.db = Database(connection)
         try:
-            self.db.execute("PRAGMA synchronous=FULL")
-            self.db.execute("PRAGMA foreign_keys=ON")
-            self.db.enable_wal()
-            if migrations.pending(self.db):
-                with self.transaction():
-                    migrations.apply(self.db)
-            path.chmod(0o600)
-        except sqlite3.DatabaseError as error:
+            with _translated():
+                self.db.execute("PRAGMA synchronous=FULL")
+                self.db.execute("PRAGMA foreign_keys=ON")
+                self.db.enable_wal()
+                if migrations.pending(self.db):
+                    with self.transaction():
+                        migrations.apply(self.db)
+        except SiteError:
             connection.close()
-            raise SiteError("disk_error", f"index.db: {type(error).__name__}; see `syncd reindex`") from error
+            raise
 
     def sibling(self) -> Index:
         """Another connection, for another thread."""
@@ -68,25 +84,26 @@ class Index:
         if self.db.conn.in_transaction:
             yield
             return
-        try:
+        with _translated():
             self.db.conn.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self.db.conn.commit()
             except BaseException:
                 self.db.conn.rollback()
                 raise
-            self.db.conn.commit()
-        except sqlite3.OperationalError as error:
-            self.db.conn.rollback()
-            raise SiteError("disk_error", f"index.db: {error.sqlite_errorname}") from error
 
     def rows(self, sql: str, *parameters: object) -> list[Row]:
         """All rows of a query, as dictionaries."""
-        return list(self.db.query(sql, parameters))
+        with _translated():  # not db.query(): its savepoint stays open after a page that cannot be read
+            cursor = self.db.conn.execute(sql, parameters)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def value(self, sql: str, *parameters: object) -> Any:
         """The first column of the first row, or None."""
-        row = self.db.conn.execute(sql, parameters).fetchone()
+        with _translated():
+            row = self.db.conn.execute(sql, parameters).fetchone()
         return row[0] if row else None
 
     def run(self, sql: str, *parameters: object) -> int:
@@ -220,9 +237,7 @@ class Index:
             for row in difference.changed:
                 self._put_item(row, now)
             for item in difference.back:
-                self._update(
-                    item, "missing_since_at = NULL, vanished_at = NULL, became = NULL, held_by = NULL, not_found = 0"
-                )
+                self._put_back(item)
             for owing in difference.owing:
                 self.owe(owing, "listed", now)
             for known in difference.newly_missing:
@@ -232,6 +247,16 @@ class Index:
                 " WHERE pat_num = ? AND name = ?",
                 (now, rows, newest, *key),
             )
+
+    def _put_back(self, item: Item) -> None:
+        """It is listed again; the images that vanished with their mount are back with it."""
+        if item.kind == "mount":
+            self.db.conn.execute(
+                "UPDATE item SET missing_since_at = NULL, vanished_at = NULL WHERE pat_num = ? AND mount_num = ?"
+                " AND vanished_at = (SELECT vanished_at FROM item WHERE pat_num = ? AND kind = 'mount' AND num = ?)",
+                (item.pat_num, item.num) * 2,
+            )
+        self._update(item, "missing_since_at = NULL, vanished_at = NULL, became = NULL, held_by = NULL, not_found = 0")
 
     def _put_item(self, row: Listed, now: float) -> None:
         item, fields = row.item, row.fields
@@ -266,6 +291,8 @@ class Index:
 
     def elsewhere(self, item: Item, date_created: str) -> list[Item]:
         """The same number and DateCreated under other patients, not vanished there: the item moved."""
+        if date_created in NO_STAMP:
+            return []
         sql = "SELECT pat_num FROM item WHERE kind = ? AND num = ? AND pat_num != ? AND date_created = ?"
         sql += " AND vanished_at IS NULL"
         return [
@@ -330,16 +357,18 @@ class Index:
         self, now: float, whys: Sequence[str], prefer: int | None, only: frozenset[int] | None = None
     ) -> Duty | None:
         """The duty that is due longest; of `prefer`'s (a PatNum) first. `only`: of these patients."""
-        due = f"why IN ({', '.join('?' * len(whys))}) AND busy = 0 AND next_try_at <= ?"
+        here = "EXISTS (SELECT 1 FROM patient p WHERE p.pat_num = d.pat_num AND p.left_at IS NULL)"
+        due = f"busy = 0 AND next_try_at <= ? AND {here}"
         if prefer is not None and (only is None or prefer in only):
-            found = self.rows(
-                f"SELECT * FROM duty WHERE pat_num = ? AND {due} ORDER BY kind LIMIT 1", prefer, *whys, now
-            )
+            whose = f"d.pat_num = ? AND +why IN ({', '.join('?' * len(whys))})"
+            sql = f"SELECT * FROM duty d WHERE {whose} AND {due} ORDER BY kind LIMIT 1"
+            found = self.rows(sql, prefer, *whys, now)  # +why: the patient's few rows, not all that are due
             if found:
                 return duty_of(found[0])
-        scope = f" AND pat_num IN ({', '.join(map(str, sorted(only)))})" if only is not None else ""
-        sql = f"SELECT d.* FROM duty d JOIN patient p USING (pat_num) WHERE {due}{scope} AND p.left_at IS NULL"
-        return next((duty_of(row) for row in self.rows(f"{sql} ORDER BY next_try_at LIMIT 1", *whys, now)), None)
+        scope = f" AND d.pat_num IN ({', '.join(map(str, sorted(only)))})" if only is not None else ""
+        sql = f"SELECT * FROM duty d WHERE why = ? AND {due}{scope} ORDER BY next_try_at LIMIT 1"
+        found = [row for why in whys for row in self.rows(sql, why, now)]  # one by one: each follows its index
+        return duty_of(min(found, key=lambda row: row["next_try_at"])) if found else None
 
     def duty_failed(self, duty: Duty, failure: str, next_try_at: float) -> int:
         """Count a failed try; the number of tries that failed in a row."""

@@ -15,7 +15,7 @@ from syncd.diff import Difference, Known, Owing, compare, last_page, local_time,
 from syncd.errors import ItemError, ListingError, NoSuchMethodError, OversizeError, SiteError, SyncdError
 from syncd.index import Index
 from syncd.logs import Log
-from syncd.model import Duty, Item, Listed, ListKey, Page, Patient
+from syncd.model import Duty, Item, Kind, Listed, ListKey, Method, Page, Patient
 from syncd.naming import extension_of, media_type
 from syncd.publishing import Arrival, Publisher
 from syncd.sites import Doors, Sites
@@ -191,6 +191,7 @@ class Lists:
             self.roster_refused(ListingError("the roster is empty"), now)
             return
         changes = index.apply_roster(patients, now, sync.patient_names, sync.patients)
+        self._sites.works("roster", now)
         self.arrived += changes["new"] + changes["back"]
         self.departed += changes["left"]
         for pat_num in changes["left"]:
@@ -202,7 +203,7 @@ class Lists:
         self.roster_not_before = now + BAD_LIST_AGAIN
         self.doors.log.warning("listing_refused", list="roster", failure=type(error).__name__)
         if isinstance(error, ListingError):
-            self._sites.failed(SiteError("bad_answers"), now)
+            self._sites.failed(SiteError("bad_answers"), now, lane="roster")
 
     def refused(self, key: ListKey, error: SyncdError, now: float) -> None:
         """A list could not be read: it waits; nothing else is concluded from that."""
@@ -215,7 +216,7 @@ class Lists:
                 "listing_refused", pat_num=key[0], list=key[1], failure=type(error).__name__, failures=failures
             )
         if isinstance(error, ListingError) and self._bad_answers.failed("listing", key):
-            self._sites.failed(SiteError("bad_answers"), now)
+            self._sites.failed(SiteError("bad_answers"), now, lane="listings")
 
     def complete(self, key: ListKey, rows: Sequence[Listed], now: float) -> None:
         """Take over one complete listing: all actions are computed, then carried out in one transaction."""
@@ -233,6 +234,7 @@ class Lists:
         else:
             index.apply_listing(key, found, len(rows), newest, now)
         self._bad_answers.succeeded()
+        self._sites.works("listings", now)
         self.settled.append((key, len(rows), newest if found.changed else None))
         self.doors.log.debug("list_polled", pat_num=key[0], list=key[1], rows=len(rows))
 
@@ -332,20 +334,24 @@ class Lists:
         known = index.known_item(item)
         if known is None or known.vanished or known.missing_since_at is None or known.held_by is not None:
             return
-        if row is None:
+        if row is not None and row.item.pat_num != item.pat_num and row.date_created == known.date_created:
+            self._vanish(item, now, row.item.full_id)
+        elif row is None or row.item.pat_num != item.pat_num:  # gone, or its number means another document now
             if ripe(known, now, self.doors.settings.sync.vanish_after):
                 self._vanish(item, now)
-            return
-        if row.item.pat_num != item.pat_num:
-            if row.date_created == known.date_created:
-                self._vanish(item, now, row.item.full_id)
-            return
-        for mount in index.rows(
-            "SELECT num, revision FROM item WHERE pat_num = ? AND kind = 'mount' AND vanished_at IS NULL", item.pat_num
-        ):
-            if "mount-image" in self.doors.settings.sync.kinds:
-                owing = Owing("mount-images", Item(item.pat_num, "mount", mount["num"]), mount["revision"], now)
-                index.owe(owing, "moved", now)
+        else:
+            index.set_item(item, "missing_since_at = ?", now)  # it is there: looked for again a day later
+            self._fetch_mounts(item.pat_num, now)
+
+    def _fetch_mounts(self, pat_num: int, now: float) -> None:
+        """An image of this patient may have gone into a mount: mounts have no stamp that tells."""
+        kinds = self.doors.settings.sync.kinds
+        methods: list[tuple[Method, Kind]] = [("mount", "mount"), ("mount-images", "mount-image")]
+        sql = "SELECT num, revision FROM item WHERE pat_num = ? AND kind = 'mount' AND vanished_at IS NULL"
+        for mount in self.doors.index.rows(sql, pat_num):
+            for method in (method for method, kind in methods if kind in kinds):
+                owing = Owing(method, Item(pat_num, "mount", mount["num"]), mount["revision"], now)
+                self.doors.index.owe(owing, "moved", now)
 
     def _vanish(self, item: Item, now: float, became: str | None = None) -> None:
         for each in self.doors.index.vanish(item, now, became):

@@ -87,6 +87,33 @@ class IdentityStep:
         """It is asked at the next start."""
 
 
+class ProbeStep:
+    """The cheapest request while the API is in trouble: an item whose placement goes unanswered would wait for it."""
+
+    bulk = False
+
+    def __init__(self, lane: ApiLane) -> None:
+        self._lane = lane
+
+    def ask(self) -> str:
+        """GET /preferences for one value."""
+        return self._lane.doors.api.program_version()
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """It answers again, whatever it says."""
+        del answer, now
+        self._lane.answers = True
+        return None
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """The trouble goes on; the lane has noted it."""
+        del error, now
+        return None
+
+    def abandon(self) -> None:
+        """Nothing depends on it."""
+
+
 class ApiLane:
     """Turns without thread or sleep: `turn(now)` sends one request at most and says when it wants the next."""
 
@@ -103,6 +130,7 @@ class ApiLane:
         self._probes: list[guards.Probe] = []
         self._to_probe: list[Listed] = []
         self.identity_at = 0.0  # due at every start
+        self.answers = False  # the API does again, after trouble: the next request shows whether the trouble is over
         self.requests = 0
 
     def refill(self, now: float, arrived: frozenset[int] | None = None) -> None:
@@ -119,7 +147,7 @@ class ApiLane:
         """Send the next request if the pace allows; seconds since the epoch of the next turn."""
         for verb, argument in wishes.grant_all(self.doors.index, self.doors.log, now):
             self._granted(verb, argument, now)
-        wait = self._sites.wait_until("api")
+        wait = self._sites.wait_until("api", "listings")
         at_limit = self.scope.max_requests is not None and self.requests >= self.scope.max_requests
         if wait > now or at_limit:
             return now + IDLE
@@ -172,8 +200,10 @@ class ApiLane:
             return error
 
     def _taken(self, step: Step, outcome: object, now: float) -> Step | None:
+        probing = isinstance(step, ProbeStep)
         if not isinstance(outcome, SyncdError):
-            self._sites.works("api", now)
+            if not probing:
+                self._sites.works("api", now)
             return step.take(outcome, now)
         if isinstance(outcome, TransientError) and outcome.reason == "throttled":
             self.doors.log.warning("throttled", wait_seconds=outcome.retry_after or 0.0)
@@ -181,8 +211,11 @@ class ApiLane:
         answered = isinstance(outcome, (ItemError, ListingError, OversizeError, NoSuchMethodError))
         placing = isinstance(step, PlaceStep)
         lane = LANE_OF.get(outcome.reason) if isinstance(outcome, SiteError) else None
+        if probing and answered:
+            return step.take(None, now)
         if answered or lane is not None:
             self._sites.works("api", now)
+        self.answers = answered or lane is not None
         if not answered and not (placing and isinstance(outcome, UnansweredError) and outcome.reason == "api_error"):
             self._sites.failed(outcome, now, lane)
         return step.failed(outcome, now)
@@ -216,6 +249,8 @@ class ApiLane:
             return self._identity(now)
         if self._sites.reason("database") == "other_database":
             return None
+        if self._sites.reason("api") and not self.answers:
+            return ProbeStep(self)
         if self._roster_due(now):
             return RosterStep(self.lists, self.lists.limit)
         found = self._placement(now)
@@ -236,8 +271,8 @@ class ApiLane:
         return now - read_at >= ROSTER_EVERY or read_at > now
 
     def _may_place(self, now: float) -> bool:
-        if self._sites.wait_until("placing", "drop", "archive") > now:
-            return False
+        if self._sites.reason("drop") or self._sites.reason("archive") or self._sites.wait_until("placing") > now:
+            return False  # the pull lane finds out by itself when drop and archive are back
         on_drop = self.doors.index.value("SELECT count(*) FROM attempt WHERE state IN ('placed', 'asked')")
         return int(on_drop) < PLACED_CAP
 

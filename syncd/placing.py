@@ -77,7 +77,7 @@ class Places:
 
     def prepare(self, duty: Duty, now: float) -> Step | None:
         """The request this duty needs next, or None when it needed none: its bytes are archived already."""
-        if duty.why in ("listed", "moved", "retry") and self._adopted(duty, now):
+        if duty.why in ("listed", "retry") and self._adopted(duty, now):
             return None
         name: ListName = "sheets" if duty.method == "sheet" else "documents"
         listed_at = self.doors.index.polled_at(duty.pat_num, name)
@@ -155,11 +155,11 @@ class Places:
         """One call for a patient whose images had no news for `quiet` seconds and who is owed nothing else."""
         index = self.doors.index
         row = index.rows(
-            "SELECT i.pat_num, max(i.archived_at) AS newest, max(l.polled_at) AS listed_at FROM item i"
+            "SELECT i.pat_num, max(i.archived_at) AS last_image_at, max(l.polled_at) AS listed_at FROM item i"
             " JOIN patient p USING (pat_num) JOIN list l ON l.pat_num = i.pat_num AND l.name = 'documents'"
             " WHERE i.thumbnail_due = 1 AND p.thumbnails_after_at <= ? AND p.left_at IS NULL AND NOT EXISTS"
             " (SELECT 1 FROM duty d WHERE d.pat_num = i.pat_num AND d.method = 'document' AND d.why = 'listed' AND d.failures < 3)"
-            " GROUP BY i.pat_num HAVING newest <= ? LIMIT 1",
+            " GROUP BY i.pat_num HAVING last_image_at <= ? LIMIT 1",
             *(now, now - quiet),
         )
         if not row or self._adopted_thumbnails(row[0]["pat_num"], now):

@@ -57,6 +57,10 @@ class Publisher:
         No two arrivals of a batch may be of one item. Raises SiteError for the archive as a whole; then nothing of
         the batch is recorded, and all of it may be tried again.
         """
+        with self._doors.archive.publishing:  # versions are recorded in the order of their numbers, for followers
+            return self._take(arrivals, now, settle)
+
+    def _take(self, arrivals: Sequence[Arrival], now: float, settle: Callable[[Outcomes], None]) -> Outcomes:
         planned = [self._plan(arrival, now) for arrival in arrivals]
         fresh = [plan for plan in planned if plan.source is not None or plan.version.seq == 0]
         publications = self._numbered(fresh)
@@ -149,6 +153,8 @@ class Publisher:
             self._doors.log.info("revision_recorded", item=item.full_id, version=version.version, seq=version.seq)
 
     def _again_at(self, arrival: Arrival, now: float) -> float | None:
+        if arrival.method == "note":
+            return None  # its bytes come with every listing
         listing, zone = arrival.listing, self._doors.settings.zone
         age = stamp_age(str(listing.get("DateTStamp") or ""), str(listing.get("serverDateTime") or ""))
         if age is not None:

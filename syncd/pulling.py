@@ -10,7 +10,7 @@ import datetime as dt
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +32,7 @@ LATE_LOOKS = (600.0, 3600.0, DAY)  # its name is emptied again at these ages: la
 PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
 WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
 DROP_SWEPT_EVERY = DAY
+DEEPEST = 8  # folders within a folder of ours
 METHODS = {"mount-images": "DownloadMount", "thumbnails": "Thumbnails"}
 
 
@@ -126,7 +127,7 @@ class PullLane:
             self._sites.works("drop", now)
         checked = [self._checked(target, outcome) for target, outcome in zip(targets, outcomes, strict=True)]
         arrivals = [arrival for arrival in checked if isinstance(arrival, Arrival)]
-        done: list[Attempt] = []
+        done: set[int] = set()
 
         def settle(published: Outcomes) -> None:
             results = iter(published)
@@ -134,11 +135,11 @@ class PullLane:
             by_attempt: dict[int, list[tuple[Target, Version | SyncdError]]] = {a.id: [] for a in taken}
             for target, result in zip(targets, said, strict=True):
                 by_attempt[target.attempt.id].append((target, result))
-            done.extend(attempt for attempt in taken if self._settled(attempt, by_attempt[attempt.id], now))
+            done.update(each.id for each in taken if self._settled(each, by_attempt[each.id], now))
 
         versions = self._publisher.take(arrivals, now, settle)
         self._patients({version.item.pat_num for version in versions if isinstance(version, Version)})
-        self._clean([replace(attempt, state="cleaning") for attempt in done], now)
+        self._clean([each for each in self._doors.index.attempts("cleaning", now) if each.id in done], now)
 
     def _targets(self, attempt: Attempt) -> list[Target]:
         new = self._doors.archive.new_incoming
@@ -242,44 +243,38 @@ class PullLane:
         if failure in WAITABLE and attempt.looks < len(PULL_AGAIN) and attempt.state == "placed":
             index.set_attempt(attempt.id, "placed", now + PULL_AGAIN[attempt.looks], looks=attempt.looks + 1)
             return False
-        index.set_attempt(attempt.id, "cleaning", now, looks=0)
+        late = {"placed_at": None} if failure == "missing_on_drop" else {}  # it may come yet: emptied again later
+        index.set_attempt(attempt.id, "cleaning", now, looks=0, **late)
         if attempt.method == "thumbnails":
-            self._thumbnails_settled(attempt, results, now)
+            self._thumbnails_settled(attempt, len(results) - len(failures))
             return True
         duty = index.duty(attempt.method, attempt.pat_num, attempt.num)
-        if failure is not None or failures:
+        if attempt.method == "mount-images":
+            self._images_settled(attempt, [t.item.num for t, said in results if isinstance(said, Version)], now)
+        elif failure is not None or failures:
             if duty is not None:
                 count_failure(self._doors, duty, failure or "io_error", now)
             return True
-        if attempt.method == "mount-images":
-            self._images_settled(attempt, [target.item.num for target, _ in results], now)
         index.duty_done(attempt.method, attempt.pat_num, attempt.num, attempt.revision)
         if duty is not None and duty.failures:
             self._doors.log.info("item_recovered", item=_item(attempt).full_id, failures=duty.failures)
         return True
 
-    def _thumbnails_settled(
-        self, attempt: Attempt, results: Sequence[tuple[Target, Version | SyncdError]], now: float
-    ) -> None:
+    def _thumbnails_settled(self, attempt: Attempt, count: int) -> None:
         """An answered call settles every image archived before it, named or not."""
-        index, again = self._doors.index, [t.item.num for t, result in results if isinstance(result, SyncdError)]
+        index = self._doors.index
         sql = "UPDATE item SET thumbnail_due = 0 WHERE pat_num = ? AND thumbnail_due = 1 AND archived_at <= ?"
         index.run(sql, attempt.pat_num, attempt.asked_at)
-        for num in again:
-            index.set_item(Item(attempt.pat_num, "document", num), "thumbnail_due = 1")
-        if again:
-            thumbnails_failed(self._doors, attempt.pat_num, now)
-        else:
-            sql = "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE pat_num = ?"
-            index.run(sql, attempt.pat_num)
-        self._doors.log.info("thumbnails_settled", pat_num=attempt.pat_num, count=len(results) - len(again))
+        sql = "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE pat_num = ?"
+        index.run(sql, attempt.pat_num)
+        self._doors.log.info("thumbnails_settled", pat_num=attempt.pat_num, count=count)
 
     def _images_settled(self, attempt: Attempt, archived: Sequence[int], now: float) -> None:
-        """All images of a mount are archived; what it has no more goes, what came out of the listing is found."""
+        """What a whole mount brought is archived; what it has no more goes, what left the listing is found here."""
         index, mount = self._doors.index, Item(attempt.pat_num, "mount", attempt.num)
         index.set_item(mount, "images_revision = ?", attempt.revision)
         named = {name.doc_num for name in attempt.names}
-        for num in named.difference(archived):  # two of one name in one folder: each is fetched by itself
+        for num in named.difference(archived):  # two of one name, or a name no site takes: fetched by itself
             image = Item(attempt.pat_num, "mount-image", num)
             index.put_unlisted(image, attempt.num, image_revision(attempt.revision, str(num)), now)
             index.owe(Owing("mount-image", image, image_revision(attempt.revision, str(num)), now), "listed", now)
@@ -347,11 +342,12 @@ class PullLane:
     def _singly(self, attempt: Attempt, now: float) -> bool:
         """A mount too large for 60 s: each known image by itself, if any is known."""
         index = self._doors.index
-        sql = "SELECT num, revision FROM item WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL"
+        sql = "SELECT num, file_name FROM item WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL"
         images = index.rows(sql, attempt.pat_num, attempt.num)
         for row in images:
             image = Item(attempt.pat_num, "mount-image", row["num"])
-            index.owe(Owing("mount-image", image, row["revision"], now), "listed", now)
+            newer = image_revision(attempt.revision, row["file_name"] or str(row["num"]))
+            index.owe(Owing("mount-image", image, newer, now), "listed", now)
         if images:
             mount = Item(attempt.pat_num, "mount", attempt.num)
             index.set_item(mount, "images_revision = ?", attempt.revision)
@@ -369,15 +365,19 @@ class PullLane:
             else {}
         )
         for attempt in attempts:
-            clean = removed[attempt.id] if attempt.id in removed else self._emptied(attempt)
+            clean = removed[attempt.id] if attempt.id in removed else self._emptied(attempt.staging.encode())
             self._cleaned(attempt, clean, now)
 
-    def _emptied(self, attempt: Attempt) -> bool:
-        folder = attempt.staging.encode()
+    def _emptied(self, folder: bytes, depth: int = 0) -> bool:
+        """Remove a folder of ours with all that the office wrote into it: a name with a slash made folders of it."""
         names = self._names(folder)
         if names is None:
             return True
-        return all(self._doors.drop.remove([*(folder + name for name in names), folder]))
+        paths = [folder + name for name in names]
+        kept = [path for path, removed in zip(paths, self._doors.drop.remove(paths), strict=True) if not removed]
+        if depth < DEEPEST and all(self._emptied(path + b"/", depth + 1) for path in kept):
+            return self._doors.drop.remove([folder])[0]
+        return False
 
     def _cleaned(self, attempt: Attempt, clean: bool, now: float) -> None:
         index = self._doors.index
@@ -404,9 +404,7 @@ class PullLane:
             path = folder + b"/" + name
             if day is None or path in claimed or not _older_than_a_day(day, now):
                 continue
-            inside = self._names(path)
-            names = [path] if inside is None else [*(path + b"/" + each for each in inside), path + b"/"]
-            stale += all(drop.remove(names))
+            stale += drop.remove([path])[0] or self._emptied(path + b"/")
         index.remember("drop_swept_at", str(now))
         if stale:
             self._doors.log.info("drop_cleaned", count=stale)

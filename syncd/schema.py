@@ -86,6 +86,7 @@ CREATE TABLE wish (
     id INTEGER PRIMARY KEY AUTOINCREMENT, verb TEXT NOT NULL, argument TEXT NOT NULL, made_at REAL NOT NULL,
     taken_at REAL, done_at REAL, outcome TEXT
 ) STRICT;
+CREATE INDEX wish_waiting ON wish (id) WHERE done_at IS NULL;
 CREATE TABLE site (
     lane TEXT PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL, since_at REAL NOT NULL,
     next_try_at REAL NOT NULL, failures INTEGER NOT NULL

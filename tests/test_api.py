@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.api import BAD_UPLOAD, OpenDentalApi, PlacementSite
+from syncd.api import OpenDentalApi, PlacementSite
 from syncd.demo.simulation import Simulation
 from syncd.drop import SftpDrop
 from syncd.errors import (
@@ -513,10 +513,10 @@ def test_texts_that_no_file_could_hold_are_made_harmless(office: Office) -> None
     [
         ("_rawBase64_:.jpg_" + base64.b64encode(b"\xff\xd8picture").decode(), Upload("jpg", b"\xff\xd8picture")),
         ("_rawBase64_:.pdf_aGVs bG8= ", Upload("pdf", b"hello")),
-        ("_rawBase64_:.jpg_???", Upload(BAD_UPLOAD, None)),
-        ("_rawBase64_:.jpg_aGVsbG8", Upload(BAD_UPLOAD, None)),
-        ("_rawBase64_:.jpg_", Upload(BAD_UPLOAD, None)),
-        ("_rawBase64_:nothing", Upload(BAD_UPLOAD, None)),
+        ("_rawBase64_:.jpg_???", Upload("", None, bad=True)),
+        ("_rawBase64_:.jpg_aGVsbG8", Upload("", None, bad=True)),
+        ("_rawBase64_:.jpg_", Upload("", None, bad=True)),
+        ("_rawBase64_:nothing", Upload("", None, bad=True)),
         ("_download_:https://example.org/a.jpg", Upload("", None)),
         ("about _rawBase64_: nothing", None),
         ("", None),

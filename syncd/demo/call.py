@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from syncd.demo.faults import Fault, Kind, When
-from syncd.demo.site import SiteError, Target
+from syncd.demo.site import FileRefused, SiteError, Target
 from syncd.demo.wire import Effect, Refusal, Request, Response, json_response
 
 if TYPE_CHECKING:
@@ -15,6 +17,19 @@ if TYPE_CHECKING:
     from syncd.demo.practice import Practice
 
 _BAD, _MISSING = 400, 404
+_STORED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
+_DIRECTIVES = {
+    "yyyy": "%Y",
+    "MM": "%m",
+    "dd": "%d",
+    "HH": "%H",
+    "hh": "%I",
+    "mm": "%M",
+    "ss": "%S",
+    "tt": "%p",
+    "zzz": "\x01",
+}
+_LETTERS = re.compile("|".join(_DIRECTIVES))
 
 Row = dict[str, Any]
 
@@ -25,6 +40,10 @@ class Interrupted(Exception):  # noqa: N818  (an event on the vendor's side)
     def __init__(self, response: Response) -> None:
         super().__init__()
         self.response = response
+
+
+class NotTaken(Refusal):
+    """The site does not take this one file: methods that place many skip it, if any other arrives."""
 
 
 @dataclass
@@ -101,7 +120,22 @@ class Call:
         shown = rows[offset : offset + (limit or size)]
         if self.struck("duplicated"):
             shown = [*shown, *shown[-1:]]
-        return json_response(shown)
+        return json_response(self._formatted(shown))
+
+    def _formatted(self, rows: list[Row]) -> list[Row]:
+        """DateTimes in the form that DateTimeFormatString asks for (the usual letters of .NET formats)."""
+        wanted = self.param("DateTimeFormatString")
+        if wanted is None:
+            return rows
+        form = _LETTERS.sub(lambda found: _DIRECTIVES[found[0]], wanted.replace("%", "%%"))
+        return [{key: self._moment(value, form) for key, value in row.items()} for row in rows]
+
+    def _moment(self, value: object, form: str) -> object:
+        if not isinstance(value, str) or not _STORED.fullmatch(value):
+            return value
+        moment = datetime.fromisoformat(value).replace(tzinfo=self.practice.zone)
+        offset = moment.strftime("%z")
+        return moment.strftime(form).replace("\x01", f"{offset[:3]}:{offset[3:]}")
 
     def _of_somebody_else(self, row: Row) -> Row:
         other = self.practice.rows("SELECT PatNum FROM patient WHERE PatNum <> ? LIMIT 1", int(row["PatNum"]))
@@ -141,6 +175,8 @@ class Call:
     def _write(self, target: Target, data: bytes, *, append: bool = False) -> None:
         try:
             self.office.site.write(target, self._chunks(data), append=append)
+        except FileRefused as error:
+            raise NotTaken(_BAD, f"Sftp connection error: {error}") from error
         except SiteError as error:
             raise Refusal(_BAD, f"Sftp connection error: {error}") from error
 

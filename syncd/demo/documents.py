@@ -25,21 +25,22 @@ def get_many(call: Call) -> Response:
     now = call.practice.local()
     categories = category_names(call)
     found = call.practice.rows("SELECT * FROM document WHERE PatNum = ? AND MountItemNum = 0 ORDER BY DocNum", pat_num)
-    rows = [_listed_document(call, row, categories) for row in found]
+    folder = call.practice.folder_path(pat_num)
+    rows = [_listed_document(call, row, categories, folder) for row in found]
     mounts = call.practice.rows("SELECT * FROM mount WHERE PatNum = ? ORDER BY MountNum", pat_num)
     rows += [_listed_mount(row, categories) for row in mounts]
     rows.sort(key=lambda row: str(row["DateCreated"]) if call.office.order == "iso" else _culture(row["DateCreated"]))
     return call.page([{**row, "serverDateTime": now} for row in rows])
 
 
-def _listed_document(call: Call, row: Row, categories: dict[int, str]) -> Row:
+def _listed_document(call: Call, row: Row, categories: dict[int, str], folder: str) -> Row:
     description = row["Description"]
     if call.office.prefixed == "all":
         description = _prefixed(row["DateCreated"], description)
     listed = {
         "DocNum": row["DocNum"],
         "MountNum": 0,
-        "filePath": call.practice.file_path(row),
+        "filePath": folder + row["FileName"] if folder else "",
         "Description": description,
         "PatNum": str(row["PatNum"]),
         "Note": row["Note"],

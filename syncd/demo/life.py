@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from syncd.demo.build import Past, add_any_document
 from syncd.demo.practice import Practice
 from syncd.demo.schema import APT_STATUSES, PAT_STATUSES
+from syncd.demo.truth import can_be_placed
 
 _MINUTE, _HOUR, _DAY = 60.0, 3_600.0, 86_400.0
 _PER = 10_000
@@ -37,7 +38,7 @@ class Habits:
     `batches` a day of back office work. `edits` of files. `false_rows`: row changes a day without cause. Of visits:
     `check_in`, `check_out`: the patient's row changes. Rare events a day: `deletes`, `moves`, `merges`,
     `mount_moves`, `replacements` (bytes), `quiet_replacements` (no stamp moves), `sheet_deletes`, `new_patients`,
-    `materialised`.
+    `uploads`.
     """
 
     opens: float = 8.0
@@ -91,7 +92,6 @@ class Life:
         self.habits = habits or Habits()
         self.applied: dict[str, int] = {}
         self._rng = random.Random(f"life {seed}")
-        self._paper = Past(raw=0.0, urls=0.0)
         self._due: list[tuple[float, int, str, Callable[[], object]]] = []
         self._order = itertools.count()
         everybody = [row["PatNum"] for row in practice.rows("SELECT PatNum FROM patient ORDER BY PatNum")]
@@ -348,9 +348,11 @@ class Life:
         if not count:
             return
         mount = self.practice.rows(sql, self._rng.randrange(count))[0]
-        loose = "SELECT DocNum FROM document WHERE PatNum = ? AND MountItemNum = 0 AND Note = '' AND ImgType = 1"
+        loose = (
+            "SELECT DocNum, FileName FROM document WHERE PatNum = ? AND MountItemNum = 0 AND Note = '' AND ImgType = 1"
+        )
         images = self.practice.mount_images(mount["MountNum"])
-        candidates = self.practice.rows(loose, mount["PatNum"])
+        candidates = [row for row in self.practice.rows(loose, mount["PatNum"]) if can_be_placed(row["FileName"])]
         if candidates and self._rng.random() < 0.6:  # noqa: PLR2004  (more go in than come out)
             self.practice.move_into_mount(candidates[0]["DocNum"], mount["MountNum"])
         elif len(images) > 1:

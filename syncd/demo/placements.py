@@ -1,8 +1,9 @@
 """The methods of the vendor's page "API Documents" that move files to or from an SFTP site."""
 
 import posixpath
+from contextlib import suppress
 
-from syncd.demo.call import Call, Row
+from syncd.demo.call import Call, NotTaken, Row
 from syncd.demo.documents import category_names, given_columns, needed
 from syncd.demo.site import SiteError, Target
 from syncd.demo.wire import Refusal, Response, json_response
@@ -58,18 +59,28 @@ def _folder(target: Target) -> Target:
     return Target(target.host, target.port, target.path + "/", target.username, target.password)
 
 
+def _put_all(call: Call, folder: Target, files: list[tuple[int, str, bytes]]) -> list[Row]:
+    """Place files (DocNum, name, bytes) under their own names; those that the site does not take are left out."""
+    placed: list[Row] = []
+    for doc_num, name, data in files:
+        with suppress(NotTaken):
+            call.put(folder.named(name), data)
+            placed.append({"DocNum": doc_num, "FileName": name})
+    return placed
+
+
 def download_mount(call: Call) -> Response:
     """Documents POST DownloadMount: all images inside one mount, under their own names."""
     folder = _folder(call.target())
     mount_num = call.number("MountNum")
     if call.practice.row("mount", mount_num) is None:
         raise Refusal(_MISSING, "Mount not found.")
-    placed: list[Row] = []
+    files: list[tuple[int, str, bytes]] = []
     for row in call.practice.mount_images(mount_num):
         spec = call.practice.spec(row["DocNum"])
         if spec is not None and call.practice.file_is_there(row["DocNum"]):
-            call.put(folder.named(row["FileName"]), spec.render())
-            placed.append({"DocNum": row["DocNum"], "FileName": row["FileName"]})
+            files.append((row["DocNum"], row["FileName"], spec.render()))
+    placed = _put_all(call, folder, files)
     if not placed:
         return json_response("No mount images could be downloaded.")
     return json_response(placed, _CREATED)
@@ -83,11 +94,12 @@ def thumbnails(call: Call) -> Response:
     if not rows and not call.practice.rows("SELECT 1 FROM mount WHERE PatNum = ? LIMIT 1", pat_num):
         raise Refusal(_MISSING, "No documents exist for this patient")
     grey = call.struck("grey_thumbnails") is not None
-    placed: list[Row] = []
-    for row in rows:
-        if call.practice.has_thumbnail(row["DocNum"]):
-            call.put(folder.named(row["FileName"]), call.practice.thumbnail(row["DocNum"], grey=grey))
-            placed.append({"DocNum": row["DocNum"], "FileName": row["FileName"]})
+    files = [
+        (row["DocNum"], row["FileName"], call.practice.thumbnail(row["DocNum"], grey=grey))
+        for row in rows
+        if call.practice.has_thumbnail(row["DocNum"])
+    ]
+    placed = _put_all(call, folder, files)
     if not placed:
         return json_response("No documents could be made into thumbnails.")
     return json_response(placed, _CREATED)

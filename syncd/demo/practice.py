@@ -175,7 +175,7 @@ class Practice(Store):
     @locked
     def move_document(self, doc_num: int, to_pat: int, *, keep_number: bool = False) -> int:
         """Move to patient: a new DocNum there and a delete here; or the same number. Returns the DocNum."""
-        row, spec = self.need("document", doc_num), self._specs[doc_num]
+        row, spec = self.need("document", doc_num), self._specs.get(doc_num)
         if keep_number:
             self._record("gone", "document", doc_num)
             self.update("document", doc_num, {"PatNum": to_pat, **self._free_name(doc_num, to_pat)})
@@ -183,14 +183,6 @@ class Practice(Store):
             return doc_num
         self.delete_document(doc_num)
         return self._insert_again(row, spec, PatNum=to_pat, MountItemNum=0)
-
-    @locked
-    def restore_document(self, row: Row, spec: FileSpec) -> int:
-        """Insert a document that was deleted, under its old number."""
-        self.insert("document", row)
-        self._specs[row["DocNum"]] = spec
-        self._record("appeared", "document", row["DocNum"])
-        return int(row["DocNum"])
 
     # Uploaded rows, whose file exists only once somebody has opened them
 
@@ -237,13 +229,14 @@ class Practice(Store):
         self._record("appeared", "document", number)
         return number
 
-    def _insert_again(self, row: Row, spec: FileSpec, **columns: object) -> int:
+    def _insert_again(self, row: Row, spec: FileSpec | None, **columns: object) -> int:
         """The same document as a new row."""
         fresh = {**row, **columns, "DocNum": self.next_numbers["document"]}
         del fresh["DateTStamp"]
         fresh["FileName"] = self._unused_name(fresh["PatNum"], fresh["FileName"], fresh["DocNum"])
         number = self.insert("document", fresh)
-        self._specs[number] = spec
+        if spec is not None:
+            self._specs[number] = spec
         self._record("appeared", "document", number)
         return number
 
@@ -399,15 +392,15 @@ class Practice(Store):
 
     def file_path(self, row: Row) -> str:
         """The full Windows path of a document's file; blank where files are in the database."""
+        return self.folder_path(row["PatNum"]) + row["FileName"] if not self.in_database else ""
+
+    def folder_path(self, pat_num: int) -> str:
+        """The Windows path of a patient's folder, with its last backslash; blank where files are in the database."""
         if self.in_database:
             return ""
-        folder = self._folder(row["PatNum"])
-        return f"{_SHARE}\\{folder[0]}\\{folder}\\{row['FileName']}"
-
-    def _folder(self, pat_num: int) -> str:
         patient = self.need("patient", pat_num)
-        name = "".join(c for c in patient["LName"] + patient["FName"] if c.isalpha())
-        return f"{name or 'X'}{pat_num}"
+        name = "".join(c for c in patient["LName"] + patient["FName"] if c.isalpha()) or "X"
+        return f"{_SHARE}\\{name[0]}\\{name}{pat_num}\\"
 
     def _default_name(self, pat_num: int, doc_num: int, extension: str) -> str:
         """The vendor's own naming: letters of the patient's name, and the DocNum."""

@@ -7,7 +7,8 @@ gives them.
 
 TABLES = """
 CREATE TABLE patient (PatNum INTEGER PRIMARY KEY, LName TEXT, FName TEXT, MiddleI TEXT DEFAULT '',
-  Preferred TEXT DEFAULT '', PatStatus INTEGER, Gender INTEGER DEFAULT 0, Birthdate TEXT, SSN TEXT, Address TEXT, City TEXT, State TEXT, Zip TEXT,
+  Preferred TEXT DEFAULT '', PatStatus INTEGER, Gender INTEGER DEFAULT 0, Birthdate TEXT, SSN TEXT,
+  Address TEXT, City TEXT,  State TEXT, Zip TEXT,
   HmPhone TEXT, Email TEXT, ChartNumber TEXT DEFAULT '', PriProv INTEGER DEFAULT 1, ClinicNum INTEGER DEFAULT 0,
   DateTStamp TEXT);
 CREATE TABLE document (DocNum INTEGER PRIMARY KEY, Description TEXT DEFAULT '', DateCreated TEXT, DocCategory INTEGER,
@@ -18,7 +19,7 @@ CREATE TABLE document (DocNum INTEGER PRIMARY KEY, Description TEXT DEFAULT '', 
   RawBase64 TEXT DEFAULT '', Thumbnail TEXT DEFAULT '', ExternalGUID TEXT DEFAULT '', ExternalSource TEXT DEFAULT '',
   ProvNum INTEGER DEFAULT 0, IsCropOld INTEGER DEFAULT 0, OcrResponseData TEXT DEFAULT '',
   PrintHeading INTEGER DEFAULT 0);
-CREATE INDEX document_PatNum ON document (PatNum);
+CREATE INDEX document_PatNum ON document (PatNum, MountItemNum);
 CREATE INDEX document_MountItemNum ON document (MountItemNum);
 CREATE TABLE mount (MountNum INTEGER PRIMARY KEY, PatNum INTEGER, DocCategory INTEGER, DateCreated TEXT,
   Description TEXT DEFAULT '', Note TEXT DEFAULT '', Width INTEGER DEFAULT 800, Height INTEGER DEFAULT 600,

@@ -1,5 +1,7 @@
 """The simulated API over real HTTP on loopback, with connections that break, drip and hang."""
 
+from __future__ import annotations
+
 import socket
 import threading
 import time
@@ -43,7 +45,7 @@ class _Connection(WSGIRequestHandler):
         with suppress(OSError):
             super().finish()
 
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002  (werkzeug's name)
+    def log(self, *_: Any, **__: Any) -> None:
         """Nothing: `Office.arrivals` has it."""
 
 
@@ -69,19 +71,19 @@ class HttpServer:
             with suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
 
-    def _application(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def _application(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         response = self._office.handle(_request(environ))
         effect = response.effect
         if effect is not None and (effect.kind == "hang" or (effect.kind == "cut" and effect.after < 0)):
             time.sleep(effect.seconds)
             _break(environ)
-            return []
+            raise ConnectionAbortedError("told to break")
         headers = [*response.headers.items(), ("Content-Length", str(len(response.body)))]
         start_response(f"{response.status} {response.status}", headers)
         return _body(environ, response)
 
 
-def _request(environ: "WSGIEnvironment") -> Request:
+def _request(environ: WSGIEnvironment) -> Request:
     headers = {key.removeprefix(_HEADER).replace("_", "-"): environ[key] for key in environ if key.startswith(_HEADER)}
     headers["Content-Type"] = environ.get("CONTENT_TYPE", "")
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -90,7 +92,7 @@ def _request(environ: "WSGIEnvironment") -> Request:
     return Request(environ["REQUEST_METHOD"], below_base(path), query, headers, body)
 
 
-def _body(environ: "WSGIEnvironment", response: Response) -> Iterator[bytes]:
+def _body(environ: WSGIEnvironment, response: Response) -> Iterator[bytes]:
     effect = response.effect
     if effect is None:
         yield response.body
@@ -103,6 +105,6 @@ def _body(environ: "WSGIEnvironment", response: Response) -> Iterator[bytes]:
         _break(environ)
 
 
-def _break(environ: "WSGIEnvironment") -> None:
+def _break(environ: WSGIEnvironment) -> None:
     with suppress(OSError):
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)

@@ -5,7 +5,6 @@ import tempfile
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from syncd.demo.build import Past, build_practice
@@ -15,6 +14,8 @@ from syncd.demo.practice import Practice
 from syncd.demo.server import HttpServer
 from syncd.demo.sftp import SftpServer
 from syncd.demo.site import SftpSite
+
+__all__ = ["Config", "OutsideSite", "Past", "Simulation", "to_toml"]
 
 Config = dict[str, dict[str, object]]
 
@@ -153,9 +154,7 @@ class Simulation:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

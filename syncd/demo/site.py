@@ -19,10 +19,15 @@ from syncd.demo.clock import Clock
 _SFTP_PORT = 22
 _IDLE_SECONDS = 10.0
 _CONNECT_SECONDS = 20.0
+_NAME_BYTES = 255
 
 
 class SiteError(Exception):
     """The site cannot be reached, refuses the login, or refuses the file."""
+
+
+class FileRefused(SiteError):  # noqa: N818  (the site's doing)
+    """The site lets the office in, and does not take this one file: a name too long, a folder of that name."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ class MemoryDrop:
         path = self._enter(target)
         for level in range(path.count("/")):
             self.folders.add("/".join(path.split("/")[: level + 1]))
-        if path in self.folders:
-            raise SiteError("Failure")
+        if path in self.folders or any(len(part.encode()) > _NAME_BYTES for part in path.split("/")):
+            raise FileRefused("Failure")
         if self.appear_after:
             data = b"".join(chunks)
             self.clock.call_later(self.appear_after, lambda: self._put(path, data, append=append))
@@ -156,9 +161,13 @@ class SftpSite:
                 out.set_pipelined(True)
                 for chunk in chunks:
                     out.write(chunk)
+        except (PermissionError, FileNotFoundError) as error:
+            self._give_back(target, login)
+            raise FileRefused(str(error)) from error
         except (OSError, paramiko.SSHException, EOFError, ValueError) as error:
+            alive = login.transport.is_active() and _is_status(error)
             login.transport.close()
-            raise SiteError(str(error) or "Failure") from error
+            raise (FileRefused if alive else SiteError)(str(error) or "Failure") from error
         self._give_back(target, login)
 
     def read(self, target: Target) -> bytes:
@@ -197,6 +206,11 @@ class SftpSite:
         key = (target.host, target.port, target.username, target.password)
         with self._lock:
             self._idle.setdefault(key, []).append(login)
+
+
+def _is_status(error: Exception) -> bool:
+    """Whether the server answered with an SFTP status (paramiko: an OSError without a number), the link being sound."""
+    return isinstance(error, OSError) and error.errno is None and not isinstance(error, TimeoutError | ConnectionError)
 
 
 def _log_in(target: Target) -> _Login:

@@ -40,24 +40,28 @@ class Store:
         self.db.row_factory = sqlite3.Row
         self.db.executescript(TABLES)
         self.next_numbers = dict.fromkeys(KEYS, 1)
-        self._as_of: float | None = None
+        self._past = threading.local()
         for order, (def_num, name) in enumerate(CATEGORIES.items()):
             row = {"DefNum": def_num, "Category": IMAGE_CATEGORIES, "ItemOrder": order, "ItemName": name}
             self.insert("definition", row)
 
     def now(self) -> float:
         """Seconds since the epoch: the clock's, or the time that `as_of` sets."""
-        return self.clock.now() if self._as_of is None else self._as_of
+        at: float | None = getattr(self._past, "at", None)
+        return self.clock.now() if at is None else at
 
     @contextmanager
     def as_of(self, at: float) -> Iterator[None]:
-        """Let what is done inside have happened at `at` (seconds since the epoch): how a practice gets a past."""
+        """Let what is done inside have happened at `at` (seconds since the epoch): how a practice gets a past.
+
+        Other threads keep the clock's time.
+        """
         with self.lock:
-            before, self._as_of = self._as_of, at
+            before, self._past.at = getattr(self._past, "at", None), at
             try:
                 yield
             finally:
-                self._as_of = before
+                self._past.at = before
 
     def local(self, at: float | None = None) -> str:
         """`at` (default: now) as the office writes it: local time, no zone, whole seconds."""

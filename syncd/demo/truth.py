@@ -97,10 +97,13 @@ def _collect_documents(practice: "Practice", truth: dict[int, PatientTruth]) -> 
             patient.mount_images[doc_num] = (row["MountNum"], spec.render())
         else:
             patient.documents[doc_num] = spec.render()
-            if practice.has_thumbnail(doc_num) and _can_be_placed(row["FileName"]):
+            if practice.has_thumbnail(doc_num) and can_be_placed(row["FileName"]):
                 patient.thumbnails.add(doc_num)
 
 
-def _can_be_placed(file_name: str) -> bool:
-    """A name that stays below its folder and that a file system takes: thumbnails keep the original's name."""
-    return "/" not in file_name and len(file_name.encode()) <= _SITE_NAME_BYTES
+def can_be_placed(file_name: str) -> bool:
+    """A name that stays in its folder, that a file system takes, and that an answer shows as it is.
+
+    Thumbnails and the images of a mount keep their originals' names; what has another name may or may not arrive.
+    """
+    return "/" not in file_name and file_name.isprintable() and len(file_name.encode()) <= _SITE_NAME_BYTES

@@ -1,9 +1,12 @@
 """Requests and responses of the simulated API as plain records, so that they need no socket."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def json_response(value: object, status: int = 200, **headers: str) -> Response:
 
 def _one_line(value: object) -> object:
     if isinstance(value, str):
-        return value.replace("\r\n", " ").replace("\r", " ").replace("\n", " ")
+        return _LINE_END.sub(" ", value)
     if isinstance(value, dict):
         return {key: _one_line(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -10,7 +10,7 @@ DAY = 86_400.0
 def lived(days: int, seed: int = 3) -> tuple[Practice, Life]:
     clock = SimulatedClock(NOON)
     practice = build_practice(150, seed, clock, past=Past(documents=3, sheets=1))
-    life = Life(practice, seed, Habits(merges=30, materialised=0) if False else Habits(merges=30, mount_moves=60))
+    life = Life(practice, seed, Habits(merges=30, mount_moves=60))
     for _ in range(days):
         clock.advance(DAY)
         life.advance(clock.now())
@@ -21,6 +21,11 @@ def test_the_same_seed_lives_the_same_life() -> None:
     first, second = lived(10)[0], lived(10)[0]
     assert first.history == second.history
     assert len(first.history) > 100
+
+
+def test_a_life_says_when_the_next_thing_happens() -> None:
+    practice, life = lived(1)
+    assert practice.clock.now() < life.next_at() < practice.clock.now() + DAY
 
 
 def test_a_life_has_everything_that_happens_in_a_practice() -> None:

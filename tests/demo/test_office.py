@@ -1,4 +1,5 @@
 import base64
+import itertools
 import json
 import re
 
@@ -140,6 +141,15 @@ def test_thumbnails_skip_pdfs_mounts_and_images_in_mounts(desk: Desk) -> None:
     assert (answer.status, text(answer)) == (200, "No documents could be made into thumbnails.")
 
 
+def test_hostile_names_go_where_they_say_and_impossible_ones_nowhere(desk: Desk) -> None:
+    for name in ("../../etc/x.jpg", "y" * 300 + ".jpg", "z.jpg"):
+        desk.practice.add_document(1, file_name=name)
+    answer = desk.place("/documents/Thumbnails", to="syncd/thumbs/", PatNum=1)
+    assert [row["DocNum"] for row in json.loads(answer.body)] == [1, 3]
+    assert set(desk.drop.files) == {"etc/x.jpg", "syncd/thumbs/z.jpg"}
+    assert desk.practice.truth()[1].thumbnails == {3}
+
+
 def test_download_mount_places_every_image_inside(desk: Desk) -> None:
     mount, empty = desk.practice.add_mount(1, images=3), desk.practice.add_mount(1, images=0)
     response = desk.place("/documents/DownloadMount", to="syncd/m", MountNum=mount)
@@ -191,6 +201,12 @@ def test_patients_come_by_number_without_the_deleted(desk: Desk) -> None:
     assert desk.get("/patients/Simple", DateTStamp=since) == []
     desk.practice.touch_patient(2)
     assert [row["PatNum"] for row in desk.get("/patients/Simple", DateTStamp=since)] == [2]
+
+
+def test_moments_come_in_the_form_that_is_asked_for(desk: Desk) -> None:
+    desk.practice.add_document(1)
+    shown = desk.get("/documents", PatNum=1, DateTimeFormatString="dd/MM/yyyy HH:mm:ss zzz")
+    assert shown[0]["DateTStamp"] == "20/05/2025 12:00:00 -05:00"
 
 
 def test_appointments_are_found_by_date_and_range(desk: Desk) -> None:
@@ -254,7 +270,7 @@ def test_early_requests_wait_in_a_queue_and_then_get_429(desk: Desk, retry_after
     for _ in range(3):
         assert desk.listed(1) == []
     starts = [arrival.at + arrival.waited for arrival in desk.office.arrivals]
-    assert [round(later - earlier, 6) for earlier, later in zip(starts, starts[1:], strict=False)] == [1.0, 1.0]
+    assert [round(later - earlier, 6) for earlier, later in itertools.pairwise(starts)] == [1.0, 1.0]
     desk.office.throttle.queue = 0
     refused = desk.ask("GET", "/documents", PatNum=1)
     assert (refused.status, refused.body) == (429, b"Too many requests")

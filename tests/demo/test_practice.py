@@ -55,6 +55,14 @@ def test_mounts_have_no_stamp(desk: Desk) -> None:
     assert row["DateTStamp"] == row["filePath"] == row["PrintHeading"] == ""
 
 
+def test_a_deleted_mount_takes_its_images_along(desk: Desk) -> None:
+    mount = desk.practice.add_mount(1)
+    desk.practice.delete_mount(mount)
+    assert not desk.practice.truth()[1].mounts
+    assert not desk.practice.truth()[1].mount_images
+    assert desk.listed(1) == []
+
+
 def test_numbers_of_documents_mounts_and_sheets_overlap(desk: Desk) -> None:
     practice = desk.practice
     assert practice.add_document(1) == practice.add_mount(1, images=0) == practice.add_sheet(1) == 1

@@ -1,8 +1,11 @@
+import base64
 import json
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +29,48 @@ def session(office: Office) -> requests.Session:
     return made
 
 
-def placement(simulation: Simulation, to: str, **fields: object) -> dict[str, object]:
+def placement(simulation: Simulation, to: str, **fields: Any) -> dict[str, Any]:
     site = simulation.outside
     address = f"{site.host}:{site.port}/syncd/{to}"
     return {"SftpAddress": address, "SftpUsername": site.username, "SftpPassword": site.password, **fields}
 
 
 def pulled(simulation: Simulation, path: str) -> bytes:
+    with logged_in(simulation) as files, files.open(path) as source:
+        return source.read()
+
+
+@contextmanager
+def logged_in(simulation: Simulation) -> Iterator[paramiko.SFTPClient]:
     site = simulation.outside
     with paramiko.SSHClient() as client:
         kind, _, key = site.host_key.partition(" ")
-        pinned = paramiko.PKey.from_type_string(kind, __import__("base64").b64decode(key))
+        pinned = paramiko.PKey.from_type_string(kind, base64.b64decode(key))
         client.get_host_keys().add(f"[{site.host}]:{site.port}", kind, pinned)
         client.connect(
             site.host, site.port, site.username, site.password, look_for_keys=False, allow_agent=False, timeout=10
         )
-        with client.open_sftp() as files, files.open(path) as source:
-            return source.read()
+        with client.open_sftp() as files:
+            yield files
+
+
+def test_the_site_does_what_clients_need(running: Simulation) -> None:
+    assert running.sftp is not None
+    before = running.sftp.connections
+    with logged_in(running) as files:
+        files.mkdir("box")
+        with files.open("box/é.bin", "wb") as out:
+            out.write(b"12345")
+        assert [(entry.filename, entry.st_size) for entry in files.listdir_attr("box")] == [("é.bin", 5)]
+        files.posix_rename("box/é.bin", "box/b")
+        with files.open("box/b", "ab") as out:
+            out.write(b"6")
+        assert files.stat("box/b").st_size == 6
+        with pytest.raises(FileNotFoundError):
+            files.stat("box/é.bin")
+        files.remove("box/b")
+        files.rmdir("box")
+    assert running.sftp.connections == before + 1
 
 
 def test_a_document_is_listed_placed_and_pulled_over_real_connections(running: Simulation) -> None:
@@ -56,6 +84,17 @@ def test_a_document_is_listed_placed_and_pulled_over_real_connections(running: S
         name = answer.headers["location"].rpartition("/")[2]
         assert answer.status_code == 201
         assert pulled(running, f"syncd/{doc}/{name}") == content
+
+
+def test_a_name_that_no_file_system_takes_is_left_out(running: Simulation) -> None:
+    practice = running.practice
+    patient = practice.add_patient()
+    practice.add_document(patient, file_name="y" * 300 + ".jpg")
+    fine = practice.add_document(patient, file_name="Zoë, 2.jpg")
+    body = placement(running, "thumbs/", PatNum=patient)
+    answer = session(running.office).post(f"{running.url}/documents/Thumbnails", json=body, timeout=10)
+    assert answer.json() == [{"DocNum": fine, "FileName": "Zoë, 2.jpg"}]
+    assert pulled(running, "syncd/thumbs/Zoë, 2.jpg") == practice.thumbnail(fine)
 
 
 def test_a_wrong_password_is_always_refused(running: Simulation) -> None:

@@ -1,0 +1,306 @@
+"""What all verbs share: which practice is meant, how an answer is given, how an error becomes an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property, partial
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any, Final, NoReturn
+
+import click
+
+from syncd import config, errors, scrub, wiring
+from syncd.archive import MARKER, Archive
+from syncd.backfill import Stop
+from syncd.catalog import Catalog
+from syncd.config import Settings
+from syncd.errors import ConfigError, SiteError, SyncdError, UsageError
+from syncd.index import Index
+from syncd.logs import Log, open_logs
+from syncd.screen import emit, emit_json, local, table
+from syncd.service import Lock, SystemClock, become_owner
+
+EXIT_CODES: Final = """\b
+Exit codes:
+   0  all asked work done, nothing owed
+   1  internal error
+   2  usage, or unknown ID
+   3  finished, but something is owed or failing
+   4  verify found damage
+   5  remote unavailable, try later
+   6  held: somebody must approve
+   7  doctor found a failure
+   8  health: too old
+   9  stopped at a limit, resumable
+  11  another process holds the lock (it is named)
+  12  credentials refused or not enough
+  13  archive not mounted, unknown, read-only or below its reserve
+  78  configuration invalid
+ 130  interrupted by Ctrl-C, state consistent
+ 143  terminated by SIGTERM, state consistent
+"""
+BARE: Final = f"""
+[practice]
+time_zone = "UTC"
+[drop]
+host = "archive.invalid"
+username = "nobody"
+host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{"A" * 43}"
+[archive]
+path = "/nowhere"
+"""
+AT_REST: Final = 3600.0  # seconds after its marker was written: sidecars of a batch come after its numbers
+
+
+@dataclass
+class Call:
+    """One call of syncd: which practice it means, and how it wants its answer."""
+
+    practice: str | None = None
+    file: Path | None = None
+    archive: Path | None = None
+    verbose: int = 0
+    as_json: bool = False
+    dry_run: bool = False
+    clock: SystemClock = field(default_factory=SystemClock)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The practice's configuration. Raises ConfigError, UsageError."""
+        if self.archive is not None:
+            raise UsageError("--archive is for find, show, history, export and restore only")
+        return wiring.load(wiring.locate(self.practice, self.file, os.environ), os.environ)
+
+    def say(self, message: str) -> None:
+        """One line for people, on stderr; not with -q."""
+        if self.verbose >= 0:
+            complain(errors.EXIT_OK, message)
+
+    def table(self, columns: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> str:
+        """A table for people; its times (columns that end in `at`) are in the practice's zone."""
+        zone = dt.UTC if self.archive else self.settings.zone
+        return table(columns, ([local(row[n], zone) if n.endswith("at") else row[n] for n in columns] for row in rows))
+
+    def answer(self, fields: dict[str, Any], words: str) -> int:
+        """The data, on stdout, in the form that was asked for; exit code 0."""
+        emit_json(fields) if self.as_json else emit(words)
+        return errors.EXIT_OK
+
+
+class Verbs(click.Group):
+    """The one place where an error becomes a message on stderr and an exit code. No message names a patient."""
+
+    def invoke(self, ctx: click.Context) -> NoReturn:
+        """Run the verb; end with the exit code that it returns or that its error carries."""
+        try:
+            code = super().invoke(ctx) or errors.EXIT_OK
+            sys.stdout.flush()
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except ConfigError as error:
+            code = complain(error.exit_code, *error.problems)
+        except SyncdError as error:
+            code = complain(error.exit_code, str(error))
+        except (KeyboardInterrupt, click.Abort):
+            code = errors.EXIT_INTERRUPTED
+        except BrokenPipeError:
+            code = errors.EXIT_OK
+        except PermissionError:
+            code = complain(errors.EXIT_USAGE, "permission denied: call it as root, which becomes the state's owner")
+        except OSError as error:
+            code = complain(
+                errors.EXIT_ARCHIVE, str(SiteError("disk_error", errno.errorcode.get(error.errno or 0, "")))
+            )
+        except Exception as error:  # noqa: BLE001 - the last catching place: types and places only, never a text
+            code = complain(errors.EXIT_INTERNAL, f"internal error: {_place(error)}; please report it")
+        ctx.exit(code)
+
+
+def complain(code: int, *messages: str) -> int:
+    """One line each on stderr; the code."""
+    with contextlib.suppress(BrokenPipeError):
+        for message in messages:
+            click.echo(f"syncd: {message}", err=True)
+    return code
+
+
+def _place(error: BaseException) -> str:
+    """An exception's type and the code it came from: no text, no locals, for these may name people."""
+    frames = [f"{Path(frame.f_code.co_filename).name}:{line}" for frame, line in walk_tb(error.__traceback__)]
+    return f"{type(error).__name__} at {' '.join(frames[-4:])}"
+
+
+# --- options
+
+
+class Asked(click.ParamType[Any]):
+    """A value of another type; `-` asks for it on the terminal, so that no name need stand in argv."""
+
+    def __init__(self, inner: click.ParamType[Any] = click.STRING) -> None:
+        self.inner, self.name = inner, inner.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value, asked for if need be."""
+        if value == "-":
+            value = click.prompt(str(param.name if param else "value"), err=True)
+        return self.inner.convert(value, param, ctx)
+
+
+class Written(click.ParamType[Any]):
+    """A value that the configuration knows, too: `parse` raises ValueError with what to write."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The parsed value; a default may be one already."""
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _switch(attribute: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    return lambda ctx, _, value: setattr(ctx.obj, attribute, value)
+
+
+DURATION: Final = Written("duration", config.parse_duration)
+NUMBER: Final = click.IntRange(min=1)
+FOLDER: Final = click.Path(file_okay=False, path_type=Path)
+json_too = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_switch("as_json"), help="For programs; with schema_version."
+)
+dry = click.option(
+    "-n", "--dry-run", is_flag=True, expose_value=False, callback=_switch("dry_run"), help="Change nothing, say what."
+)
+
+
+def _part(text: str) -> Fraction:
+    if not re.fullmatch("[1-9][0-9]{0,4}/[1-9][0-9]{0,4}", text) or Fraction(text) > 1:
+        raise ValueError('is not a part like "1/30" or "1/1"')
+    return Fraction(text)
+
+
+PART: Final = Written("part", _part)
+patients_option = partial(click.option, "--patient", "patients", type=NUMBER, multiple=True)
+
+
+@click.group(cls=Verbs, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-p", "--practice", metavar="NAME", help="The practice of /etc/syncd/NAME/config.toml.")
+@click.option("-c", "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="Another config.toml.")
+@click.option("--archive", type=FOLDER, help="Read this bare archive, without configuration.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")
+@click.pass_context
+def cli(
+    ctx: click.Context, practice: str | None, file: Path | None, archive: Path | None, verbose: bool, quiet: bool
+) -> None:
+    """Keep a second, verified copy of a dental practice's documents from Open Dental."""
+    if sum(each is not None for each in (practice, file, archive)) > 1:
+        raise click.UsageError("give one of -p, -c and --archive")
+    if verbose and quiet:
+        raise click.UsageError("give one of -v and -q")
+    ctx.obj = Call(practice, file, archive, verbose - quiet)
+
+
+def verb(name: str, *options: Callable[[Any], Any]) -> Callable[[Any], click.Command]:
+    """A command of syncd: its first argument is the Call; every verb that prints knows --json."""
+
+    def register(function: Any) -> click.Command:
+        for option in reversed(options):
+            function = option(function)
+        return cli.command(name)(click.pass_obj(function))
+
+    return register
+
+
+# --- what a verb opens
+
+
+@contextlib.contextmanager
+def signals(stop: Stop) -> Iterator[None]:
+    """SIGINT and SIGTERM are wishes to stop; the second one changes nothing."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(n, lambda number, _: stop(terminated=number == signal.SIGTERM)) for n in numbers]
+    try:
+        yield
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def locked(call: Call, verb: str) -> Iterator[tuple[Log, Index]]:
+    """The practice's lock, log and index. Raises LockHeldError."""
+    settings = call.settings
+    settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with Lock(settings.state_path, verb), contextlib.closing(wiring.open_index(settings)) as index:
+        yield open_logs(settings, os.environ, call.verbose), index
+
+
+@contextlib.contextmanager
+def index_if_any(call: Call) -> Iterator[Index | None]:
+    """The practice's index, or None where there is none yet: a reader makes nothing."""
+    settings = call.settings
+    become_owner(settings.state_path)
+    path = settings.state_path / "index.db"
+    if not path.exists():
+        yield None
+        return
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError
+    with contextlib.closing(Index(path)) as index:
+        yield index
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """An archive and what is known of it."""
+
+    catalog: Catalog
+    archive: Archive
+    settings: Settings
+
+
+@contextlib.contextmanager
+def shelf_of(call: Call) -> Iterator[Shelf]:
+    """The practice's archive by its index; or a bare one, by an index in the user's cache."""
+    if call.archive is not None:
+        with _bare(call, call.archive.absolute()) as shelf:
+            yield shelf
+        return
+    with index_if_any(call) as index:
+        if index is None:
+            raise UsageError("nothing is mirrored yet: there is no index")
+        settings = call.settings
+        yield Shelf(Catalog(index, settings.name, settings.sync.kinds), wiring.open_archive(settings), settings)
+
+
+@contextlib.contextmanager
+def _bare(call: Call, path: Path) -> Iterator[Shelf]:
+    """An archive without its configuration: its zone is unknown, so times are UTC."""
+    archive = Archive(path, reserve=0)
+    marker = archive.marker_id()
+    if marker is None or not re.fullmatch("[0-9a-zA-Z-]{1,64}", marker):
+        raise SiteError("archive_missing")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncd" / marker
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings = config.parse(BARE, name="archive", folder=cache, environ={})
+    with contextlib.closing(Index(cache / "index.db")) as index:
+        last = str(archive.last_seq())
+        if last == "0" or index.meta("adopted_up_to") != last:
+            call.say("the archive is read into an index in your cache; the first time takes a while")
+            scrub.adopt_all(index, archive, settings, call.clock.now())
+            at_rest = call.clock.now() - (path / MARKER).stat().st_mtime > AT_REST
+            index.remember("adopted_up_to", last if at_rest else None)
+        yield Shelf(Catalog(index), archive, settings)

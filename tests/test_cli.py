@@ -1,0 +1,456 @@
+import contextlib
+import hashlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from syncd import errors
+from syncd.call import Call, Verbs
+from syncd.cli import cli
+from syncd.demo.build import Past
+from syncd.demo.simulation import Simulation
+from syncd.screen import plain, table
+from syncd.service import Lock
+
+README = Path(__file__).parent.parent / "README.md"
+EXIT_CODES = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+STATUS_KEYS = (
+    *("practice", "version", "state", "reason", "message", "who", "since", "next_try_at", "healthy", "owed", "failing"),
+    *("thumbnails_due", "held", "vanished", "pending_at_source", "last_complete_sweep_at", "oldest_list_seconds"),
+    *("eta_seconds", "requests_today", "throttled_today", "drop_leftovers", "archive_free_bytes", "incidents"),
+)
+FIND_KEYS = (
+    *("practice", "id", "seq", "kind", "num", "pat_num", "version", "current", "path", "sha256", "bytes"),
+    *("media_type", "category", "revision", "archived_at", "state"),
+)
+
+
+class Desk:
+    """A simulated practice, its configuration, and `syncd -c` in this process or in one of its own."""
+
+    def __init__(self, simulation: Simulation, folder: Path, **overrides: Any) -> None:
+        self.simulation, self.folder = simulation, folder / "mirror"
+        self.file = simulation.write_config(self.folder, **overrides)
+        self.archive, self.state = self.folder / "archive", self.folder / "state"
+        self.archive.mkdir(mode=0o700)
+
+    def call(self, *words: str, answers: str | None = None) -> Result:
+        return CliRunner().invoke(cli, ["-c", str(self.file), *words], input=answers)
+
+    def json(self, *words: str, code: int = 0) -> dict[str, Any]:
+        result = self.call(*words, "--json")
+        assert result.exit_code == code, result.output
+        said: dict[str, Any] = json.loads(result.stdout)
+        assert said["schema_version"] == 1
+        return said
+
+    def found(self, *words: str) -> list[dict[str, Any]]:
+        result = self.call("find", "--json", *words)
+        assert result.exit_code == 0, result.output
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    @contextlib.contextmanager
+    def process(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        line = [sys.executable, "-m", "syncd.cli", "-c", str(self.file), *words]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def wait_for_lock(self, verb: str) -> None:
+        wait_until(lambda: (holder := Lock(self.state).holder()) is not None and holder.verb == verb)
+
+    def everything(self) -> dict[str, int]:
+        return {str(path): path.lstat().st_mtime_ns for path in sorted(self.folder.rglob("*"))}
+
+
+def wait_until(there: Any, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def practice(patients: int = 5, interval: float = 0.01) -> Iterator[Simulation]:
+    past = Past(documents=3.0, sheets=1.0, sigma=0.4, raw=0.0, urls=0.0, hostile_names=0.0, deleted=0.0)
+    with Simulation.start(patients, 3, interval, past=past) as simulation:
+        yield simulation
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with practice() as simulation:
+        yield Desk(simulation, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A practice that was mirrored once; tests only read it."""
+    with practice() as simulation:
+        patient = simulation.practice.rows("SELECT PatNum FROM patient LIMIT 1")[0]["PatNum"]
+        simulation.practice.add_document(patient, "png", description="red \x1b[31m alarm")
+        desk = Desk(simulation, tmp_path_factory.mktemp("mirrored"))
+        assert desk.call("backfill").exit_code == 0
+        yield desk
+
+
+# --- exit codes and messages
+
+
+def test_help_lists_every_exit_code() -> None:
+    listed = {int(code) for code in re.findall(r"^ +(\d+)  ", CliRunner().invoke(cli, ["--help"]).stdout, re.MULTILINE)}
+    assert listed == EXIT_CODES
+
+
+@pytest.mark.parametrize(
+    "words", [["nonsense"], ["find", "--kind", "x"], ["-v", "-q", "version"], ["-p", "a", "-c", "b", "plan"]]
+)
+def test_wrong_call_ends_with_2(words: list[str]) -> None:
+    assert CliRunner().invoke(cli, words).exit_code == errors.EXIT_USAGE
+
+
+def test_invalid_configuration_ends_with_78_and_names_each_problem_on_a_line(desk: Desk) -> None:
+    desk.file.write_text(desk.file.read_text().replace("reserve =", "reservee =").replace("mode =", "mod ="))
+    result = desk.call("status")
+    assert result.exit_code == errors.EXIT_CONFIG
+    assert len(result.stderr.splitlines()) == 2
+    assert all(line.startswith("syncd: [") for line in result.stderr.splitlines())
+    assert result.stdout == ""
+
+
+def test_internal_error_tells_type_and_place_but_not_its_text() -> None:
+    group = Verbs("syncd")
+
+    @group.command()
+    def fail() -> None:
+        raise ValueError("Abendroth, Ada")
+
+    result = CliRunner().invoke(group, ["fail"])
+    assert result.exit_code == errors.EXIT_INTERNAL
+    assert "ValueError at" in result.stderr
+    assert "test_cli.py:" in result.stderr
+    assert "Abendroth" not in result.output
+
+
+def test_interrupt_ends_with_130() -> None:
+    group = Verbs("syncd")
+
+    @group.command()
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    assert CliRunner().invoke(group, ["wait"]).exit_code == errors.EXIT_INTERRUPTED
+
+
+def test_version_is_told_for_people_and_programs() -> None:
+    said = json.loads(CliRunner().invoke(cli, ["version", "--json"]).stdout)
+    assert said["version"] in CliRunner().invoke(cli, ["version"]).stdout
+
+
+# --- backfill
+
+
+def test_backfill_archives_every_document_and_the_second_one_only_lists(desk: Desk) -> None:
+    said = desk.json("backfill")
+    assert said["owed"] == said["failing"] == 0
+    truth = desk.simulation.practice.rows("SELECT DocNum, PatNum FROM document")
+    archived = {(row["pat_num"], row["num"]) for row in desk.found() if row["kind"] in ("document", "mount-image")}
+    assert archived == {(row["PatNum"], row["DocNum"]) for row in truth}
+    again = desk.json("backfill")
+    assert again["files"] == 0
+    lists = 2 * len(desk.simulation.practice.rows("SELECT 1 FROM patient"))
+    documents = sum(row["kind"] == "document" for row in desk.found())
+    assert lists <= again["requests"] <= lists + 1 + min(20, documents)  # a roster page, and the database's identity
+
+
+def test_backfill_stops_at_its_limit_and_goes_on_from_there(desk: Desk) -> None:
+    first = desk.json("backfill", "--max-requests", "15", code=errors.EXIT_LIMIT)
+    assert first["requests"] == 15
+    second = desk.json("backfill")
+    assert second["owed"] == 0
+    assert first["files"] + second["files"] == len(desk.found())
+
+
+def test_backfill_says_which_patient_the_roster_lacks(desk: Desk) -> None:
+    patient = desk.simulation.practice.rows("SELECT PatNum FROM document LIMIT 1")[0]["PatNum"]
+    said = desk.json("backfill", "--patient", str(patient), "--patient", "999999")
+    assert said["unknown_patients"] == [999999]
+    assert {row["pat_num"] for row in desk.found()} == {patient}
+
+
+@pytest.mark.parametrize("words", [["backfill"], ["run"], ["reindex"], ["export", "--patient", "1", "--to", "out"]])
+def test_dry_run_changes_nothing_at_all(desk: Desk, words: list[str]) -> None:
+    before = desk.everything()
+    desk.call(*words, "-n")
+    assert desk.everything() == before
+
+
+def test_second_backfill_is_refused_and_told_who_holds_the_lock(desk: Desk) -> None:
+    desk.state.mkdir()
+    with Lock(desk.state, "backfill"):
+        result = desk.call("backfill")
+    assert result.exit_code == errors.EXIT_LOCKED
+    assert f"`syncd backfill` (pid {os.getpid()})" in result.stderr
+
+
+def test_refused_keys_end_with_12_and_missing_archive_with_13(desk: Desk) -> None:
+    key = desk.folder / "customer_key"
+    right = key.read_text()
+    key.write_text("wrong")
+    assert desk.call("backfill").exit_code == errors.EXIT_REFUSED
+    key.write_text(right)
+    desk.call("retry")
+    desk.archive.rename(desk.folder / "elsewhere")
+    assert desk.call("backfill").exit_code == errors.EXIT_ARCHIVE
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ends_a_backfill_that_then_goes_on(desk: Desk, number: signal.Signals, code: int) -> None:
+    desk.simulation.office.throttle.interval = 0.0
+    desk.file.write_text(re.sub(r'min_interval = ".*"', 'min_interval = "0.1s"', desk.file.read_text()))
+    with desk.process("backfill") as process:
+        wait_until(lambda: list(desk.archive.glob("patients/*/*/*")))
+        process.send_signal(number)
+        process.send_signal(number)  # the second one is harmless
+        assert process.wait(15) == code
+    desk.file.write_text(re.sub(r'min_interval = ".*"', 'min_interval = "0.01s"', desk.file.read_text()))
+    assert desk.json("backfill")["owed"] == 0
+    assert desk.json("verify")["damaged"] == []
+
+
+def test_progress_is_a_line_at_once_and_one_at_the_end_where_there_is_no_terminal(desk: Desk) -> None:
+    lines = [line for line in desk.call("-q", "backfill").stderr.splitlines() if "requests" in line]
+    assert lines == []
+    lines = [line for line in desk.call("backfill").stderr.splitlines() if "requests" in line]
+    assert len(lines) == 2
+
+
+# --- the daemon
+
+
+def test_daemon_takes_up_wishes_and_a_backfill_and_ends_with_0(desk: Desk) -> None:
+    with desk.process("run") as process:
+        desk.wait_for_lock("run")
+        result = desk.call("backfill")
+        assert result.exit_code == 0, result.output
+        assert "owed: 0" in result.stdout
+        some = desk.found("--kind", "document")[0]["full_id"]
+        assert desk.json("retry", some)["outcome"].startswith("1 ")
+        refused = desk.call("run")
+        assert refused.exit_code == errors.EXIT_LOCKED
+        assert f"pid {process.pid}" in refused.stderr
+        assert desk.json("status")["state"] in ("ok", "catching_up")
+        wait_until((desk.folder / "log" / "status.json").exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    assert json.loads((desk.folder / "log" / "status.json").read_text())["practice"] == "mirror"
+    assert desk.json("status")["state"] == "stopped"
+
+
+def test_follow_streams_versions_as_they_are_archived(desk: Desk) -> None:
+    desk.json("backfill")
+    last = max(row["seq"] for row in desk.found())
+    with desk.process("find", "--json", "--follow", "--after", str(last)) as process:
+        assert process.stdout is not None
+        patient = desk.found()[0]["pat_num"]
+        number = desk.simulation.practice.add_document(patient, "pdf")
+        desk.json("backfill")
+        assert select.select([process.stdout], [], [], 15)[0]
+        row = json.loads(process.stdout.readline())
+    assert (row["seq"] > last, row["id"]) == (True, f"document-{number}")
+
+
+# --- how it is
+
+
+def test_status_without_an_index_says_stopped_and_makes_nothing(desk: Desk) -> None:
+    said = desk.json("status")
+    assert (said["state"], said["reason"]) == ("stopped", "not_running")
+    assert "never ran" in said["message"]
+    assert not desk.state.exists()
+
+
+def test_status_has_every_key_of_the_contract(mirrored: Desk) -> None:
+    said = mirrored.json("status", "--failing")
+    assert said.keys() >= set(STATUS_KEYS)
+    assert (said["owed"], said["failing_items"]) == (0, [])
+    assert "-06:00" in (text := mirrored.call("status").stdout) or "-05:00" in text
+
+
+def test_health_is_8_when_the_oldest_list_is_older_than_asked(mirrored: Desk) -> None:
+    assert mirrored.call("health").exit_code == 0
+    assert mirrored.call("health", "--max-age", "1ms").exit_code == errors.EXIT_UNHEALTHY
+
+
+def test_plan_tells_the_price_of_a_sweep(mirrored: Desk) -> None:
+    said = mirrored.json("plan")
+    assert said["sweep_requests"] == said["lists"] > 0
+
+
+def test_doctor_finds_a_credential_that_others_may_read(desk: Desk) -> None:
+    assert desk.call("doctor", "--offline").exit_code == 0
+    (desk.folder / "customer_key").chmod(0o644)
+    said = desk.json("doctor", "--offline", code=errors.EXIT_DOCTOR)
+    assert [c["check"] for c in said["checks"] if c["result"] == "failed"] == ["credentials"]
+
+
+def test_doctor_reports_an_invalid_configuration_as_its_finding(desk: Desk) -> None:
+    desk.file.write_text("[practice]\n")
+    result = desk.call("doctor", "--offline")
+    assert result.exit_code == errors.EXIT_DOCTOR
+    assert "time_zone" in result.stdout
+
+
+def test_nothing_is_held_and_an_unknown_guard_is_a_usage_error(mirrored: Desk) -> None:
+    assert mirrored.json("held")["guards"] == []
+    assert mirrored.call("approve", "guard-7", "-n").exit_code == errors.EXIT_USAGE
+
+
+# --- looking into the archive
+
+
+def test_find_names_files_that_have_the_told_bytes(mirrored: Desk) -> None:
+    rows = mirrored.found("--current")
+    assert rows
+    for row in rows:
+        assert row.keys() >= {*FIND_KEYS, "schema_version"}
+        assert hashlib.sha256((mirrored.archive / row["path"]).read_bytes()).hexdigest() == row["sha256"]
+
+
+def test_find_asks_for_a_value_of_dash(mirrored: Desk) -> None:
+    patient = mirrored.simulation.practice.rows("SELECT PatNum, LName, Birthdate FROM patient LIMIT 1")[0]
+    result = mirrored.call(
+        "find", "--json", "--name", "-", "--born", "-", answers=f"{patient['LName']}\n{patient['Birthdate']}\n"
+    )
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {row["pat_num"] for row in rows} == {patient["PatNum"]}
+
+
+def test_table_obeys_no_escape_sequence_of_a_description(mirrored: Desk) -> None:
+    shown = mirrored.call("find").stdout
+    assert "alarm" in shown
+    assert "\x1b" not in shown
+    assert plain("a\x1b[31m\u202eb\n") == "a?[31m?b?"
+    assert "[red]" in table(("description",), [["[red]"]])
+
+
+def test_unknown_id_ends_with_2_and_an_id_that_is_none_is_not_repeated(mirrored: Desk) -> None:
+    assert mirrored.call("show", "document-999999").exit_code == errors.EXIT_USAGE
+    result = mirrored.call("show", "Abendroth")
+    assert result.exit_code == errors.EXIT_USAGE
+    assert "Abendroth" not in result.output
+
+
+def test_show_and_history_tell_an_items_versions(mirrored: Desk) -> None:
+    wanted = mirrored.found("--kind", "document")[0]
+    assert mirrored.json("show", wanted["full_id"])["versions"][0]["sha256"] == wanted["sha256"]
+    events = [event["event"] for event in mirrored.json("history", wanted["full_id"])["events"]]
+    assert events == ["first_seen", "archived"]
+
+
+def test_bare_archive_answers_as_the_index_does(
+    mirrored: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def rows(*words: str) -> list[tuple[Any, ...]]:
+        result = CliRunner().invoke(cli, [*words, "find", "--json"])
+        assert result.exit_code == 0, result.output
+        return [
+            tuple(row[key] for key in ("full_id", "seq", "path", "sha256", "current"))
+            for row in map(json.loads, result.stdout.splitlines())
+        ]
+
+    assert rows("--archive", str(mirrored.archive)) == rows("-c", str(mirrored.file)) != []
+    assert CliRunner().invoke(cli, ["--archive", str(mirrored.archive), "status"]).exit_code == errors.EXIT_USAGE
+    assert CliRunner().invoke(cli, ["--archive", str(tmp_path), "find"]).exit_code == errors.EXIT_ARCHIVE
+
+
+def test_export_and_restore_copy_verified_bytes(mirrored: Desk, tmp_path: Path) -> None:
+    wanted = mirrored.found("--kind", "document")[0]
+    said = mirrored.json("export", "--patient", str(wanted["pat_num"]), "--to", str(tmp_path / "out"))
+    assert said["files"] == sum(path.is_file() for path in (tmp_path / "out").rglob("*")) > 0
+    copy = Path(mirrored.json("restore", wanted["full_id"], "--to", str(tmp_path / "one"))["path"])
+    assert hashlib.sha256(copy.read_bytes()).hexdigest() == wanted["sha256"]
+    early = mirrored.call("restore", wanted["full_id"], "--to", str(tmp_path), "--as-of", "2001-01-01")
+    assert early.exit_code == errors.EXIT_USAGE
+
+
+def test_reader_that_leaves_ends_find_quietly(mirrored: Desk) -> None:
+    with mirrored.process("find", "--json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(15) == 0
+
+
+# --- the archive against the index
+
+
+def test_reindex_rebuilds_what_find_shows(desk: Desk) -> None:
+    desk.json("backfill")
+    before = [(row["full_id"], row["seq"], row["sha256"]) for row in desk.found()]
+    for path in desk.state.glob("index.db*"):
+        path.unlink()
+    assert desk.call("find").exit_code == errors.EXIT_USAGE
+    assert desk.call("backfill").exit_code == errors.EXIT_ARCHIVE
+    for path in desk.state.glob("index.db*"):
+        path.unlink()
+    assert desk.json("reindex")["foreign"] == []
+    assert [(row["full_id"], row["seq"], row["sha256"]) for row in desk.found()] == before
+    assert desk.json("backfill")["owed"] == 0
+
+
+def test_verify_finds_changed_and_missing_files(desk: Desk) -> None:
+    desk.json("backfill")
+    assert desk.json("verify", "--subset", "1/30")["versions"] >= 1
+    changed, missing = [desk.archive / row["path"] for row in desk.found("--kind", "document")[:2]]
+    changed.chmod(0o600)
+    changed.write_bytes(b"x" * changed.stat().st_size)
+    missing.unlink()
+    said = desk.json("verify", code=errors.EXIT_DAMAGE)
+    assert len(said["damaged"]) + len(said["missing"]) == 2
+
+
+# --- the demonstration, and what is written about all this
+
+
+@pytest.mark.timeout(100)
+def test_demo_shows_every_change_arriving() -> None:
+    result = CliRunner().invoke(cli, ["demo", "--patients", "4"])
+    assert result.exit_code == 0, result.output
+    assert len(re.findall(r"^ +\d+\.\d s  .*(?:archived|version 2|vanished)$", result.stdout, re.MULTILINE)) == 6
+
+
+def test_demo_names_the_extra_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "syncd.demo.simulation", None)
+    result = CliRunner().invoke(cli, ["demo"])
+    assert result.exit_code == errors.EXIT_USAGE
+    assert "syncd[demo]" in result.stderr
+
+
+def test_readme_lists_every_reason_and_every_exit_code() -> None:
+    rows = re.findall(r"^\| `?([a-z_]+|\d+)`? \|", README.read_text("utf-8"), re.MULTILINE)
+    assert set(errors.REASONS) <= set(rows)
+    assert {str(code) for code in EXIT_CODES} <= set(rows)
+    for reason, (who, message, code) in errors.REASONS.items():
+        assert f"| `{reason}` | {who} | {message} | {code} |" in README.read_text("utf-8")
+
+
+def test_call_of_a_bare_archive_has_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError):
+        _ = Call(archive=tmp_path).settings

@@ -1,0 +1,93 @@
+"""What syncd refuses to believe: mass disappearances, alike failures, another practice's database."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.guards import BREAKER_LEAST, Breaker, Probe, Verdict, holds_patient, holds_practice, identity
+
+
+@pytest.mark.parametrize(
+    ("missing", "items", "held"),
+    [
+        (19, 19, False),  # all of them, but too few to mean anything
+        (20, 20, True),
+        (20, 39, True),
+        (20, 40, False),  # exactly half is not more than half
+        (21, 41, True),
+        (0, 0, False),
+    ],
+)
+def test_a_patient_is_held_from_twenty_items_that_are_more_than_half(missing: int, items: int, held: bool) -> None:
+    assert holds_patient(missing, items) is held
+
+
+@pytest.mark.parametrize(
+    ("missing", "items", "held"),
+    [
+        (49, 100, False),
+        (50, 4_999, True),
+        (50, 5_000, False),  # exactly 1 % is not more than 1 %
+        (51, 5_000, True),
+        (10_000, 1_000_000, False),
+        (10_001, 1_000_000, True),
+    ],
+)
+def test_a_practice_is_held_from_fifty_items_that_are_more_than_one_in_a_hundred(
+    missing: int, items: int, held: bool
+) -> None:
+    assert holds_practice(missing, items) is held
+
+
+@given(st.integers(0, 20_000), st.integers(0, 2_000_000))
+def test_one_in_a_hundred_is_exact_whatever_the_floating_point(missing: int, items: int) -> None:
+    assert holds_practice(missing, items) is (missing >= 50 and Fraction(missing) > Fraction(items, 100))
+
+
+@pytest.mark.parametrize(
+    ("agrees", "disagrees", "missing", "verdict"),
+    [
+        (20, 0, 0, "same"),
+        (0, 0, 0, "same"),  # nothing is known yet: nothing to compare with
+        (18, 2, 0, "same"),
+        (17, 3, 0, "other_database"),
+        (18, 0, 2, "same"),  # two documents left the office: ordinary
+        (17, 0, 3, "database_went_back"),
+        (1, 0, 19, "database_went_back"),
+        (0, 0, 20, "other_database"),  # nothing proves whose numbers these are
+        (0, 0, 2, "same"),  # a practice of two documents may lose both
+        (0, 2, 3, "other_database"),
+        (1, 2, 3, "database_went_back"),
+        (1, 3, 16, "other_database"),
+    ],
+)
+def test_known_items_tell_whose_database_it_is(agrees: int, disagrees: int, missing: int, verdict: Verdict) -> None:
+    probes = [Probe("agrees")] * agrees + [Probe("disagrees")] * disagrees + [Probe("missing")] * missing
+    random.Random(agrees).shuffle(probes)
+    assert identity(iter(probes)) == verdict
+
+
+def test_alike_failures_of_different_items_trip_the_breaker() -> None:
+    breaker = Breaker()
+    assert [breaker.failed("refused", item) for item in range(BREAKER_LEAST)] == [False] * 4 + [True]
+    assert breaker.failed("refused", 99)  # and it stays tripped until something works
+
+
+def test_one_item_failing_again_and_again_is_its_own_trouble() -> None:
+    breaker = Breaker()
+    assert not any(breaker.failed("refused", "document-34") for _ in range(100))
+
+
+def test_a_success_or_another_failure_between_them_starts_the_count_anew() -> None:
+    breaker = Breaker(least=2)
+    assert not breaker.failed("refused", 1)
+    breaker.succeeded()
+    assert not breaker.failed("refused", 2)
+    assert not breaker.failed("timeout_60s", 3)
+    assert not breaker.failed("refused", 4)
+    assert breaker.failed("refused", 5)

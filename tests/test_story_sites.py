@@ -1,0 +1,309 @@
+"""Trouble that concerns a whole site: the API, the drop, the archive. Each is a named state that probes slowly, holds
+nothing against the items, and ends by itself when the trouble does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncd.demo.schema import ALL_PERMISSIONS, READ_ALL
+from syncd.demo.site import DropFile
+from syncd.errors import REASONS, SiteError, TransientError
+from tests.small import HOUR, backfilling, failing, serving, settle, small, troubles, verdict, versions
+from tests.world import World
+
+# fault of every request -> the state it is known by, and the most requests in two hours of it
+OUTAGES: dict[str, tuple[dict[str, Any], str, int]] = {
+    "econnector_down": ({"kind": "econnector_down"}, "econnector_down", 14),
+    "two_econnectors": ({"kind": "two_econnectors"}, "econnector_twice", 14),
+    "key_revoked": ({"kind": "key_revoked"}, "key_refused", 9),
+    "500": ({"kind": "status", "status": 500}, "api_error", 24),
+    "502 from the gateway": ({"kind": "status", "status": 502}, "api_error", 24),
+    "404 of an unknown kind": ({"kind": "status", "status": 404}, "api_error", 24),
+    "cut": ({"kind": "cut"}, "api_unreachable", 14),
+    "hang": ({"kind": "hang", "seconds": 200.0}, "api_unreachable", 14),
+    "redirect": ({"kind": "redirect"}, "api_error", 24),
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A backfill of the small practice with eight more documents, that has not begun."""
+    started = backfilling(tmp_path, small(documents=8))
+    yield started
+    started.stop()
+
+
+def archived(world: World) -> int:
+    return sum(versions(world))
+
+
+@pytest.mark.parametrize("name", OUTAGES)
+def test_outage_in_the_midst_of_a_backfill_is_named_probed_slowly_and_survived(world: World, name: str) -> None:
+    details, reason, most = OUTAGES[name]
+    world.run(until=lambda: archived(world) >= 3)
+    sent = len(world.office.arrivals)
+    world.office.faults.add(times=None, **details)
+    world.run(hours=2)
+    assert reason in troubles(world).values()
+    assert len(world.office.arrivals) - sent <= most
+    assert failing(world) == {}
+    assert verdict(world) == REASONS[reason][2]
+    world.check_safe()
+    world.office.faults.clear()
+    settle(world)
+    assert troubles(world) == {}
+    assert set(versions(world)) == {1}
+
+
+def test_key_that_may_only_read_lists_everything_and_says_what_it_lacks(world: World) -> None:
+    world.office.permissions = (READ_ALL,)
+    world.run(hours=2)
+    assert troubles(world) == {"placing": "key_cannot_download"}
+    assert verdict(world) == 12
+    assert world.index.value("SELECT count(*) FROM list WHERE polled_at > 0") == 4
+    assert len(world.placements()) <= 9  # four an hour
+    world.office.permissions = ALL_PERMISSIONS
+    settle(world)
+    assert troubles(world) == {}
+
+
+@pytest.mark.parametrize(("seconds", "least"), [(1800.0, 1800.0), (1e9, 3600.0), (0.0, 5.0)])
+def test_429_is_obeyed_and_capped_at_an_hour(world: World, seconds: float, least: float) -> None:
+    world.run(until=lambda: archived(world) >= 3)
+    sent = len(world.office.arrivals)
+    world.office.faults.add("too_many", seconds=seconds)
+    world.run(until=lambda: len(world.office.arrivals) >= sent + 2)
+    first, second = world.office.arrivals[sent:]
+    assert first.status == 429
+    assert least <= second.at - first.at <= least + 300.0
+    settle(world)
+    assert set(versions(world)) == {1}
+
+
+def test_429_without_retry_after_is_met_with_growing_pauses(world: World) -> None:
+    world.office.throttle.retry_after = False
+    world.office.faults.add("too_many", times=6)
+    world.run(until=lambda: len(world.office.arrivals) >= 7)
+    starts = [arrival.at for arrival in world.office.arrivals]
+    pauses = [later - earlier for earlier, later in pairwise(starts)]
+    assert pauses[0] >= 5.0
+    assert all(later >= earlier for earlier, later in pairwise(pauses))
+    assert world.log.events("throttled")
+    settle(world)
+
+
+# --- many alike refusals
+
+
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        ({"kind": "site_error"}, "placements_refused"),
+        ({"kind": "gateway_timeout", "when": "before", "seconds": 60.0}, "api_error"),
+    ],
+)
+def test_alike_refusals_of_many_items_are_a_state_of_the_site(
+    world: World, details: dict[str, Any], reason: str
+) -> None:
+    world.office.faults.add(path="/documents/DownloadSftp", times=None, **details)
+    world.run(hours=3)
+    assert troubles(world)["placing"] == reason
+    assert failing(world) == {}
+    assert len(world.placements()) <= 35
+    assert world.index.value("SELECT count(*) FROM list WHERE polled_at > 0") == 4  # listing goes on
+    world.office.faults.clear()
+    settle(world, days=2.0)
+    assert troubles(world) == {}
+    assert failing(world) == {}
+
+
+# --- the drop
+
+
+@pytest.mark.parametrize(
+    ("broken", "most"),
+    [
+        (TransientError("drop_unreachable"), 14),
+        (SiteError("host_key_changed"), 9),
+        (SiteError("drop_refused"), 9),
+    ],
+)
+def test_drop_that_cannot_be_used_is_named_and_tried_slowly(
+    world: World, broken: SiteError | TransientError, most: int
+) -> None:
+    world.run(until=lambda: archived(world) >= 3)
+    calls = world.drop.calls
+    world.drop.broken = broken
+    world.run(hours=2)
+    assert troubles(world) == {"drop": broken.reason}
+    assert world.drop.calls - calls <= most
+    assert verdict(world) == REASONS[broken.reason][2]
+    world.drop.broken = None
+    settle(world)
+    assert troubles(world) == {}
+    assert set(versions(world)) == {1}
+
+
+def test_site_that_nobody_reaches_loses_nothing(world: World) -> None:
+    world.run(until=lambda: archived(world) >= 3)
+    world.site.down = True  # neither the office nor syncd
+    world.run(hours=5)
+    assert set(troubles(world).values()) & {"drop_unreachable", "placements_refused"}
+    assert failing(world) == {}
+    world.check_safe()
+    world.site.down = False
+    settle(world, days=2.0)
+    assert troubles(world) == {}
+
+
+def test_changed_password_is_a_state_and_not_a_failure_of_documents(world: World) -> None:
+    world.site.password = "another"
+    world.drop.broken = SiteError("drop_refused")
+    world.run(hours=3)
+    assert "drop_refused" in troubles(world).values() or "placements_refused" in troubles(world).values()
+    assert failing(world) == {}
+    assert world.site.refused <= 30  # an account is not locked by us
+    world.site.password, world.drop.broken = "drop-password", None
+    settle(world, days=2.0)
+
+
+# --- the archive
+
+
+def test_unmounted_archive_is_named_and_nothing_is_written_into_its_mount_point(world: World) -> None:
+    world.run(until=lambda: archived(world) >= 3)
+    away = world.archive.with_name("disk")
+    world.archive.rename(away)
+    world.archive.mkdir()
+    world.run(hours=2)
+    assert troubles(world) == {"archive": "archive_missing"}
+    assert verdict(world) == 13
+    assert list(world.archive.iterdir()) == []
+    world.archive.rmdir()
+    away.rename(world.archive)
+    settle(world)
+    assert troubles(world) == {}
+    assert set(versions(world)) == {1}
+
+
+def test_another_archive_in_its_place_is_left_alone(world: World, tmp_path: Path) -> None:
+    world.run(until=lambda: archived(world) >= 3)
+    other = backfilling(tmp_path / "other", small())
+    other.run(until=lambda: archived(other) >= 2)
+    other.stop()
+    away = world.archive.with_name("disk")
+    world.archive.rename(away)
+    other.archive.rename(world.archive)
+    before = {path: path.stat().st_mtime_ns for path in world.archive.rglob("*") if path.name != "incoming"}
+    world.run(hours=1)
+    assert troubles(world) == {"archive": "archive_missing"}
+    assert {p: p.stat().st_mtime_ns for p in world.archive.rglob("*") if p.name != "incoming"} == before
+    world.archive.rename(other.archive)
+    away.rename(world.archive)
+    settle(world)
+
+
+@pytest.mark.parametrize("reason", ["archive_full", "archive_read_only"])
+def test_archive_that_cannot_take_more_is_named_and_goes_on_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    world.run(until=lambda: archived(world) >= 3)
+    held = archived(world)
+    real = os.statvfs
+
+    def told(folder: int) -> os.statvfs_result:  # what the kernel says of the disk
+        values = list(real(folder))
+        if reason == "archive_full":
+            values[4] = 0
+        else:
+            values[8] |= os.ST_RDONLY
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(os, "statvfs", told)
+    world.run(hours=2)
+    assert troubles(world) == {"archive": reason}
+    assert verdict(world) == 13
+    assert archived(world) == held
+    monkeypatch.setattr(os, "statvfs", real)
+    settle(world)
+    assert troubles(world) == {}
+
+
+def test_daemon_without_an_archive_starts_waits_and_catches_up(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    away = world.archive.with_name("disk")
+    world.archive.rename(away)
+    world.archive.mkdir()
+    world.restart()
+    with one.practice.as_of(world.clock.now() - HOUR):
+        one.practice.add_document(one.patient, "jpg")
+    world.run(hours=3)
+    assert troubles(world) == {"archive": "archive_missing"}
+    world.archive.rmdir()
+    away.rename(world.archive)
+    world.run(hours=3)
+    world.check()
+
+
+# --- answers that cannot be trusted
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"kind": "html"},
+        {"kind": "wrong_shape"},
+        {"kind": "foreign_row"},
+        {"kind": "duplicated"},
+        {"kind": "cut", "when": "body"},
+    ],
+)
+def test_untrustworthy_listings_change_nothing_and_have_a_name(tmp_path: Path, details: dict[str, Any]) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    before = world.index.rows("SELECT * FROM item"), versions(world)
+    for path in ("/documents", "/sheets", "/patients/Simple"):
+        world.office.faults.add(path=path, method="GET", times=None, **details)
+    world.run(hours=3)
+    assert (world.index.rows("SELECT * FROM item"), versions(world)) == before
+    assert set(troubles(world).values()) & {"bad_answers", "api_unreachable", "api_error"}
+    world.office.faults.clear()
+    world.run(hours=3)
+    world.check()
+    assert troubles(world) == {}
+
+
+def test_states_end_up_as_incidents_with_a_beginning_and_an_end(world: World) -> None:
+    world.run(until=lambda: archived(world) >= 3)
+    world.office.faults.add("econnector_down", times=None)
+    world.run(hours=1)
+    world.office.faults.clear()
+    world.run(hours=1)
+    (incident,) = world.catalog().status_facts(world.clock.now()).incidents
+    assert incident.reason == "econnector_down"
+    assert incident.until_at is not None
+    assert 0 < incident.until_at - incident.since_at <= 1.5 * HOUR
+
+
+def test_late_files_of_an_unreachable_site_are_removed_when_it_is_back(world: World) -> None:
+    world.run(until=lambda: archived(world) >= 3)
+    world.office.faults.add("gateway_timeout", path="/documents/DownloadSftp", when="after")
+    world.run(until=lambda: world.log.events("placement_unanswered"))
+    world.drop.broken = TransientError("drop_unreachable")
+    world.run(hours=30)
+    world.drop.broken = None
+    world.site.files["syncd/somebody-elses.pdf"] = DropFile(b"x", world.clock.now())
+    world.run(hours=2)
+    assert set(world.site.files) == {"syncd/somebody-elses.pdf"}
+    del world.site.files["syncd/somebody-elses.pdf"]
+    settle(world)

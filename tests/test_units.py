@@ -1,0 +1,98 @@
+"""The unit files: they parse, name commands that exist, and do not restart what a restart cannot mend."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from syncd.cli import cli
+from syncd.config import parse
+from syncd.errors import EXIT_CONFIG, EXIT_LOCKED, EXIT_TERMINATED
+
+UNITS = Path(__file__).parent.parent / "systemd"
+NAMES = ("syncd@.service", "syncd-backfill@.service")
+SECTIONS = {"Unit", "Service", "Install"}
+Unit = dict[tuple[str, str], list[str]]
+
+
+def read(name: str) -> Unit:
+    """A unit's values by (section, directive), in order. Raises AssertionError for a line that systemd would skip."""
+    unit: Unit = {}
+    section = ""
+    for line in (UNITS / name).read_text("ascii").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        if heading := re.fullmatch(r"\[([A-Z][a-z]+)\]", line):
+            section = heading[1]
+            assert section in SECTIONS
+            continue
+        directive = re.fullmatch(r"([A-Z][A-Za-z]+)=(.*)", line)
+        assert directive, f"{name}: not a directive: {line}"
+        assert section, f"{name}: before any section: {line}"
+        unit.setdefault((section, directive[1]), []).append(directive[2])
+    return unit
+
+
+@pytest.fixture(params=NAMES)
+def unit(request: pytest.FixtureRequest) -> Unit:
+    return read(request.param)
+
+
+def sandbox(name: str) -> list[str]:
+    """Every directive from User= on: who runs it, with what, inside which walls."""
+    lines = (UNITS / name).read_text("ascii").partition("[Install]")[0].splitlines()
+    return [line for line in lines[lines.index("User=syncd") :] if line and not line.startswith("#")]
+
+
+def test_no_other_unit_lies_unchecked() -> None:
+    assert sorted(path.name for path in UNITS.iterdir()) == sorted(NAMES)
+
+
+def test_unit_calls_a_verb_that_exists_with_options_that_it_has(unit: Unit) -> None:
+    (start,) = unit["Service", "ExecStart"]
+    program, option, practice, verb, *rest = shlex.split(start)
+    assert (program, option, practice) == ("/opt/syncd/current/bin/syncd", "-p", "%i")
+    cli.commands[verb].make_context(verb, rest)
+
+
+def test_unit_is_not_restarted_for_what_a_restart_cannot_mend(unit: Unit) -> None:
+    (codes,) = unit["Service", "RestartPreventExitStatus"]
+    assert {int(code) for code in codes.split()} == {EXIT_CONFIG, EXIT_LOCKED}
+
+
+def test_daemon_is_restarted_for_ever_and_supervised() -> None:
+    daemon = read("syncd@.service")
+    assert daemon["Service", "Type"] == ["notify"]
+    assert daemon["Service", "Restart"] == ["on-failure"]
+    assert daemon["Unit", "StartLimitIntervalSec"] == ["0"]
+    assert daemon["Service", "WatchdogSec"]
+
+
+def test_stopping_a_backfill_is_no_failure() -> None:
+    assert read("syncd-backfill@.service")["Service", "SuccessExitStatus"] == [str(EXIT_TERMINATED)]
+
+
+def test_stopping_has_twice_the_promised_ten_seconds(unit: Unit) -> None:
+    assert unit["Service", "TimeoutStopSec"] == ["20"]
+
+
+def test_credentials_are_those_that_the_sample_configuration_names(unit: Unit) -> None:
+    folder = UNITS.parent
+    settings = parse((folder / "config.toml").read_text("utf-8"), name="main", folder=folder, environ={})
+    wanted = {settings.api.developer_key_file, settings.api.customer_key_file, settings.drop.password_file}
+    loaded = dict(each.split(":") for each in unit["Service", "LoadCredential"])
+    assert loaded == {name: f"/etc/syncd/%i/{name}" for name in wanted}
+
+
+def test_both_units_run_inside_the_same_walls() -> None:
+    assert sandbox("syncd@.service") == sandbox("syncd-backfill@.service")
+
+
+def test_the_service_may_write_the_sample_configurations_archive(unit: Unit) -> None:
+    folder = UNITS.parent
+    settings = parse((folder / "config.toml").read_text("utf-8"), name="main", folder=folder, environ={})
+    writable = [Path(value.removeprefix("-")) for value in unit["Service", "ReadWritePaths"]]
+    assert any(settings.archive.path.is_relative_to(path) for path in writable)

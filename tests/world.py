@@ -1,0 +1,538 @@
+"""A whole mirror in one thread: a simulated practice, its office and drop in memory, the real API door, the real index
+and archive in a folder, and the two lanes, which take turns under a simulated clock.
+
+    world = World.start(tmp_path, patients=3)
+    world.run(hours=2)
+    world.check()
+
+The clock jumps to the earliest wake of the two lanes. Where both are idle the jumps grow, up to `nap` seconds, so that
+weeks take seconds; whatever falls due meanwhile is late by less than a nap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import posixpath
+import stat
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from syncd import config
+from syncd.api import OpenDentalApi, PlacementSite
+from syncd.catalog import Catalog, Filters
+from syncd.config import Settings
+from syncd.demo.adapter import OfficeAdapter
+from syncd.demo.build import Past, build_practice
+from syncd.demo.clock import SimulatedClock
+from syncd.demo.files import FileSpec
+from syncd.demo.office import Office
+from syncd.demo.practice import Practice
+from syncd.demo.simulation import to_toml
+from syncd.demo.site import MemoryDrop
+from syncd.demo.wire import Arrival
+from syncd.errors import ItemError, SyncdError, TransientError
+from syncd.index import Index, Row
+from syncd.logs import EVENTS, KEYS
+from syncd.mirror import IDLE, Scope
+from syncd.model import Pulled, PullJob, Seen
+from syncd.wiring import Lanes, build
+
+START = 1_773_151_200.0  # Tuesday, 10 March 2026, 9 o'clock in Chicago
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGVJ1c6zVYoA0rnYBMqBpTdTUDYo4gqUkbbYdR0CKlsk"
+PLACEMENTS = ("/documents/DownloadSftp", "/documents/DownloadMount", "/documents/Thumbnails", "/sheets/DownloadSftp")
+
+
+class RecordedLog:
+    """A `Log` that keeps its lines, and lets nothing pass that the real one would not write."""
+
+    def __init__(self) -> None:
+        self.lines: list[Row] = []
+
+    def debug(self, event: str, **ids: object) -> None:
+        self._keep("debug", event, ids)
+
+    def info(self, event: str, **ids: object) -> None:
+        self._keep("info", event, ids)
+
+    def warning(self, event: str, **ids: object) -> None:
+        self._keep("warning", event, ids)
+
+    def error(self, event: str, **ids: object) -> None:
+        self._keep("error", event, ids)
+
+    def bind(self, **ids: object) -> Self:
+        return self
+
+    def _keep(self, level: str, event: str, ids: Row) -> None:
+        assert event in EVENTS, event
+        assert ids.keys() - {"exc_info"} <= KEYS, ids.keys() - KEYS
+        self.lines.append({"level": level, "event": event, **ids})
+
+    def events(self, event: str) -> list[Row]:
+        """The lines of one event."""
+        return [line for line in self.lines if line["event"] == event]
+
+
+@dataclass
+class DropInMemory:
+    """`ports.Drop` over the office's `MemoryDrop`. `broken`: every call ends with this error. `calls` counts them.
+
+    `meddle`: called between the two looks of a pull, as another writer on the site.
+    """
+
+    site: MemoryDrop
+    broken: SyncdError | None = None
+    calls: int = 0
+    meddle: Callable[[PullJob], None] | None = None
+
+    def _talk(self) -> None:
+        self.calls += 1
+        if self.broken is not None:
+            raise self.broken
+        if self.site.down:
+            raise TransientError("drop_unreachable")
+
+    def pull(self, jobs: Sequence[PullJob]) -> list[Pulled | SyncdError]:
+        if not jobs:
+            return []
+        self._talk()
+        return [self._pulled(job) for job in jobs]
+
+    def _pulled(self, job: PullJob) -> Pulled | SyncdError:
+        found = self.site.files.get(_text(job.remote))
+        if found is None:
+            return ItemError("not_a_file" if _text(job.remote) in self.site.folders else "missing_on_drop")
+        data, mtime = found.data, found.mtime
+        if not 0 < len(data) <= job.cap:
+            return ItemError("too_large" if data else "zero_bytes")
+        if self.meddle is not None:
+            self.meddle(job)
+        again = self.site.files.get(_text(job.remote))
+        if again is None or (again.data, again.mtime) != (data, mtime):
+            return ItemError("changed_while_read")
+        fd = os.open(job.local, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(fd, "wb") as out:
+            out.write(data)
+        return Pulled(len(data), hashlib.sha256(data).hexdigest(), int(mtime), data[:512], data[-64:])
+
+    def look(self, paths: Sequence[bytes]) -> list[Seen | None]:
+        self._talk()
+        return [self._seen(_text(path)) for path in paths]
+
+    def _seen(self, path: str) -> Seen | None:
+        found = self.site.files.get(path)
+        if found is not None:
+            return Seen(len(found.data), int(found.mtime), regular=True)
+        return Seen(0, 0, regular=False) if path in self.site.folders else None
+
+    def names(self, folder: bytes) -> list[bytes] | None:
+        self._talk()
+        path = _text(folder)
+        if path not in self.site.folders:
+            return None
+        inside = {*self.site.files, *self.site.folders}
+        return sorted(os.fsencode(posixpath.basename(name)) for name in inside if posixpath.dirname(name) == path)
+
+    def remove(self, paths: Sequence[bytes]) -> list[bool]:
+        self._talk()
+        return [self._removed(path) for path in paths]
+
+    def _removed(self, path: bytes) -> bool:
+        name = _text(path)
+        if not path.endswith(b"/"):
+            self.site.files.pop(name, None)
+        elif not self.names(path):
+            self.site.folders.discard(name)
+        return name not in self.site.files and name not in self.site.folders
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _text(path: bytes) -> str:
+    return os.fsdecode(path).rstrip("/")
+
+
+Key = tuple[int, str, int]  # (pat_num, kind, num)
+
+
+class Expected:
+    """What the practice ever held, as digests of bytes or, for sheets, the text inside; and what the archive ever did.
+
+    `note` reads the practice's history since the last time, and its truth now.
+    """
+
+    def __init__(self) -> None:
+        self.ever: defaultdict[Key, set[str]] = defaultdict(set)
+        self.lines: defaultdict[Key, set[bytes]] = defaultdict(set)
+        self.kept: dict[str, str] = {}  # path below the archive -> sha256, as first seen
+        self._read: dict[int, int] = {}
+
+    def note(self, practice: Practice) -> None:
+        events = practice.history[self._read.get(id(practice), 0) :]
+        self._read[id(practice)] = len(practice.history)
+        for event in events:
+            key = (event.pat_num, event.kind, event.num)
+            if event.spec is not None:
+                self.ever[key].add(_sha(event.spec.render()))
+                thumbnail = replace(event.spec, kind="thumbnail", num=event.num, size=0, data=None)
+                self.ever[event.pat_num, "thumbnail", event.num].add(_sha(thumbnail.render()))
+            elif event.kind == "sheet":
+                stamp = event.stamp.replace(" ", "T")
+                self.lines[key].add(FileSpec(practice.name, *key[:1], "sheet", event.num, stamp, "pdf").line().encode())
+        for key, content in _truth(practice):
+            self.ever[key].add(_sha(content))
+
+    def could_be(self, key: Key, content: bytes) -> bool:
+        """Whether these bytes were at some moment that item's."""
+        if key[1] == "sheet":
+            return any(line in content for line in self.lines[key])
+        return _sha(content) in self.ever[key]
+
+
+@dataclass
+class Findings:
+    """`wrong`: never allowed. `lacking`: not allowed once the mirror is at rest."""
+
+    wrong: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _truth(practice: Practice) -> Iterator[tuple[Key, bytes]]:
+    """Everything but sheets that a perfect mirror holds now."""
+    for pat_num, truth in practice.truth().items():
+        for num, content in truth.documents.items():
+            yield (pat_num, "document", num), content
+        for num, content in truth.mounts.items():
+            yield (pat_num, "mount", num), content
+        for num, (_, content) in truth.mount_images.items():
+            yield (pat_num, "mount-image", num), content
+        for num in truth.thumbnails:
+            yield (pat_num, "thumbnail", num), practice.thumbnail(num)
+
+
+def compare_archive(
+    index: Index, archive: Path, practice: Practice, expected: Expected, kinds: Collection[str]
+) -> Findings:
+    """The archive against the index, the practice, its history, and what the archive held before."""
+    found = Findings()
+    recorded = {row["path"]: row for row in index.rows("SELECT * FROM version WHERE sidecar = 1")}
+    for path in sorted((archive / "patients").rglob("*")) if (archive / "patients").exists() else []:
+        name, mode = str(path.relative_to(archive)), stat.S_IMODE(path.lstat().st_mode)
+        if path.is_dir():
+            found.wrong += [f"{name}: mode {mode:o}"] if mode != 0o700 else []
+        elif path.name != "patient.json":
+            _check_file(name, path, mode, expected, found)
+            if path.suffix != ".json" and name not in recorded:
+                found.lacking.append(f"{name}: not in the index")
+    found.wrong += [f"{name}: gone" for name in expected.kept if not (archive / name).exists()]
+    for name, row in recorded.items():
+        content = (archive / name).read_bytes() if (archive / name).exists() else b""
+        if (_sha(content), len(content)) != (row["sha256"], row["bytes"]):
+            found.wrong.append(f"{name}: not what the index says")
+    if any((archive / "incoming").glob("*")):
+        found.lacking.append("incoming/ is not empty")
+    _compare_truth(index, archive, practice, kinds, found)
+    return found
+
+
+def _check_file(name: str, path: Path, mode: int, expected: Expected, found: Findings) -> None:
+    content = path.read_bytes()
+    if expected.kept.setdefault(name, _sha(content)) != _sha(content):
+        found.wrong.append(f"{name}: its bytes changed")
+    if mode != 0o400:
+        found.wrong.append(f"{name}: mode {mode:o}")
+    if path.suffix == ".json":
+        return
+    _, pat_num, item, file_name = name.split("/")
+    kind, _, num = item.rpartition("-")
+    if file_name.split("-")[1].split(".")[0] != _sha(content)[:12]:
+        found.wrong.append(f"{name}: its name is not its digest")
+    if not path.with_suffix(".json").exists():
+        found.wrong.append(f"{name}: no sidecar")
+    if not expected.could_be((int(pat_num), kind, int(num)), content):
+        found.wrong.append(f"{name}: {kind} {num} of patient {pat_num} never was that")
+
+
+def _compare_truth(index: Index, archive: Path, practice: Practice, kinds: Collection[str], found: Findings) -> None:
+    """What the practice holds now against the current versions, and what is current against the practice."""
+    sql = "SELECT i.*, path FROM item i LEFT JOIN version v ON v.seq = i.current_seq"
+    rows = {(row["pat_num"], row["kind"], row["num"]): row for row in index.rows(sql)}
+    there: set[Key] = set()
+    wanted: list[tuple[Key, Callable[[bytes], bool]]] = []
+    for key, content in _truth(practice):
+        wanted.append((key, content.__eq__))
+    for pat_num, truth in practice.truth().items():
+        there |= {(pat_num, "document", num) for num in truth.pending}
+        for num, sheet in truth.sheets.items():
+            wanted.append(((pat_num, "sheet", num), lambda content, line=sheet.identity: line in content))  # type: ignore[misc]
+    for key, is_right in wanted:
+        if key[1] not in kinds:
+            continue
+        there.add(key)
+        row = rows.get(key)
+        if row is None or row["path"] is None:
+            found.lacking.append(f"{key}: never archived")
+        elif not is_right((archive / row["path"]).read_bytes()):
+            found.lacking.append(f"{key}: {row['path']} is not the newest")
+        elif row["vanished_at"] is not None:
+            found.wrong.append(f"{key}: is there, and is marked vanished")
+    away = {row["pat_num"] for row in index.rows("SELECT pat_num FROM patient WHERE left_at IS NOT NULL")}
+    for key, row in rows.items():
+        gone = row["vanished_at"] is not None or row["missing_since_at"] is not None
+        if not gone and key not in there and key[0] not in away and key[1] != "thumbnail" and key[1] in kinds:
+            found.lacking.append(f"{key}: is not there any more, and that was not noticed")
+
+
+@dataclass
+class World:
+    """One practice and its mirror. Everything may be switched while it runs; `lanes` are the ones alive now."""
+
+    folder: Path
+    clock: SimulatedClock
+    practice: Practice
+    office: Office
+    site: MemoryDrop
+    drop: DropInMemory
+    settings: Settings
+    log: RecordedLog
+    lanes: Lanes
+    scope: Scope
+    nap: float = 300.0
+    turns: int = 0
+    expected: Expected = field(default_factory=Expected)
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        patients: int = 0,
+        *,
+        practice: Practice | None = None,
+        past: Past | None = None,
+        seed: int = 1,
+        backfill: bool = False,
+        interval: float = 30.0,
+        latency: float = 0.0,
+        in_database: bool = False,
+        nap: float = 300.0,
+        **overrides: dict[str, object],
+    ) -> World:
+        """A mirror that has not taken a turn yet.
+
+        `interval`: seconds from request to request. `overrides`: sections of config.toml, as `sync={"kinds": [...]}`.
+        """
+        clock = practice.clock if practice is not None else SimulatedClock(START)
+        assert isinstance(clock, SimulatedClock)
+        own = practice or build_practice(patients, seed, clock, past=past, in_database=in_database)
+        site = MemoryDrop(clock)
+        office = Office(own, site, clock=clock, seed=seed)
+        office.latency = latency
+        (folder / "archive").mkdir(parents=True, exist_ok=True)
+        settings = make_settings(folder, interval, overrides)
+        log, drop = RecordedLog(), DropInMemory(site)
+        scope = Scope(backfill=backfill, since=clock.now())
+        lanes = build(settings, clock, log, scope, make_api(settings, office), drop)
+        return cls(folder, clock, own, office, site, drop, settings, log, lanes, scope, nap)
+
+    @property
+    def index(self) -> Index:
+        """The shell's own connection to the index."""
+        return self.lanes.index
+
+    @property
+    def archive(self) -> Path:
+        return self.settings.archive.path
+
+    def catalog(self) -> Catalog:
+        """What `find`, `show` and `status` would answer now."""
+        return Catalog(self.index, self.settings.name, self.settings.sync.kinds)
+
+    # --- time
+
+    def run(
+        self, *, hours: float = 0.0, seconds: float = 0.0, until: Callable[[], object] | None = None, tick: float = 0.0
+    ) -> None:
+        """Take turns for so long, or until the condition holds; with neither until both lanes have nothing to do.
+
+        `tick`: at most so many seconds between two turns while idle (default: grows up to `nap`).
+        """
+        self.expected.note(self.practice)
+        span = hours * 3600.0 + seconds
+        end = self.clock.now() + (span or 40 * 86_400.0)
+        idle = itertools.count()
+        while self.clock.now() < end and not (until is not None and until()):
+            wait = self._both_turns()
+            if wait is None:
+                if not span and until is None and self.at_rest():
+                    break
+                wait = tick or min(self.nap, 0.5 * 2.0 ** min(next(idle), 20))
+            else:
+                idle = itertools.count()
+            self.clock.advance(min(wait, max(0.0, end - self.clock.now())))
+        else:
+            assert until is None or until(), "the condition did not come true in the time given"
+        self.expected.note(self.practice)
+
+    def _both_turns(self) -> float | None:
+        """One turn of each lane; seconds until the next is worth it, None when both were idle."""
+        before = (len(self.office.arrivals), self.drop.calls)
+        wakes = []
+        for turn in (self.lanes.api_lane.turn, self.lanes.pull_lane.turn):
+            wakes.append(turn(self.clock.now()))
+            self.turns += 1
+        wait, declared = min(wakes) - self.clock.now(), wakes[0] - self.clock.now()
+        if (len(self.office.arrivals), self.drop.calls) != before or wait <= 0:
+            return max(0.0, wait)
+        return declared if declared > IDLE else None  # the pace of the key: the other lane is idle
+
+    def at_rest(self) -> bool:
+        """Nothing is owed, under way or due within the hour, and every list was polled."""
+        now, value = self.clock.now(), self.index.value
+        return not (
+            value(
+                "SELECT 1 FROM duty d JOIN patient USING (pat_num) WHERE left_at IS NULL AND next_try_at <= ?",
+                now + 3600,
+            )
+            or value("SELECT 1 FROM attempt WHERE state != 'cleaning' OR next_look_at <= ?", now)
+            or value("SELECT 1 FROM item WHERE thumbnail_due = 1")
+            or value("SELECT 1 FROM list JOIN patient USING (pat_num) WHERE polled_at = 0 AND left_at IS NULL")
+            or not self.index.meta_time("roster_at")
+        )
+
+    def sweep(self) -> None:
+        """Run until every list was polled completely once more, and nothing is under way."""
+        since = self.clock.now()
+        sql = "SELECT 1 FROM list JOIN patient USING (pat_num) WHERE left_at IS NULL AND polled_at <= ?"
+        self.run(until=lambda: self.index.value(sql, since) is None and self.index.meta_time("roster_at") > 0)
+        self.run(until=self.at_rest)
+
+    def restart(self, *, backfill: bool | None = None, since: float | None = None) -> None:
+        """The process dies where it stands, and another one starts on the same state, archive and drop."""
+        with contextlib.suppress(Exception):
+            self.lanes.closing.close()
+        self.scope = Scope(
+            backfill=self.scope.backfill if backfill is None else backfill,
+            since=self.clock.now() if since is None else since,
+        )
+        api = make_api(self.settings, self.office)
+        self.lanes = build(self.settings, self.clock, self.log, self.scope, api, self.drop)
+
+    def stop(self) -> None:
+        """End as an ordinary process ends."""
+        self.lanes.close()
+
+    def swap_practice(self, practice: Practice) -> None:
+        """The key leads to another database from now on."""
+        self.expected.note(self.practice)
+        self.practice = self.office.practice = practice
+        self.expected.note(practice)
+
+    # --- looking
+
+    def sent(self, path: str = "", since: int = 0, **params: object) -> list[Arrival]:
+        """The requests that reached the office, of one path and with these parameters."""
+        return [
+            arrival
+            for arrival in self.office.arrivals[since:]
+            if arrival.path == (path or arrival.path)
+            and all(str(arrival.params.get(name)) == str(value) for name, value in params.items())
+        ]
+
+    def placements(self, since: int = 0) -> list[Arrival]:
+        """The requests to place something."""
+        return [arrival for arrival in self.office.arrivals[since:] if arrival.path in PLACEMENTS]
+
+    def item(self, pat_num: int, kind: str, num: int) -> Row:
+        """The index row of an item; KeyError where there is none."""
+        rows = self.index.rows("SELECT * FROM item WHERE pat_num = ? AND kind = ? AND num = ?", pat_num, kind, num)
+        if not rows:
+            raise KeyError(f"{pat_num}/{kind}-{num}")
+        return rows[0]
+
+    def has(self, pat_num: int, kind: str, num: int) -> bool:
+        """Whether the index knows the item."""
+        sql = "SELECT 1 FROM item WHERE pat_num = ? AND kind = ? AND num = ?"
+        return bool(self.index.value(sql, pat_num, kind, num))
+
+    def state(self, pat_num: int, kind: str, num: int) -> str:
+        """The item's state, as `find` tells it."""
+        found = self.catalog().find(Filters(patient=pat_num, num=num))
+        return next(str(row["state"]) for row in found if row["kind"] == kind)
+
+    def files(self, pat_num: int, kind: str, num: int) -> list[str]:
+        """The names in an item's archive folder, sorted."""
+        folder = self.archive / "patients" / str(pat_num) / f"{kind}-{num}"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def media(self, pat_num: int, kind: str, num: int) -> list[bytes]:
+        """The bytes of an item's versions, oldest first."""
+        folder = self.archive / "patients" / str(pat_num) / f"{kind}-{num}"
+        names = [name for name in self.files(pat_num, kind, num) if not name.endswith(".json")]
+        return [(folder / name).read_bytes() for name in sorted(names, key=lambda name: int(name.split("-")[0]))]
+
+    # --- the measure
+
+    def findings(self) -> Findings:
+        """Everything in which the mirror is not what the practice is; nothing is changed."""
+        self.expected.note(self.practice)
+        return compare_archive(self.index, self.archive, self.practice, self.expected, self.settings.sync.kinds)
+
+    def check(self) -> None:
+        """The mirror is complete, right, durable and clean; everything it ever held is there unchanged."""
+        found = self.findings()
+        assert not found.wrong, "\n".join(found.wrong)
+        assert not found.lacking, "\n".join(found.lacking)
+        self.check_drop()
+
+    def check_safe(self) -> None:
+        """Nothing false, lost or leaked, in whatever state the work is; it need not be complete."""
+        found = self.findings()
+        assert not found.wrong, "\n".join(found.wrong)
+
+    def check_drop(self) -> None:
+        """Nothing of ours is on the drop."""
+        left = [*self.site.files, *(name for name in self.site.folders if name != self.settings.drop.folder)]
+        assert not left, left
+
+
+def make_settings(folder: Path, interval: float, overrides: dict[str, dict[str, object]]) -> Settings:
+    """The configuration of a mirror whose outside is in memory."""
+    sections: dict[str, dict[str, object]] = {
+        "practice": {"name": "main", "time_zone": "America/Chicago"},
+        "api": {
+            "url": "http://127.0.0.1:9/api/v1",
+            "mode": "remote",
+            "min_interval": f"{interval:g}s",
+            "share": 1.0,
+            "share_closed": 1.0,
+        },
+        "drop": {"host": "drop.example.org", "username": "opendental", "address": "drop.example.org"},
+        "archive": {"path": str(folder / "archive"), "reserve": "1 MB"},
+        "state": {"path": str(folder / "state")},
+        "log": {"path": str(folder / "log")},
+        "backfill": {"window": ["Mon-Sun 00:00-24:00"]},
+    }
+    sections["drop"]["host_key"] = HOST_KEY
+    for section, values in overrides.items():
+        sections.setdefault(section, {}).update(values)
+    return config.parse(to_toml(sections), name="main", folder=folder, environ={})
+
+
+def make_api(settings: Settings, office: Office, size_cap: int = 64 * 1024 * 1024) -> OpenDentalApi:
+    """The real door, with the office in-process behind it."""
+    site = office.site
+    assert isinstance(site, MemoryDrop)
+    placement = PlacementSite(settings.drop.address, site.username, site.password)
+    keys = (office.developer_key, office.customer_key)
+    return OpenDentalApi(settings.api.url, *keys, placement, adapter=OfficeAdapter(office), size_cap=size_cap)
