@@ -13,18 +13,17 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final
 
 import requests
 import urllib3
 from requests.adapters import BaseAdapter, HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connectionpool import HTTPConnectionPool
 
 from syncd.diff import revision
 from syncd.errors import (
@@ -85,9 +84,9 @@ class _Answer:
         return "" if text.startswith("<") else text
 
     def json(self) -> Json:
-        """The body as JSON. ListingError: cut, not UTF-8, not JSON, a key twice, NaN, or nested beyond reason."""
+        """The body as JSON. ListingError: cut, not UTF-8, not JSON, or nested beyond reason."""
         try:
-            return json.loads(self.body.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+            return json.loads(self.body.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ListingError("the answer is not whole, valid JSON") from error
 
@@ -112,24 +111,15 @@ class OpenDentalApi:
     ) -> None:
         self._url, self._placement = url.rstrip("/"), placement
         self._deadline, self._cap, self._foreign = deadline, size_cap, adapter is not None
-        self._wire = _Wire()
-        self._session = requests.Session()
-        self._options: dict[str, Any] = {
-            "stream": True, "allow_redirects": False, "timeout": (CONNECT_TIMEOUT, deadline),
-        }  # fmt: skip
+        self._wire, self._session = _Wire(), requests.Session()
         self._session.trust_env = False  # no proxy, no .netrc, no CA bundle from the environment
         self._session.verify = str(ca_bundle) if ca_bundle else True
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, adapter or self._wire)
-        self._session.headers.update(
-            {
-                "Authorization": f"ODFHIR {developer_key}/{customer_key}",
-                "Content-Type": "application/json",  # the vendor wants it on GET, too
-                "Connection": "close",  # an idle connection is cut by the gateway just when it is used again
-            }
-        )
-
-    # Listings -------------------------------------------------------------------------------------------------------
+        headers = self._session.headers
+        headers["Authorization"] = f"ODFHIR {developer_key}/{customer_key}"
+        headers["Content-Type"] = "application/json"  # the vendor wants it on GET, too
+        headers["Connection"] = "close"  # an idle connection is cut by the gateway just when it is used again
 
     def list_documents(self, pat_num: int, offset: int, limit: int) -> Page:
         """GET /documents for one patient: documents outside mounts, and mounts; at most `limit` rows from `offset`."""
@@ -146,7 +136,7 @@ class OpenDentalApi:
         answer = self._exchange("GET", f"/documents/{doc_num}")
         if answer.status == HTTPStatus.NOT_FOUND and re.match(r"document (was )?not found", answer.words):
             return None
-        row = _accepted(answer, placing=False).json()
+        row = _accepted(answer).json()
         if not isinstance(row, dict) or _key(row, "DocNum") != doc_num:
             raise ListingError("the answer is not the document asked for")
         return _listed_document({"MountNum": 0, **row, "DocNum": doc_num}, _key(row, "PatNum"))
@@ -154,20 +144,6 @@ class OpenDentalApi:
     def patients(self, offset: int, limit: int) -> tuple[Patient, ...]:
         """GET /patients/Simple: everybody but the status Deleted. All other personal fields end here."""
         return tuple(_patient(row) for row in self._rows("/patients/Simple", {"Offset": offset, "Limit": limit}))
-
-    def appointments(self, date_start: str, date_end: str, offset: int, limit: int) -> tuple[tuple[int, str], ...]:
-        """GET /appointments from day to day (`yyyy-MM-dd`, inclusive): (pat_num, AptDateTime) of each."""
-        days: Params = {"dateStart": date_start, "dateEnd": date_end, "Offset": offset, "Limit": limit}
-        return tuple(
-            (_key(row, "PatNum"), _text(row, "AptDateTime") or "") for row in self._rows("/appointments", days)
-        )
-
-    def short_query(self, sql: str, offset: int) -> list[dict[str, Json]]:
-        """PUT /queries/ShortQuery: at most 100 rows of read-only SQL. NoSuchMethodError: this key may not query."""
-        answer = self._exchange("PUT", "/queries/ShortQuery", params={"Offset": offset}, body={"SqlCommand": sql})
-        if answer.status == HTTPStatus.UNAUTHORIZED and _denies_permission(answer.words):
-            raise NoSuchMethodError("this key has no permission for queries")
-        return _objects(_accepted(answer, placing=False))
 
     def permissions(self) -> frozenset[str]:
         """GET /securityperms: the names of the permissions this key has."""
@@ -180,8 +156,6 @@ class OpenDentalApi:
             if _text(row, "PrefName") == "ProgramVersion" and (version := _text(row, "ValueString")):
                 return version
         raise ListingError("the answer does not tell the program's version")
-
-    # Placements -----------------------------------------------------------------------------------------------------
 
     def place_document(self, doc_num: int, staging: str) -> None:
         """Have one document written to `staging` on the drop. Returning means 201: the office finished writing."""
@@ -203,89 +177,59 @@ class OpenDentalApi:
         """Have thumbnails of all images of a patient written into the folder `staging`. Empty: there is none."""
         return self._place_files("/documents/Thumbnails", {"PatNum": pat_num}, staging)
 
-    def _place_file(self, path: str, what: dict[str, int], staging: str) -> None:
-        """One file. Only a 201 proves that it is finished: a 200 is Unanswered. `location` must not name another."""
-        answer = self._place(path, what, staging)
-        if answer.status != HTTPStatus.CREATED:
-            raise UnansweredError("api_error", f"HTTP {answer.status} to a placement")
-        if answer.location and not staging.endswith("/") and _last_part(answer.location) != _last_part(staging):
+    def _place_file(self, path: str, what: Params, staging: str) -> None:
+        """One file; the answer's `location` must not name another."""
+        location = _created(self._place(path, what, staging)).location
+        if location and not staging.endswith("/") and _last_part(location) != _last_part(staging):
             raise ItemError("wrong_location")
 
-    def _place_files(self, path: str, what: dict[str, int], staging: str) -> tuple[PlacedName, ...]:
+    def _place_files(self, path: str, what: Params, staging: str) -> tuple[PlacedName, ...]:
         """Many files. "No ..." with 200, or 404 for a patient without documents, is none; else 201 and a list."""
         answer = self._place(path, what, staging)
-        if answer.words.startswith(("no documents", "no mount images")):
+        none = ("no documents",) if answer.status == HTTPStatus.NOT_FOUND else ("no documents", "no mount images")
+        if answer.status in (200, 201, 404) and answer.words.startswith(none):
             return ()
-        if answer.status != HTTPStatus.CREATED:
-            raise UnansweredError("api_error", f"HTTP {answer.status} to a placement")
         try:
-            return tuple(PlacedName(_key(row, "DocNum"), _text(row, "FileName") or "") for row in _objects(answer))
+            rows = _objects(_created(answer))
+            return tuple(PlacedName(_key(row, "DocNum"), _text(row, "FileName") or "") for row in rows)
         except ListingError as error:  # files were written, but which is not known
             raise UnansweredError("api_error", "a placement's answer cannot be read") from error
 
-    def _place(self, path: str, what: dict[str, int], staging: str) -> _Answer:
+    def _place(self, path: str, what: Params, staging: str) -> _Answer:
         site = self._placement
         address = f"{site.address.rstrip('/')}/{staging}"
         login = {"SftpAddress": address, "SftpUsername": site.username, "SftpPassword": site.password}
-        answer = self._exchange("POST", path, body={**what, **login}, placing=True)
-        none = answer.status == HTTPStatus.NOT_FOUND and answer.words.startswith("no documents")
-        return answer if none else _accepted(answer, placing=True)
+        return self._exchange("POST", path, body={**what, **login})
 
-    # The wire -------------------------------------------------------------------------------------------------------
+    def _rows(self, path: str, params: Params) -> list[Row]:
+        return _objects(_accepted(self._exchange("GET", path, params=params)))
 
-    def _rows(self, path: str, params: Params) -> list[dict[str, Json]]:
-        return _objects(_accepted(self._exchange("GET", path, params=params), placing=False))
-
-    def _exchange(
-        self,
-        verb: Literal["GET", "POST", "PUT"],
-        path: str,
-        params: Params | None = None,
-        body: Params | None = None,
-        placing: bool = False,
-    ) -> _Answer:
-        """Send one request and read its whole answer, whatever its status."""
-        try:
-            with (
-                self._cut_after(self._deadline) as within,
-                self._session.request(verb, self._url + path, params=params, json=body, **self._options) as response,
-            ):
-                content = self._read(response, within)
-                within()
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise self._lost(error, placing) from error
-        except OversizeError as error:
-            if placing:
-                raise UnansweredError("api_error", "a placement's answer is over the size cap") from error
-            raise
-        headers = response.headers
-        return _Answer(response.status_code, content, headers.get("location"), headers.get("retry-after"))
-
-    def _read(self, response: requests.Response, within: Callable[[], None]) -> bytes:
-        content = bytearray()
-        for chunk in response.iter_content(CHUNK):
-            within()
-            content += chunk
-            if len(content) > self._cap:
-                raise OversizeError("an answer is over the size cap")
-        return bytes(content)
-
-    @contextmanager
-    def _cut_after(self, seconds: float) -> Iterator[Callable[[], None]]:
-        """Cut the connection when time is up; the yielded check then raises TimeoutError: a cut looks like an end."""
-        self._wire.sock, end = None, time.monotonic() + seconds
-        timer = threading.Timer(seconds, self._wire.cut)
+    def _exchange(self, verb: str, path: str, params: Params | None = None, body: Params | None = None) -> _Answer:
+        """Send one request and read its whole answer, whatever its status. A body makes it a placement."""
+        placing, content = body is not None, bytearray()
+        self._wire.sock, end = None, time.monotonic() + self._deadline
+        timer = threading.Timer(self._deadline, self._wire.cut)
         timer.daemon = True
         timer.start()
-
-        def within() -> None:
-            if time.monotonic() >= end:
-                raise TimeoutError
-
+        options: dict[str, Any] = {"params": params, "json": body, "stream": True, "allow_redirects": False}
+        options["timeout"] = (CONNECT_TIMEOUT, self._deadline)
         try:
-            yield within
+            with self._session.request(verb, self._url + path, **options) as response:
+                for chunk in response.iter_content(CHUNK):
+                    content += chunk
+                    if len(content) > self._cap:
+                        break
+            if time.monotonic() >= end:
+                raise TimeoutError  # what was cut may look like a whole answer
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._lost(error, placing) from error
         finally:
             timer.cancel()
+        if len(content) > self._cap:
+            too_large = "an answer is over the size cap"
+            raise UnansweredError("api_error", too_large) if placing else OversizeError(too_large)
+        headers = response.headers
+        return _Answer(response.status_code, bytes(content), headers.get("location"), headers.get("retry-after"))
 
     def _lost(self, error: Exception, placing: bool) -> SyncdError:
         """What a failed exchange means. Before the connection stood, nothing can have reached the office."""
@@ -303,26 +247,18 @@ class _Wire(HTTPAdapter):
 
     sock: socket.socket | None = None
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Have every pool make connections that show their socket."""
-        super().init_poolmanager(*args, **kwargs)
-        plain = type("Plain", (HTTPConnectionPool,), {"ConnectionCls": staticmethod(self._noting(HTTPConnection))})
-        secure = type("Secure", (HTTPSConnectionPool,), {"ConnectionCls": staticmethod(self._noting(HTTPSConnection))})
-        self.poolmanager.pool_classes_by_scheme = {"http": plain, "https": secure}
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
+        """Have the pool make connections that show their socket."""
+        pool: HTTPConnectionPool = super().get_connection_with_tls_context(*args, **kwargs)
+        wire, usual = self, type(pool).ConnectionCls
 
-    def _noting(self, connection_class: type[HTTPConnection]) -> Callable[..., HTTPConnection]:
-        def make(*args: Any, **kwargs: Any) -> HTTPConnection:
-            connection = connection_class(*args, **kwargs)
-            connect = connection.connect
+        class Shown(usual):  # type: ignore[misc,valid-type]  # plain or with TLS, as the pool is
+            def connect(self) -> None:
+                super().connect()
+                wire.sock = self.sock
 
-            def noted() -> None:
-                connect()
-                self.sock = connection.sock
-
-            connection.connect = noted  # type: ignore[method-assign]  # one instance, wrapped before its first use
-            return connection
-
-        return make
+        pool.ConnectionCls = Shown
+        return pool
 
     def cut(self) -> None:
         """Wake whoever reads from the socket. From another thread, so without touching the state of TLS."""
@@ -331,54 +267,44 @@ class _Wire(HTTPAdapter):
                 socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
 
-def _accepted(answer: _Answer, placing: bool) -> _Answer:
+def _created(answer: _Answer) -> _Answer:
+    """The answer of a placement, if it is 201: only that proves that its files are finished."""
+    if _accepted(answer, placing=True).status != HTTPStatus.CREATED:
+        raise UnansweredError("api_error", f"HTTP {answer.status} to a placement")
+    return answer
+
+
+def _accepted(answer: _Answer, placing: bool = False) -> _Answer:
     """The answer, if it is 200 or 201; else the error that its status and words mean.
 
     400 carries the eConnector's trouble, wrong versions and the office's network; 401 bad keys and lacking
     permissions alike (API Implementation, "Returned Status Codes").
     """
-    status, words = answer.status, answer.words
-    told = f"HTTP {status}"
+    status, words, told = answer.status, answer.words, f"HTTP {answer.status}"
     if status in (200, 201):
         return answer
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         raise TransientError("throttled", told, parse_retry_after(answer.retry_after, time.time()))
     if status in (401, 403):
-        raise SiteError("key_cannot_download" if placing and _denies_permission(words) else "key_refused", told)
+        denied = placing and re.search("permission|not have", words)
+        raise SiteError("key_cannot_download" if denied else "key_refused", told)
     if "econnector" in words:
         twice = re.search(r"\b(two|another|multiple|same|more than one)\b", words)
         raise SiteError("econnector_twice" if twice else "econnector_down", told)
-    if status == HTTPStatus.GONE or (
-        status in (400, 404) and re.search(r"is not a valid (method|resource)|\bversion\b", words)
-    ):
+    no_method = re.search(r"is not a valid (method|resource)|\bversion\b", words)
+    if status == HTTPStatus.GONE or (status in (400, 404) and no_method):
         raise NoSuchMethodError(told)
-    if status == HTTPStatus.NOT_FOUND and re.search(
-        r"\b(patient|document|mount|sheet)(num)?\b.*\bnot found|^no \w+ ", words
-    ):
+    not_found = re.search(r"\b(patient|document|mount|sheet)(num)?\b.*\bnot found|^no \w+ ", words)
+    if status == HTTPStatus.NOT_FOUND and not_found:
         raise ItemError("not_found", told)
     if placing and status == HTTPStatus.BAD_REQUEST and ("sftp" in words or not re.search(r"timed?[ -]?out", words)):
         raise ItemError("refused", told)
-    if placing and (status // 100 != 4 or status in (400, 408)):  # noqa: PLR2004  a class of statuses
+    if placing and (status // 100 != 4 or status in (400, 408)):  # noqa: PLR2004 - a class of statuses
         raise UnansweredError("api_error", told)
     raise TransientError("api_error", told)
 
 
-def _denies_permission(words: str) -> bool:
-    return "permission" in words or "not have" in words
-
-
-def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError("a key twice")
-    return row
-
-
-def _refuse_constant(_name: str) -> NoReturn:
-    raise ValueError("not JSON")
-
-
-def _objects(answer: _Answer) -> list[dict[str, Json]]:
+def _objects(answer: _Answer) -> list[Row]:
     """The body as a list of objects."""
     rows = answer.json()
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -473,9 +399,8 @@ def _without_upload(note: FieldValue) -> tuple[FieldValue, Upload | None]:
         content = base64.b64decode("".join(encoded.split()), validate=True)
     except ValueError:
         content = b""
-    return RAW_MARK, Upload(extension.removeprefix("."), content) if content and extension else Upload(
-        "", None, bad=True
-    )
+    sound = content and extension
+    return RAW_MARK, Upload(extension.removeprefix("."), content) if sound else Upload("", None, bad=True)
 
 
 def _patient(row: Row) -> Patient:

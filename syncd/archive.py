@@ -517,7 +517,7 @@ class Archive:
         return hashlib.sha256(content).hexdigest()
 
     def note_seq(self, seq: int) -> None:
-        """Keep in the marker, durably, the last sequence number that a sidecar here may carry: an older index notices."""
+        """Keep in the marker, durably, the last sequence number given out: an index that is older will notice."""
         with self._opened() as folders:
             self._put(folders, _read_json(MARKER, folders.get("")) | {"last_seq": seq}, "", MARKER)
             folders.sync()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from syncd.catalog import Catalog
@@ -21,6 +22,7 @@ AT_ONCE = (12, 13, EXIT_HELD)  # nobody but a person can end these
 PRECEDENCE = (12, 13, 5, EXIT_LIMIT, EXIT_HELD)
 GLANCE = 0.2
 SHOWN_EVERY = 1.0
+ENDING = 8.0  # seconds that a lane has to finish its turn after a signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,20 @@ def run(lanes: Lanes, wanted: Wanted, stop: Stop, show: Callable[[Progress], Non
         code = watch(look, stop, over, show)
     finally:
         over.set()
-        for thread in threads:
-            thread.join()
+        lanes.abandoned = not ended(threads)
     if errors:
         raise errors[0]
     if code in (EXIT_OK, EXIT_OWED, EXIT_HELD) and wanted.patients is None:
         lanes.index.remember("backfill_done_at", repr(lanes.clock.now()))
     return code
+
+
+def ended(threads: Sequence[threading.Thread], seconds: float = ENDING) -> bool:
+    """Give the lanes some seconds to finish the step in hand. One that hangs is left: its journal heals it."""
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 def watch(look: Look, stop: Stop, over: threading.Event, show: Callable[[Progress], None]) -> int:
@@ -141,8 +150,8 @@ class Look:
         codes = set()
         for row in self._index.rows("SELECT reason, failures FROM site"):
             code = REASONS[row["reason"]][2]
-            if code in AT_ONCE or row["failures"] >= GIVE_UP_AFTER or row["reason"] == "bad_answers":
-                codes.add(code)
+            met = row["failures"] >= (1 if code in AT_ONCE or row["reason"] == "bad_answers" else GIVE_UP_AFTER)
+            codes |= {code} if met else set()
         if wanted.max_requests is not None and self._requests() >= wanted.max_requests:
             codes.add(EXIT_LIMIT)
         if wanted.until is not None and now >= wanted.until:

@@ -15,10 +15,11 @@ from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
 from syncd.model import KINDS, Item, Kind, ListName, Version
 from syncd.naming import parse_id
-from syncd.report import DAY, HOUR, Hold, Incident, StatusFacts, Trouble, iso
+from syncd.report import DAY, Hold, Incident, StatusFacts, Trouble, iso
 from syncd.schema import row_checksum
 
 Row = dict[str, Any]
+Condition = tuple[str, object]  # SQL with one mark, and the value for it
 _OPEN: Final = (  # methods by name, and not "all but thumbnails": so the table's primary key finds an item's duties
     "d.why IN ('listed', 'repair', 'moved', 'retry')"
     " AND d.method IN ('document', 'mount', 'mount-image', 'mount-images', 'sheet')"
@@ -30,7 +31,7 @@ _TRIES: Final = (
 )
 # The state of an item, in this order; `status_facts` counts by the same rules.
 STATE: Final = (
-    "CASE WHEN i.held_by IS NOT NULL THEN 'held' WHEN i.vanished_at IS NOT NULL THEN 'vanished'"
+    "CASE WHEN i.held_by > 0 THEN 'held' WHEN i.vanished_at IS NOT NULL THEN 'vanished'"
     f" WHEN i.pending = 1 THEN 'pending_at_source' WHEN {_TRIES} >= {FAILING_AFTER} THEN 'failing'"
     f" WHEN {_TRIES} IS NOT NULL OR i.current_version IS NULL OR (i.kind IN ('document', 'mount', 'sheet')"
     " AND i.archived_revision IS NOT i.revision) THEN 'owed' ELSE 'archived' END"
@@ -95,21 +96,12 @@ class Catalog:
                 yield self._found(row)
 
     def _patients(self, filters: Filters) -> list[int]:
-        if filters.patient is not None:
-            return [filters.patient] if self._matches(filters, filters.patient) else []
-        numbers = [row["pat_num"] for row in self.index.rows("SELECT DISTINCT pat_num FROM item ORDER BY pat_num")]
-        return [number for number in numbers if self._matches(filters, number)]
-
-    def _matches(self, filters: Filters, pat_num: int) -> bool:
         words = (filters.name or "").casefold().replace(",", " ").split()
-        if not words and filters.born is None:
-            return True
-        said = "folded(last_name || ' ' || first_name || ' ' || preferred)"
-        sql = "SELECT 1 FROM patient WHERE pat_num = ?" + f" AND instr({said}, ?) > 0" * len(words)
-        values = [pat_num, *words]
-        if filters.born is not None:
-            sql, values = f"{sql} AND substr(birthdate, 1, 10) = ?", [*values, filters.born]
-        return self.index.value(sql, *values) is not None
+        names = "instr(folded(last_name || ' ' || first_name || ' ' || preferred), ?) > 0"
+        conditions: list[Condition] = [("pat_num = ?", filters.patient), *((names, word) for word in words)]
+        where, values = _where([*conditions, ("substr(birthdate, 1, 10) = ?", filters.born)])
+        sql = f"SELECT DISTINCT pat_num FROM item LEFT JOIN patient USING (pat_num) WHERE TRUE{where} ORDER BY pat_num"
+        return [row["pat_num"] for row in self.index.rows(sql, *values)]
 
     def follow(self, after: int, limit: int = 1000) -> list[Row]:
         """The next versions with new bytes whose `seq` is above `after`, rising. UsageError for a seq of the future."""
@@ -190,7 +182,7 @@ class Catalog:
         """The facts of a status. `page_rows`: what one page of a list holds; `days`: how old incidents may be."""
         return StatusFacts(
             **self._owed_facts(),
-            **self._archived_facts(now),
+            **self._one(_ARCHIVED),
             **self._list_facts(page_rows),
             **self._one(f"SELECT {_ODD_COUNTS} FROM item i WHERE {_ODD}"),
             **self._one(_THUMBNAILS),
@@ -214,14 +206,6 @@ class Catalog:
                 owed, requests = row["items"], row["calls"]
         return {"owed": owed, "owed_requests": requests, "failing": failing}
 
-    def _archived_facts(self, now: float) -> Row:
-        sql = (
-            "SELECT count(*) AS archived_versions, coalesce(sum(version = 1), 0) AS archived_items,"
-            " coalesce(sum(bytes), 0) AS archived_bytes, max(archived_at) AS last_archived_at,"
-            " coalesce(sum(archived_at > ?), 0) AS archived_last_hour FROM version WHERE sidecar = 1"
-        )
-        return self._one(sql, now - HOUR)
-
     def _list_facts(self, page_rows: int) -> Row:
         names: list[ListName] = ["documents"] if self.kinds - {"sheet"} else []
         wanted = ", ".join(f"'{name}'" for name in (*names, *(["sheets"] if "sheet" in self.kinds else [])))
@@ -234,8 +218,12 @@ class Catalog:
         return self._one(sql, page_rows)
 
 
+_ARCHIVED: Final = (
+    "SELECT count(*) AS archived_versions, coalesce(sum(version = 1), 0) AS archived_items, coalesce(sum(bytes), 0) AS"
+    " archived_bytes, max(archived_at) AS last_archived_at FROM version WHERE sidecar = 1"
+)
 _ODD_COUNTS: Final = (
-    "coalesce(sum(held_by IS NOT NULL), 0) AS held, coalesce(sum(held_by IS NULL AND vanished_at IS NOT NULL), 0) AS"
+    "coalesce(sum(held_by > 0), 0) AS held, coalesce(sum(held_by IS NULL AND vanished_at IS NOT NULL), 0) AS"
     " vanished, coalesce(sum(held_by IS NULL AND vanished_at IS NULL AND pending = 1), 0) AS pending_at_source"
 )
 _HOLDS: Final = (
@@ -266,16 +254,20 @@ def _open_items(having: str = "TRUE") -> str:
     )
 
 
-def _item_conditions(filters: Filters) -> tuple[str, list[object]]:
-    """The conditions of a search that concern an item or a version, as SQL, and their values."""
-    category, text = ((part or "").casefold() for part in (filters.category, filters.text))
-    conditions: list[tuple[str, object]] = [("i.kind = ?", filters.kind), ("i.num = ?", filters.num)]
-    conditions += [("instr(folded(i.category), ?) > 0", category or None)]
-    conditions += [("instr(folded(i.description), ?) > 0", text or None)]
-    conditions += [("v.archived_at >= ?", filters.since), ("v.archived_at < ?", filters.until)]
+def _where(conditions: Iterable[Condition]) -> tuple[str, list[object]]:
+    """The conditions whose value is not None, as SQL behind a WHERE, and their values."""
     given = [(sql, value) for sql, value in conditions if value is not None]
-    current = " AND v.version = i.current_version" if filters.current else ""
-    return "".join(f" AND {sql}" for sql, _ in given) + current, [value for _, value in given]
+    return "".join(f" AND {sql}" for sql, _ in given), [value for _, value in given]
+
+
+def _item_conditions(filters: Filters) -> tuple[str, list[object]]:
+    """What a search says of an item or a version."""
+    category, text = ((part or "").casefold() or None for part in (filters.category, filters.text))
+    conditions: list[Condition] = [("i.kind = ?", filters.kind), ("i.num = ?", filters.num)]
+    conditions += [("instr(folded(i.category), ?) > 0", category), ("instr(folded(i.description), ?) > 0", text)]
+    conditions += [("v.archived_at >= ?", filters.since), ("v.archived_at < ?", filters.until)]
+    where, values = _where(conditions)
+    return f"{where} AND v.version = i.current_version" if filters.current else where, values
 
 
 def _version(row: Row) -> Version:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from syncd.backfill import Stop
+from syncd.backfill import Stop, ended
 from syncd.errors import EXIT_OK
 from syncd.logs import StatusFiles
 from syncd.service import Systemd
@@ -24,7 +24,6 @@ GLANCE = 1.0
 AFTER_A_BUG = 30.0
 STATUS_JSON_EVERY = 60
 IDENTITY_EVERY = 86_400
-ENDING = 9.0  # seconds a lane has to finish or abandon its turn
 
 Describe = Callable[[], tuple[dict[str, object], str]]
 
@@ -60,8 +59,7 @@ class Daemon:
         finally:
             self._systemd.stopping()
             scheduler.shutdown(wait=True)
-            for thread in threads:
-                thread.join(ENDING)
+            lanes.abandoned = not ended(threads)
             lanes.log.info("stopped", verb="run")
         return EXIT_OK
 

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import tee
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError  # noqa: N812  it is a class
@@ -37,6 +38,7 @@ SSH_PORT: Final = 22
 READ_SIZE: Final = 32 * 1024  # bytes; every server answers so much in one piece, many no more
 IN_FLIGHT: Final = 64  # requests; as many as OpenSSH's own client
 LARGEST_PACKET: Final = 4 * 1024 * 1024  # bytes
+CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 BATCH_FILES, BATCH_BYTES = 32, 16 * 1024 * 1024  # what a lost connection can cost beyond the file in hand
 LOST: Final = (paramiko.SSHException, EOFError, OSError, StructError)  # the connection or the protocol, in all shapes
 BAD_KEY: Final = (OSError, ValueError, TypeError, LookupError, paramiko.SSHException, paramiko.pkey.UnknownKeyType)
@@ -138,11 +140,12 @@ class _Transfer:
 
     def read(self, session: _Session, offset: int, length: int, reply: Packet) -> None:
         """Write what a READ answered; the rest of a short answer is asked for here."""
-        (kind, body), content = reply, reply[1][U32.size :]
+        (kind, body), content, at_end = reply, reply[1][U32.size :], offset == self.seen.size
+        says_end = kind == STATUS and _number(body) == EOF
         if self.outcome:
             return
-        if offset == self.seen.size or (kind == STATUS and _number(body) == EOF):
-            if offset != self.seen.size or kind != STATUS or _number(body) != EOF:
+        if at_end or says_end:
+            if not (at_end and says_end):
                 self.refuse("changed_while_read")
         elif kind != DATA or not 0 < len(content) <= length:
             self.refuse("io_error")
@@ -154,10 +157,10 @@ class _Transfer:
 
     def _write(self, content: bytes) -> None:
         with _disk():
-            self._local = self._local or open(self.job.local, "xb", opener=_open_private)  # noqa: SIM115  see discard
+            self._local = self._local or os.fdopen(os.open(self.job.local, CREATE, 0o600), "wb")
             self._local.write(content)
         self._digest.update(content)
-        self._head = (self._head + content)[:512] if len(self._head) < 512 else self._head  # noqa: PLR2004  bytes
+        self._head += content[: 512 - len(self._head)]
         self._tail = (self._tail + content[-64:])[-64:]
 
     def confirm(self, reply: Packet) -> None:
@@ -218,19 +221,22 @@ class SftpDrop:
         """
         if not jobs:
             return []
-        session, transfers = self._connected(), [_Transfer(job) for job in jobs]
-        try:
-            for start in range(0, len(transfers), BATCH_FILES):
-                _pull_batch(session, transfers[start : start + BATCH_FILES])
-        except LOST:
-            self.close()
-        except BaseException:
-            self.close()
-            for transfer in transfers:
-                transfer.discard()
-            raise
-        lost = TransientError("drop_unreachable", "the connection to the SFTP site was lost")
-        return [transfer.outcome or lost for transfer in transfers]
+        transfers = [_Transfer(job) for job in jobs]
+        with self._talking() as session:
+            try:
+                for start in range(0, len(transfers), BATCH_FILES):
+                    _pull_batch(session, transfers[start : start + BATCH_FILES])
+            except LOST:
+                self.close()
+            except BaseException:
+                for transfer in transfers:
+                    transfer.outcome = None
+                raise
+            finally:
+                for transfer in transfers:
+                    if not isinstance(transfer.outcome, Pulled):
+                        transfer.discard()
+        return [transfer.outcome or TransientError("drop_unreachable") for transfer in transfers]
 
     def look(self, paths: Sequence[bytes]) -> list[Seen | None]:
         """Attributes of each path; None where nothing is. What may not be looked at is there, and no regular file."""
@@ -270,44 +276,35 @@ class SftpDrop:
     def _talking(self) -> Iterator[_Session]:
         """A session for one call; after any error the connection is not used again."""
         try:
-            yield self._connected()
-        except LOST as error:
-            self.close()
-            raise TransientError("drop_unreachable", "the connection to the SFTP site was lost") from error
-        except BaseException:
-            self.close()
-            raise
-
-    def _connected(self) -> _Session:
-        if self._session and self._transport and self._transport.is_active():
-            return self._session
-        self.close()
-        watchdog = threading.Timer(self._connect_timeout, self.close)
-        watchdog.daemon = True
-        try:
-            wire = socket.create_connection(self._address, self._connect_timeout)
-            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._timeout * 1000))
-            self._transport = paramiko.Transport(wire, default_window_size=8 << 20, default_max_packet_size=256 << 10)
-            watchdog.start()  # paramiko waits without limit in places: invoke_subsystem heeds no timeout
-            self._session = self._log_in(self._transport)
+            if not (self._session and self._transport and self._transport.is_active()):
+                self.close()
+                self._session = self._connected()
+            yield self._session
         except LOST as error:
             self.close()
             raise TransientError("drop_unreachable") from error
         except BaseException:
             self.close()
             raise
+
+    def _connected(self) -> _Session:
+        wire = socket.create_connection(self._address, self._connect_timeout)
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._timeout * 1000))
+        self._transport = paramiko.Transport(wire, default_window_size=8 << 20, default_max_packet_size=256 << 10)
+        watchdog = threading.Timer(self._connect_timeout, self._transport.close)
+        watchdog.daemon = True
+        watchdog.start()  # paramiko waits without limit in places: invoke_subsystem heeds no timeout
+        try:
+            return self._log_in(self._transport)
         finally:
             watchdog.cancel()
-        return self._session
 
     def _log_in(self, transport: paramiko.Transport) -> _Session:
         options = transport.get_security_options()
         options.ciphers = [name for mode in ("gcm", "ctr") for name in options.ciphers if mode in name]
-        rsa = ["rsa-sha2-512", "rsa-sha2-256"]
-        options.key_types = [
-            n for pin in self._pins for n in (rsa if pin.get_name() == "ssh-rsa" else [pin.get_name()])
-        ]
+        signatures = {"ssh-rsa": ["rsa-sha2-512", "rsa-sha2-256"]}  # of a key that bears this name
+        options.key_types = [name for pin in self._pins for name in signatures.get(pin.get_name(), [pin.get_name()])]
         transport.auth_timeout = transport.channel_timeout = 2 * self._connect_timeout  # the watchdog comes first
         try:
             transport.start_client(timeout=self._connect_timeout)
@@ -339,9 +336,9 @@ def _pull_batch(session: _Session, batch: list[_Transfer]) -> None:
         transfer.looked(reply)
     wanted = [t for t in batch if not t.outcome]
     opening = session.answers((OPEN, t.path + U64.pack(1 << 32)) for t in wanted)  # for reading, without attributes
+    part: list[_Transfer] = []
     for transfer, reply in zip(wanted, opening, strict=True):
         transfer.opened(reply)
-    part: list[_Transfer] = []
     for transfer in [t for t in wanted if t.handle]:
         part.append(transfer)
         if sum(t.seen.size for t in part) >= BATCH_BYTES:
@@ -351,25 +348,13 @@ def _pull_batch(session: _Session, batch: list[_Transfer]) -> None:
 
 
 def _read_and_confirm(session: _Session, part: list[_Transfer]) -> None:
-    asked: deque[tuple[_Transfer, int, int]] = deque()
-
-    def readings() -> Iterator[Packet]:
-        for transfer in part:
-            for offset, length in transfer.readings():
-                asked.append((transfer, offset, length))
-                yield READ, transfer.handle + READING.pack(offset, length)
-
-    try:
-        for reply in session.answers(readings()):
-            transfer, offset, length = asked.popleft()
-            transfer.read(session, offset, length, reply)
-        confirming = [request for t in part for request in ((LSTAT, t.path), (CLOSE, t.handle))]
-        for transfer, reply in zip(part, list(session.answers(confirming))[::2], strict=True):
-            transfer.confirm(reply)
-    finally:
-        for transfer in part:
-            if not isinstance(transfer.outcome, Pulled):
-                transfer.discard()
+    asked, answered = tee((t, offset, length) for t in part for offset, length in t.readings())
+    replies = session.answers((READ, t.handle + READING.pack(offset, length)) for t, offset, length in asked)
+    for reply, (transfer, offset, length) in zip(replies, answered, strict=True):
+        transfer.read(session, offset, length, reply)
+    confirming = [request for t in part for request in ((LSTAT, t.path), (CLOSE, t.handle))]
+    for transfer, reply in zip(part, list(session.answers(confirming))[::2], strict=True):
+        transfer.confirm(reply)
 
 
 def _string(value: bytes) -> bytes:
@@ -410,10 +395,6 @@ def _names(body: bytes) -> Iterator[bytes]:
         end = at + 4 + _number(body, at)
         yield body[at + 4 : end]
         at = _attributes(body, end + 4 + _number(body, end))[1]
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 @contextmanager

@@ -28,82 +28,75 @@ EXIT_CONFIG: Final = 78
 EXIT_INTERRUPTED: Final = 130
 EXIT_TERMINATED: Final = 143
 
-# reason -> (who must act, what is wrong and what to do, exit code while it lasts). The documented list of `status`.
+_IT: Final = "practice_it"
+# reason -> (who must act, what is wrong and what to do, exit code while it lasts): the documented list of `status`, the
+# most urgent first. Of several troubles `status` names the first.
 REASONS: Final[dict[str, tuple[Who, str, int]]] = {
-    "api_unreachable": ("practice_it", "Open Dental's API cannot be reached: check this server's network and DNS", 5),
-    "tls_failed": (
-        "practice_it",
-        "the API's certificate is not valid here: check the clock and any firewall that re-signs TLS",
-        5,
+    "archive_missing": (
+        _IT,
+        "the archive is not mounted, or has no marker, or is another archive: mount the right disk",
+        13,
     ),
-    "api_error": ("open_dental", "Open Dental's API answers with server errors; syncd tries again by itself", 5),
-    "throttled": ("nobody", "Open Dental asked for fewer requests (429); syncd waits as told", 5),
-    "econnector_down": (
-        "practice_it",
-        "the office's eConnector is not running: start the eConnector service in the office",
-        5,
+    "archive_read_only": (_IT, "the archive cannot be written: check the file system and its permissions", 13),
+    "archive_full": (_IT, "free space is below [archive] reserve: make room or enlarge the disk", 13),
+    "disk_error": (_IT, "a local disk reports errors: check the disk of the state or archive folder", 13),
+    "other_database": (
+        _IT,
+        "the key leads to another practice's database: numbers mean other people there; see `syncd held`",
+        6,
     ),
-    "econnector_twice": ("practice_it", "two eConnectors use the same registration key: stop one of them", 5),
+    "database_went_back": (
+        _IT,
+        "the office's database lacks rows it had (a restored backup?): nothing is marked vanished; see `syncd held`",
+        6,
+    ),
     "key_refused": ("integrator", "Open Dental refuses the API keys (401): check developer_key and customer_key", 12),
     "key_cannot_download": (
         "integrator",
         "this key can list, not download: it needs the permission for DownloadSftp",
         12,
     ),
+    "tls_failed": (
+        _IT,
+        "the API's certificate is not valid here: check the clock and any firewall that re-signs TLS",
+        5,
+    ),
+    "api_unreachable": (_IT, "Open Dental's API cannot be reached: check this server's network and DNS", 5),
+    "econnector_down": (_IT, "the office's eConnector is not running: start the eConnector service in the office", 5),
+    "econnector_twice": (_IT, "two eConnectors use the same registration key: stop one of them", 5),
+    "api_error": ("open_dental", "Open Dental's API answers with server errors; syncd tries again by itself", 5),
     "bad_answers": (
         "open_dental",
         "the API's answers cannot be trusted (wrong shape or wrong patient); nothing was recorded from them",
         5,
     ),
-    "placements_refused": (
-        "practice_it",
-        "Open Dental refuses to place files: check that the office reaches [drop] address with its user and password",
-        5,
-    ),
-    "drop_unreachable": ("practice_it", "the SFTP site cannot be reached from here: check [drop] host and port", 5),
-    "drop_refused": ("practice_it", "the SFTP site refuses syncd's login: check [drop] username and password_file", 12),
     "host_key_changed": (
-        "practice_it",
+        _IT,
         "the SFTP site's host key is not the pinned one: confirm with its owner, then change [drop] host_key",
         12,
     ),
-    "archive_missing": (
-        "practice_it",
-        "the archive is not mounted, or has no marker, or is another archive: mount the right disk",
-        13,
+    "drop_refused": (_IT, "the SFTP site refuses syncd's login: check [drop] username and password_file", 12),
+    "drop_unreachable": (_IT, "the SFTP site cannot be reached from here: check [drop] host and port", 5),
+    "placements_refused": (
+        _IT,
+        "Open Dental refuses to place files: check that the office reaches [drop] address with its user and password",
+        5,
     ),
-    "archive_read_only": (
-        "practice_it",
-        "the archive cannot be written: check the file system and its permissions",
-        13,
-    ),
-    "archive_full": ("practice_it", "free space is below [archive] reserve: make room or enlarge the disk", 13),
-    "disk_error": ("practice_it", "a local disk reports errors: check the disk of the state or archive folder", 13),
-    "other_database": (
-        "practice_it",
-        "the key leads to another practice's database: numbers mean other people there; see `syncd held`",
-        6,
-    ),
-    "database_went_back": (
-        "practice_it",
-        "the office's database lacks rows it had (a restored backup?): nothing is marked vanished; see `syncd held`",
-        6,
-    ),
+    "throttled": ("nobody", "Open Dental asked for fewer requests (429); syncd waits as told", 5),
     "disappearances_held": (
-        "practice_it",
+        _IT,
         "many documents left the listings at once: see `syncd held`, then approve or reject",
         6,
     ),
-    "paused": ("practice_it", "paused by hand until the time shown: `syncd resume` ends it", 9),
+    "items_failing": (_IT, "some documents cannot be fetched: see `syncd status --failing`", 3),
     "catching_up": ("nobody", "documents are owed and being fetched", 3),
-    "items_failing": ("practice_it", "some documents cannot be fetched: see `syncd status --failing`", 3),
-    "not_running": ("practice_it", "no syncd holds the lock: start the service", 0),
+    "paused": (_IT, "paused by hand until the time shown: `syncd resume` ends it", 9),
+    "not_running": (_IT, "no syncd holds the lock: start the service", 0),
     "ok": ("nobody", "everything that is listed is archived", 0),
 }
 
 # Failure classes of one item. They name what happened to it, never its content.
 FailureClass = Literal[
-    "bad_upload",  # a `_rawBase64_` note that is not base64
     "changed_while_read",
     "io_error",
     "missing_on_drop",  # answered with 201, but no file appeared

@@ -313,8 +313,10 @@ class Index:
             gone += [Item(item.pat_num, "mount-image", r["num"]) for r in self.rows(sql, item.pat_num, item.num)]
         with self.transaction():
             for each in gone:
-                self._update(each, "vanished_at = ?, became = coalesce(?, became), thumbnail_due = 0", now, became)
-                sql = "DELETE FROM duty WHERE pat_num = ? AND kind = ? AND num = ? AND busy = 0"
+                with_mount = became if became is None or each is item else f"{became.partition('/')[0]}/{each.id}"
+                assignments = "vanished_at = ?, became = coalesce(?, became), thumbnail_due = 0, held_by = NULL"
+                self._update(each, assignments, now, with_mount)
+                sql = "DELETE FROM duty WHERE pat_num = ? AND kind = ? AND num = ?"
                 self.db.conn.execute(sql, (each.pat_num, each.kind, each.num))
         return gone
 

@@ -192,6 +192,7 @@ class Lists:
             return
         changes = index.apply_roster(patients, now, sync.patient_names, sync.patients)
         self._sites.works("roster", now)
+        index.remember("roster_rows", str(len(patients)))
         self.arrived += changes["new"] + changes["back"]
         self.departed += changes["left"]
         for pat_num in changes["left"]:
@@ -229,6 +230,7 @@ class Lists:
                 index.apply_listing(key, found, len(rows), newest, now)
                 self._moved_here(found, known, now)
                 self._missing(key, found, known, now)
+                self._release(now)
             for row in found.uploads:
                 self._upload(row, now)
         else:
@@ -269,7 +271,15 @@ class Lists:
                 self._confirm(each, now)
         if index.value("SELECT 1 FROM site WHERE lane = 'database'"):
             return  # the office's database went back: what it lacks may come again
-        for each in found.still_missing:
+        for each in gone:
+            seen = index.known_item(each.item)  # a guard may hold it by now
+            if each.not_found and seen is not None and ripe(seen, now, self.doors.settings.sync.vanish_after):
+                self._vanish(each.item, now)
+        self._decide(found.still_missing, now)
+
+    def _decide(self, missing: Sequence[Known], now: float) -> None:
+        """What a second listing lacks: it agrees with a hold, is asked for by its number, or vanishes."""
+        for each in missing:
             if each.held_by is not None and each.held_by > 0:
                 self._agree(each.held_by, now)
             elif ripe(each, now, self.doors.settings.sync.vanish_after):
@@ -286,14 +296,16 @@ class Lists:
         if guards.holds_patient(len(gone), live):
             self._guard(f"patient-{key[0]}", [each.item for each in gone], live, now)
             return
+        decided_at = index.value("SELECT max(ended_at) FROM guard WHERE scope = 'all'") or 0.0
         recent = index.rows(
-            "SELECT pat_num, kind, num FROM item"
-            " WHERE missing_since_at > ? AND vanished_at IS NULL AND held_by IS NULL",
-            now - 86400.0,
+            "SELECT pat_num, kind, num, held_by FROM item"
+            " WHERE missing_since_at > ? AND vanished_at IS NULL AND coalesce(held_by, 1) > 0",
+            max(now - 86400.0, decided_at),
         )
         items = int(index.value("SELECT count(*) FROM item WHERE kind IN ('document', 'mount', 'sheet')") or 0)
         if guards.holds_practice(len(recent), items):
-            self._guard("all", [Item(r["pat_num"], r["kind"], r["num"]) for r in recent], items, now)
+            free = [Item(r["pat_num"], r["kind"], r["num"]) for r in recent if r["held_by"] is None]
+            self._guard("all", free, items, now)
 
     def _guard(self, scope: str, items: Sequence[Item], of_items: int, now: float) -> None:
         index = self.doors.index
@@ -309,6 +321,14 @@ class Lists:
         for item in items:
             index.set_item(item, "held_by = ?", guard)
         self.doors.log.warning("guard_held", guard=f"guard-{guard}", count=len(items), rows=of_items)
+
+    def _release(self, now: float) -> None:
+        """End the holds that hold nothing any more: all of it is listed again, or was found elsewhere."""
+        for row in self.doors.index.rows(
+            "SELECT id FROM guard g WHERE state = 'held' AND scope != 'database'"
+            " AND NOT EXISTS (SELECT 1 FROM item WHERE held_by = g.id)"
+        ):
+            end_guard(self.doors.index, self.doors.log, row["id"], "over", now)
 
     def _agree(self, guard: int, now: float) -> None:
         """One more complete listing that lacks what is held; seven on seven days end the hold."""
@@ -372,7 +392,7 @@ class Lists:
 
 
 def end_guard(index: Index, log: Log, guard: int, state: str, now: float) -> None:
-    """End a hold: `approved` or `agreed` lets the ordinary rule go on; `rejected` keeps the items until seen again.
+    """End a hold: `approved`, `agreed` or `over`: the ordinary rule goes on; `rejected`: kept until seen again.
 
     A rejected guard's items carry its number negated: never held again, never vanished while the listing lacks them.
     """

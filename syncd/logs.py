@@ -16,20 +16,19 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from traceback import walk_tb
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 import structlog
 
 from syncd.config import Settings
 from syncd.errors import REASONS
+from syncd.report import iso
 
 EVENTS: Final[dict[str, str]] = {
-    "backfill_progress": "how far the first mirroring is",
-    "document_archived": "a new item has its first version in the archive",
+    "document_archived": "new bytes of an item are in the archive",
     "drop_cleaned": "a staged file was removed from the drop",
     "drop_leftover": "a staged file could not be removed from the drop; syncd tries again",
     "guard_ended": "what a guard held was approved, rejected, or agreed with by seven listings",
@@ -47,7 +46,6 @@ EVENTS: Final[dict[str, str]] = {
     "placement_unanswered": "a placement may still happen; its staged name is watched",
     "revision_recorded": "a newer revision has the bytes that are archived already",
     "roster_read": "the list of patients was read completely",
-    "scrub_done": "a part of the archive was hashed again",
     "started": "syncd holds the lock and works",
     "state_changed": "the state that `syncd status` shows changed",
     "stopped": "syncd ended",
@@ -55,19 +53,18 @@ EVENTS: Final[dict[str, str]] = {
     "thumbnails_settled": "a patient's thumbnails are archived",
     "turn_failed": "a lane met an error that syncd does not know; please report it",
     "unlisted_event": "an event without a place in this list",
-    "version_archived": "changed bytes became a new version",
     "wish_taken": "an order of a command was taken up",
 }
 _KEYS: Final = """
-practice item list pat_num doc_num mount_num kind num version sidecar seq bytes sha256_12 extension flags method mode
-reason who failure failures state previous now moved_to guard count rows items patients owed failing held vanished
-placed pulled archived damaged requests attempt id looks pid verb signal exit_code status_code message_code exception
-where lane became logger log_level lines_lost at next_try_at since_seconds duration_seconds wait_seconds eta_seconds
+practice item list pat_num mount_num kind num version seq bytes method mode reason who failure failures state now guard
+count rows lane became attempt looks pid verb exit_code message_code exception where logger log_level lines_lost
+next_try_at wait_seconds
 """
 KEYS: Final = frozenset(_KEYS.split())
 _WORDS: Final = re.compile(r"[A-Za-z0-9_.:/+ -]{0,200}")
 _ALWAYS_SHOWN: Final = frozenset({"started", "stopped", "state_changed"})
 _PRIORITY: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # sd-daemon(3)
+Event = MutableMapping[str, object]
 _DEEPEST: Final = 6  # frames and causes that an exception is described by
 
 
@@ -85,9 +82,6 @@ class Log(Protocol):
 
     def error(self, event: str, **ids: object) -> None:
         """Somebody must act; also on stderr."""
-
-    def bind(self, **ids: object) -> Self:
-        """A log that adds these ids to every event."""
 
 
 class CappedFile:
@@ -121,33 +115,25 @@ class CappedFile:
 
 
 class StatusFiles:
-    """status.json, replaced as a whole, and status.log, the report for people."""
+    """status.json, replaced as a whole, and status.log, the report for people. One that cannot be written stays old."""
 
     def __init__(self, log_path: Path, max_size: int = 20_000_000, keep: int = 10) -> None:
-        self._report = CappedFile(log_path / "status.log", max_size, keep)
-        self._json, self._turn = log_path / "status.json", threading.Lock()
+        self._report, self._json = CappedFile(log_path / "status.log", max_size, keep), log_path / "status.json"
 
-    def write_json(self, status: Mapping[str, object]) -> bool:
-        """Replace status.json. False: it could not be written, the old one stays. It is made anew each minute."""
+    def write_json(self, status: Mapping[str, object]) -> None:
+        """Replace status.json; it is made anew each minute."""
         draft = self._json.with_suffix(".new")
-        try:
+        with contextlib.suppress(OSError):
             draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._turn:
-                draft.unlink(missing_ok=True)
-                draft.touch(0o600)
-                draft.write_text(json.dumps(status) + "\n", "utf-8")
-                draft.replace(self._json)
-        except OSError:
-            return False
-        return True
+            draft.unlink(missing_ok=True)
+            draft.touch(0o600)
+            draft.write_text(json.dumps(status) + "\n", "utf-8")
+            draft.replace(self._json)
 
-    def append_report(self, text: str) -> bool:
-        """Add to status.log. False: it could not be written."""
-        try:
-            self._report.append(text if text.endswith("\n") else f"{text}\n")
-        except OSError:
-            return False
-        return True
+    def append_report(self, text: str) -> None:
+        """Add lines to status.log."""
+        with contextlib.suppress(OSError):
+            self._report.append(text)
 
 
 def open_logs(
@@ -158,25 +144,17 @@ def open_logs(
     From here on the warnings of libraries go into it, too. `now`: seconds since the epoch.
     """
     sink = _Sink(settings, under_systemd="JOURNAL_STREAM" in environ, verbose=verbose, now=now)
-    level = logging.DEBUG if verbose > 0 else logging.INFO
-    wrapper = structlog.make_filtering_bound_logger(level)
+    wrapper = structlog.make_filtering_bound_logger(logging.DEBUG if verbose > 0 else logging.INFO)
     log: Log = structlog.wrap_logger(sink, [structlog.processors.add_log_level, _describe, _listed], wrapper)
-    root = logging.getLogger()
-    for old in [door for door in root.handlers if isinstance(door, _LibraryWarnings)]:
-        root.removeHandler(old)
-    root.addHandler(_LibraryWarnings(log))
+    logging.basicConfig(handlers=[_LibraryWarnings(log)], force=True)
     return log
-
-
-Event = MutableMapping[str, object]
 
 
 def _describe(_: object, __: str, event: Event) -> Event:
     """Replace an exception by the types of it and its causes, and by the code they came from: no text, no locals."""
     error = event.pop("exc_info", None)
-    error = sys.exc_info()[1] if error is True else error
     if isinstance(error, BaseException):
-        chain = list(_causes(error))
+        chain = _causes(error)
         event["exception"] = "/".join(type(cause).__name__ for cause in chain)
         event["where"] = f"{event.get('where', '')} {'/'.join(_place(cause) for cause in chain)}".strip()
         for cause in chain:
@@ -185,11 +163,11 @@ def _describe(_: object, __: str, event: Event) -> Event:
     return event
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    for _ in range(_DEEPEST):
-        if error:
-            yield error
-            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+def _causes(error: BaseException) -> list[BaseException]:
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and len(chain) < _DEEPEST:
+        chain.append(cause)
+    return chain
 
 
 def _place(error: BaseException) -> str:
@@ -200,26 +178,18 @@ def _place(error: BaseException) -> str:
 def _listed(_: object, __: str, event: Event) -> Event:
     """Let pass what is listed, drop or blank the rest."""
     name, level = event.pop("event"), event.pop("level")
-    known = {"level": level, "event": name if name in EVENTS else "unlisted_event"}
-    return {**known, **_plain_keys(event)}
-
-
-def _plain_keys(ids: Mapping[str, object]) -> dict[str, object]:
-    return {key: _plain(value) for key, value in ids.items() if key in KEYS}
+    ids = {key: _plain(value) for key, value in event.items() if key in KEYS}
+    return {"level": level, "event": name if name in EVENTS else "unlisted_event", **ids}
 
 
 def _plain(value: object) -> object:
     match value:
         case None | bool() | int():
             return value
-        case float():
-            return round(value, 3) if abs(value) < 1e15 else "?"  # noqa: PLR2004 - and NaN: JSON knows neither
+        case float() if abs(value) < 1e15:  # noqa: PLR2004 - not NaN, which JSON does not know
+            return round(value, 3)
         case str() if _WORDS.fullmatch(value):
             return value
-        case Mapping():
-            return _plain_keys(value)
-        case list() | tuple():
-            return [_plain(part) for part in value[:50]]
         case _:
             return "?"
 
@@ -233,8 +203,7 @@ class _Sink:
         self._lines_lost = 0
 
     def write(self, **event: object) -> None:
-        at = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        record = {"time": at, **event, "practice": self._practice}
+        record = {"time": iso(self._now()), **event, "practice": self._practice}
         if self._lines_lost:
             record["lines_lost"] = self._lines_lost
         try:
@@ -244,7 +213,7 @@ class _Sink:
             self._lines_lost += 1
         self._show(event)
 
-    debug = info = warning = error = critical = write
+    debug = info = warning = error = write
 
     def _show(self, event: Mapping[str, object]) -> None:
         priority, name = _PRIORITY[str(event["level"])], str(event["event"])

@@ -23,7 +23,7 @@ from syncd.errors import (
     TransientError,
     UnansweredError,
 )
-from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step
+from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step, end_guard
 from syncd.model import Item, Listed
 from syncd.pacing import spacing
 from syncd.placing import QUIET, Places, PlaceStep
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 PLACED_CAP = 200  # files on the drop that are not pulled yet
 ROSTER_EVERY = 900.0
+ROSTER_SHARE = 0.02  # of the budget, at most, for reading the roster again and again
 IDENTITY_EVERY = DAY
+BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be marked
 IDLE = 0.5
 FIRST_TRIES = 64  # duties looked at in one turn; those found in the archive cost no request
 OWED = ("listed", "moved", "repair", "retry", "confirm")
@@ -127,6 +129,7 @@ class ApiLane:
         self.refill(now)
         self._prepared: Step | None = None
         self._patient: int | None = None
+        self._quiet = 0.0 if scope.backfill else QUIET
         self._probes: list[guards.Probe] = []
         self._to_probe: list[Listed] = []
         self.identity_at = 0.0  # due at every start
@@ -155,8 +158,11 @@ class ApiLane:
             self._prepared = self._guarded(lambda: self.choose(now), now)
         if self._prepared is None:
             return now + IDLE
-        gap = spacing(self.doors.settings, now, self._prepared.bulk)
-        claim = self._pace.claim(gap)
+        try:
+            claim = self._pace.claim(spacing(self.doors.settings, now, self._prepared.bulk))
+        except SiteError as error:  # without a pace on disk nothing is sent
+            self._sites.failed(error, now)
+            return now + IDLE
         if isinstance(claim, float):
             return now + claim
         step, self._prepared = self._prepared, None
@@ -179,6 +185,7 @@ class ApiLane:
                     self.agenda.named(state.key, now)
             self.lists.roster_not_before = 0.0
             self.doors.index.remember("roster_at", None)
+            self._quiet = 0.0  # somebody watches: thumbnails do not wait for a quiet quarter of an hour
         elif verb == "approve" and self._sites.reason("database"):
             self.identity_at = now
 
@@ -253,14 +260,14 @@ class ApiLane:
             return ProbeStep(self)
         if self._roster_due(now):
             return RosterStep(self.lists, self.lists.limit)
-        found = self._placement(now)
-        if found is not None:
-            return found
+        return self._placement(now) or self._poll(now) or self._refetch(now)
+
+    def _poll(self, now: float) -> Step | None:
         key = self.agenda.next(now)
-        if key is not None:
-            self._patient = key[0]
-            return ListStep(self.lists, key, self.lists.limit)
-        return None if self.scope.backfill or not self._may_place(now) else self._refetch(now)
+        if key is None:
+            return None
+        self._patient = key[0]
+        return ListStep(self.lists, key, self.lists.limit)
 
     def _roster_due(self, now: float) -> bool:
         if now < self.lists.roster_not_before:
@@ -268,7 +275,9 @@ class ApiLane:
         read_at = self.doors.index.meta_time("roster_at")
         if self.scope.backfill:
             return read_at < self.scope.since
-        return now - read_at >= ROSTER_EVERY or read_at > now
+        pages = int(self.doors.index.meta("roster_rows") or 0) / self.lists.limit
+        every = max(ROSTER_EVERY, pages * self.doors.settings.api.min_interval / ROSTER_SHARE)
+        return now - read_at >= every or read_at > now
 
     def _may_place(self, now: float) -> bool:
         if self._sites.reason("drop") or self._sites.reason("archive") or self._sites.wait_until("placing") > now:
@@ -289,10 +298,13 @@ class ApiLane:
                 return step
         if "thumbnail" not in self.doors.settings.sync.kinds:
             return None
-        return self.places.prepare_thumbnails(now, 0.0 if self.scope.backfill else QUIET)
+        return self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)
 
     def _refetch(self, now: float) -> Step | None:
         """An idle slot: fetch again what has no usable stamp, or was placed while its stamp was young."""
+        if self.scope.backfill or not self._may_place(now):
+            return None
+        self._quiet = QUIET
         index = self.doors.index
         duty = index.next_duty(now, ("refetch",), None, None)
         if duty is not None:
@@ -321,7 +333,7 @@ class ApiLane:
             self._probes = []
             rows = self.doors.index.rows(
                 "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
-                " AND missing_since_at IS NULL AND archived_revision IS NOT NULL ORDER BY random() LIMIT ?",
+                " AND held_by IS NULL AND archived_revision IS NOT NULL ORDER BY random() LIMIT ?",
                 guards.PROBED_ITEMS,
             )
             found = (self.doors.index.listed(Item(row["pat_num"], "document", row["num"])) for row in rows)
@@ -345,12 +357,16 @@ class ApiLane:
         index = self.doors.index
         self.identity_at = now + IDENTITY_EVERY
         self.doors.log.info("identity_checked", count=count, reason=verdict)
-        if verdict == "same":
-            self._sites.works("database", now)
-            return
         if index.meta("database_approved") is not None:
             index.remember("database_approved", None)
+            index.remember("database_believed_at", repr(now))
+            verdict = "same"
+        if verdict == "database_went_back" and now - index.meta_time("database_believed_at") < BELIEVED_FOR:
+            verdict = "same"
+        if verdict == "same":
             self._sites.works("database", now)
+            for row in index.rows("SELECT id FROM guard WHERE scope = 'database' AND state = 'held'"):
+                end_guard(index, self.doors.log, row["id"], "over", now)
             return
         self.identity_at = now + 900.0 if verdict == "other_database" else now + IDENTITY_EVERY
         self._sites.failed(SiteError(verdict), now)

@@ -103,20 +103,11 @@ def parse_id(text: str) -> tuple[int | None, Kind, int]:
     return int(found[1]) if found[1] else None, cast("Kind", found[2]), int(found[3])
 
 
-def _parse_number(text: str, prefix: str) -> int:
-    if not (found := re.fullmatch(rf"{prefix}-({_N})", text)):
-        raise UsageError(f"that is not an ID: write for example {prefix}-101")
-    return int(found[1])
-
-
-def parse_list_id(text: str) -> int:
-    """The PatNum of `patient-101`."""
-    return _parse_number(text, "patient")
-
-
 def parse_guard_id(text: str) -> int:
     """The number of `guard-7`."""
-    return _parse_number(text, "guard")
+    if not (found := re.fullmatch(rf"guard-({_N})", text)):
+        raise UsageError("that is not an ID: write for example guard-7")
+    return int(found[1])
 
 
 def _recognised(head: bytes) -> str | None:
@@ -189,8 +180,8 @@ def check_body(head: bytes, tail: bytes, size: int, extension: str, answered: bo
     return ("other_type",) * other + ("no_end_marker",) * open_end
 
 
-def _plain(text: object) -> str:
-    """One field as a piece of a file name: no control, bidi or unassigned character, nothing a file system refuses."""
+def plain_words(text: object) -> str:
+    """A piece of a file name, safe on Windows, macOS and Linux: no control, bidi or unassigned character in it."""
     words = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in unicodedata.normalize("NFC", str(text)))
     return " ".join(sanitize_filename(words, platform="universal", replacement_text=" ").split()).strip(" .-")
 
@@ -206,7 +197,7 @@ def export_name(version: Version, numbered: bool = False) -> str:
     if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", date) or date.startswith("0001"):
         date = "undated"
     texts = (listing.get("docCategory"), _DATE_PREFIX.sub("", str(listing.get("Description") or ""), count=1))
-    title = f"{date} {' - '.join(filter(None, (_plain(text or '') for text in texts)))}"
+    title = f"{date} {' - '.join(filter(None, (plain_words(text or '') for text in texts)))}"
     number = f" version {version.version}" if numbered else ""
     ending = f" ({version.item.id}{number}).{version.extension}"
     return title.encode()[: _EXPORT_BYTES - len(ending)].decode(errors="ignore").rstrip(" .-") + ending

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, time, timedelta
+from dataclasses import asdict, astuple, dataclass, replace
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -43,13 +43,12 @@ class Pace:
     def from_json(cls, text: str) -> Pace:
         """The record in `text`; a fresh one when it is empty or damaged."""
         try:
-            read, fresh = json.loads(text), asdict(cls())
-            if read.keys() == fresh.keys() and all(type(read[key]) is type(fresh[key]) for key in fresh):
-                pace = cls(**read)
-                return pace if pace.last_start >= 0 and pace.not_before >= 0 else cls()  # false for NaN
-        except (ValueError, AttributeError, RecursionError):
-            pass
-        return cls()
+            pace = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            return cls()
+        pairs = zip(astuple(pace), astuple(cls()), strict=True)
+        sound = all(type(read) is type(fresh) for read, fresh in pairs)
+        return pace if sound and pace.last_start >= 0 and pace.not_before >= 0 else cls()  # false for NaN
 
 
 def spacing(settings: Settings, now: float, bulk: bool) -> float:
@@ -65,9 +64,8 @@ def next_start(pace: Pace, spacing: float, steady_now: float) -> float:
 
     A last start that lies ahead happened before a reboot: it then counts as made at boot, with its pause after it.
     """
-    last, pause = pace.last_start, pace.not_before - pace.last_start
-    if last > steady_now:
-        last = 0.0
+    pause = pace.not_before - pace.last_start
+    last = pace.last_start if pace.last_start <= steady_now else 0.0
     return last + max(spacing, min(pause, LONGEST_PAUSE + LONGEST_REQUEST))
 
 
@@ -89,12 +87,8 @@ def throttled(pace: Pace, steady_now: float, retry_after: float | None) -> Pace:
     """The request was answered with 429: 5 s, doubled each time in a row up to 15 min, or Retry-After if longer."""
     wait = min(FIRST_THROTTLE * 2 ** min(pace.throttles_in_a_row, 10), LAST_THROTTLE)
     wait = max(wait, min(retry_after or 0.0, LONGEST_PAUSE))
-    return replace(
-        pace,
-        not_before=steady_now + wait,
-        throttles_in_a_row=pace.throttles_in_a_row + 1,
-        throttled_today=pace.throttled_today + 1,
-    )
+    in_a_row, today = pace.throttles_in_a_row + 1, pace.throttled_today + 1
+    return replace(pace, not_before=steady_now + wait, throttles_in_a_row=in_a_row, throttled_today=today)
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
@@ -117,18 +111,6 @@ def in_window(windows: Sequence[Window], local: datetime) -> bool:
         or (window.end < window.start and (today - 1) % 7 in window.days and minute < window.end)
         for window in windows
     )
-
-
-def next_window_start(windows: Sequence[Window], local: datetime) -> datetime | None:
-    """When the next window begins after `local`, in its zone; None without windows."""
-    days = [local.date() + timedelta(days=step) for step in range(8)]
-    starts = (
-        datetime.combine(day, time(window.start // 60, window.start % 60), local.tzinfo)
-        for day in days
-        for window in windows
-        if day.weekday() in window.days
-    )
-    return min((start for start in starts if start > local), default=None)
 
 
 def retry_delay(failures: int) -> float:

@@ -151,16 +151,18 @@ class Places:
 
     # --- thumbnails
 
-    def prepare_thumbnails(self, now: float, quiet: float) -> PlaceStep | None:
+    def prepare_thumbnails(self, now: float, quiet: float, only: frozenset[int] | None = None) -> PlaceStep | None:
         """One call for a patient whose images had no news for `quiet` seconds and who is owed nothing else."""
         index = self.doors.index
+        whose = None if only is None else json.dumps(sorted(only))
         row = index.rows(
             "SELECT i.pat_num, max(i.archived_at) AS last_image_at, max(l.polled_at) AS listed_at FROM item i"
             " JOIN patient p USING (pat_num) JOIN list l ON l.pat_num = i.pat_num AND l.name = 'documents'"
-            " WHERE i.thumbnail_due = 1 AND p.thumbnails_after_at <= ? AND p.left_at IS NULL AND NOT EXISTS"
-            " (SELECT 1 FROM duty d WHERE d.pat_num = i.pat_num AND d.method = 'document' AND d.why = 'listed' AND d.failures < 3)"
-            " GROUP BY i.pat_num HAVING last_image_at <= ? LIMIT 1",
-            *(now, now - quiet),
+            " WHERE i.thumbnail_due = 1 AND p.thumbnails_after_at <= ?1 AND p.left_at IS NULL"
+            " AND (?2 IS NULL OR i.pat_num IN (SELECT value FROM json_each(?2))) AND NOT EXISTS"
+            " (SELECT 1 FROM duty d WHERE d.pat_num = i.pat_num AND d.method = 'document' AND d.why = 'listed'"
+            " AND d.failures < 3) GROUP BY i.pat_num HAVING last_image_at <= ?3 LIMIT 1",
+            *(now, whose, now - quiet),
         )
         if not row or self._adopted_thumbnails(row[0]["pat_num"], now):
             return None

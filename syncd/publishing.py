@@ -81,9 +81,14 @@ class Publisher:
 
     def adopt(self, versions: Sequence[Version], now: float) -> None:
         """Record what the archive holds and the index does not know. The caller has seen the files."""
-        with self._doors.index.transaction():
+        index = self._doors.index
+        with index.transaction():
             for version in sorted(versions, key=lambda each: (each.version, each.sidecar)):
-                self._doors.index.put_version(version, now)
+                known = index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is not None
+                index.put_version(version, now)
+                if not known:  # a crash came before the record, and before what follows from it
+                    index.set_item(version.item, "refetch_at = ?", self._again_at(version, now))
+                    self._owe_thumbnail(version)
 
     def _plan(self, arrival: Arrival, now: float) -> Publication:
         """What to write: a version, one more sidecar (seq 0, no source), or nothing (a known version, no source)."""
@@ -143,21 +148,26 @@ class Publisher:
         if self._doors.index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
             index.put_version(version, now)
         index.set_item(item, "refetch_at = ?", self._again_at(arrival, now))
-        if new_bytes and item.kind == "document" and "thumbnail" in self._doors.settings.sync.kinds:
-            index.set_item(item, "thumbnail_due = ?", int(is_image(version.media_type)))
         if new_bytes:
+            self._owe_thumbnail(version)
             self._doors.log.info(
                 "document_archived", item=item.full_id, version=version.version, seq=version.seq, bytes=version.bytes
             )
         elif version.seq and version.sidecar > 1:
             self._doors.log.info("revision_recorded", item=item.full_id, version=version.version, seq=version.seq)
 
-    def _again_at(self, arrival: Arrival, now: float) -> float | None:
+    def _owe_thumbnail(self, version: Version) -> None:
+        item = version.item
+        if item.kind == "document" and version.sidecar == 1 and "thumbnail" in self._doors.settings.sync.kinds:
+            self._doors.index.set_item(item, "thumbnail_due = ?", int(is_image(version.media_type)))
+
+    def _again_at(self, arrival: Arrival | Version, now: float) -> float | None:
         if arrival.method == "note":
             return None  # its bytes come with every listing
         listing, zone = arrival.listing, self._doors.settings.zone
         age = stamp_age(str(listing.get("DateTStamp") or ""), str(listing.get("serverDateTime") or ""))
         if age is not None:
-            age = None if arrival.refetch else age + max(0.0, arrival.placed_at - arrival.listed_at)
+            refetched = isinstance(arrival, Arrival) and arrival.refetch
+            age = None if refetched else age + max(0.0, arrival.placed_at - arrival.listed_at)
         created_at = local_time(str(listing.get("DateCreated") or ""), zone)
         return refetch_at(arrival.item.kind, arrival.item.num, created_at, age, now)

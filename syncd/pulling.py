@@ -279,6 +279,8 @@ class PullLane:
             index.put_unlisted(image, attempt.num, image_revision(attempt.revision, str(num)), now)
             index.owe(Owing("mount-image", image, image_revision(attempt.revision, str(num)), now), "listed", now)
         for num in named:
+            back = "missing_since_at = NULL, vanished_at = NULL, became = NULL"
+            index.set_item(Item(attempt.pat_num, "mount-image", num), back)
             left = index.known_item(Item(attempt.pat_num, "document", num))
             if left is not None and left.missing_since_at is not None and not left.vanished:
                 became = Item(attempt.pat_num, "mount-image", num).full_id
@@ -292,8 +294,8 @@ class PullLane:
         ):
             image = Item(attempt.pat_num, "mount-image", row["num"])
             if row["num"] in named:
-                index.set_item(image, "missing_since_at = NULL")
-            elif row["since"] is None:
+                continue
+            if row["since"] is None:
                 index.set_item(image, "missing_since_at = ?", now)
                 index.set_item(mount, "refetch_at = ?", now + vanish_after)
             elif now - row["since"] >= vanish_after:

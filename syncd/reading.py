@@ -203,8 +203,11 @@ def verify(call: Call, subset: Any) -> int:
         count = scrub.share_of(total, subset)
         if call.dry_run:
             return call.answer({"would_verify": count}, f"would verify {count:,} of {total:,} files")
-        stack.enter_context(Lock(call.settings.state_path, "verify"))
-        found = scrub.verify(index, archive, _oldest_checked(Catalog(index), count), call.clock.now())
+        lock = Lock(call.settings.state_path, "verify")
+        alone = lock.holder() is None  # beside the daemon it only reads, and notes nothing
+        if alone:
+            stack.enter_context(lock)
+        found = scrub.verify(index, archive, _oldest_checked(Catalog(index), count), call.clock.now(), note=alone)
     said = {"versions": found.versions, "bytes": found.bytes, "damaged": found.damaged, "missing": found.missing}
     words = f"{found.versions:,} files, {report.human_bytes(found.bytes)}"
     call.answer(said, f"{words}; damaged: {len(found.damaged):,}, missing: {len(found.missing):,}")

@@ -28,18 +28,12 @@ SUPPOSED_ITEMS: Final = 8  # on one list, before any was polled: a median of 12 
 TIERS: Final = (("free, 5 s", 5.0), ("paid, 1.1 s", 1.1), ("enterprise, 0.5 s", 0.5), ("unthrottled, 0.05 s", 0.05))
 _BLOCKING: Final = frozenset({EXIT_REFUSED, EXIT_ARCHIVE, EXIT_HELD})
 _BLIPS: Final = 2  # tries in a row: before the second one failed too, trouble that may pass is no block
-_ORDER: Final = (  # the worst first: archive, database, key, API, drop, placing, throttled
-    *("archive_missing", "archive_read_only", "archive_full", "disk_error", "other_database", "database_went_back"),
-    *("key_refused", "key_cannot_download", "tls_failed", "api_unreachable", "econnector_down", "econnector_twice"),
-    *("api_error", "bad_answers", "host_key_changed", "drop_refused", "drop_unreachable", "placements_refused"),
-    "throttled",
-)
+_URGENCY: Final = tuple(REASONS)
 _COUNTS: Final = (  # figures that a status repeats as they are
-    *("owed", "thumbnails_due", "held", "vanished", "pending_at_source", "drop_leftovers", "archived_last_hour"),
+    *("owed", "thumbnails_due", "held", "vanished", "pending_at_source", "drop_leftovers"),
     *("archived_items", "archived_versions", "archived_bytes", "patients", "lists", "lists_never_polled"),
 )
 _WHO: Final = {
-    "nobody": "nobody",
     "practice_it": "the practice's IT",
     "integrator": "the integrator who holds the API keys",
     "open_dental": "Open Dental",
@@ -102,7 +96,6 @@ class StatusFacts:
     archived_items: int = 0
     archived_versions: int = 0
     archived_bytes: int = 0
-    archived_last_hour: int = 0
     last_archived_at: float | None = None
     patients: int = 0
     lists: int = 0
@@ -184,7 +177,7 @@ def floor_seconds(facts: StatusFacts, budget: Budget) -> float:
 
 def worst(troubles: tuple[Trouble, ...]) -> Trouble | None:
     """The site state that matters most: an archive that is missing comes before a site that answers slowly."""
-    return min(troubles, key=lambda t: _ORDER.index(t.reason) if t.reason in _ORDER else len(_ORDER), default=None)
+    return min(troubles, key=lambda trouble: _URGENCY.index(trouble.reason), default=None)
 
 
 def blocks(trouble: Trouble) -> bool:
@@ -209,23 +202,24 @@ def _state(facts: StatusFacts, around: Surroundings, now: float) -> tuple[State,
     return next(((state, reason) for applies, state, reason in claims if applies), ("ok", "ok"))
 
 
-def _moments(facts: StatusFacts, around: Surroundings, state: State, reason: str) -> tuple[float | None, float | None]:
+def _moments(
+    facts: StatusFacts, around: Surroundings, state: State, trouble: Trouble | None
+) -> tuple[float | None, float | None]:
     """Since when it is so, and when the next try is due."""
     if state == "paused":
         return None, around.paused_until
     if state == "stopped":
         return max(filter(None, (facts.last_listed_at, facts.last_archived_at)), default=None), None
-    for trouble in facts.troubles:
-        if trouble.reason == reason:
-            return trouble.since_at, trouble.next_try_at
-    return min((hold.made_at for hold in facts.holds), default=None) if reason == "disappearances_held" else None, None
+    if trouble:
+        return trouble.since_at, trouble.next_try_at
+    return min((hold.made_at for hold in facts.holds), default=None), None
 
 
 def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     """`status --json`: every key of the contract (design.md section 3), and more figures that people ask for."""
     state, reason = _state(facts, around, now)
-    since, next_try_at = _moments(facts, around, state, reason)
     trouble = next((t for t in facts.troubles if t.reason == reason), None)
+    since, next_try_at = _moments(facts, around, state, trouble)
     message = trouble.detail if trouble and trouble.detail else REASONS[reason][1]
     swept, budget = facts.last_complete_sweep_at, around.budget
     at_work = state not in ("paused", "stopped", "blocked") and facts.requests_to_come
@@ -240,7 +234,6 @@ def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     said |= {"requests_today": around.requests_today, "throttled_today": around.throttled_today}
     said |= {"requests_a_day": int(DAY / budget.spacing), "floor_seconds": round(floor_seconds(facts, budget))}
     said |= {"archive_free_bytes": around.free_bytes, "archive_reserve_bytes": around.reserve_bytes}
-    said |= {"expected_bytes": round(facts.files_to_come * facts.mean_bytes)}
     said |= {"guards": [_hold(hold) for hold in facts.holds]}
     said |= {"incidents": [_incident(each, now) for each in facts.incidents]}
     healthy, line = health(said, facts, None, floor_seconds(facts, budget), now)
@@ -297,10 +290,10 @@ def plan(facts: StatusFacts, budget: Budget) -> Report:
         days = facts.requests_to_come * budget.bulk_spacing * interval / budget.interval / DAY
         times = {"sweep_seconds": round(seconds, 1), "mean_age_seconds": round(seconds / 2, 1)}
         tiers.append({"tier": name, "days_to_finish": round(days, 4)} | times)
-    planned: Report = {"schema_version": SCHEMA_VERSION, "patients": facts.patients, "lists": facts.lists}
+    planned: Report = {"patients": facts.patients, "lists": facts.lists}
     planned |= {"sweep_requests": sweep, "owed": facts.owed, "requests_to_come": facts.requests_to_come}
-    planned |= {"expected_files": facts.files_to_come}
-    planned |= {"expected_bytes": round(facts.files_to_come * facts.mean_bytes)}
+    expected_bytes = round(facts.files_to_come * facts.mean_bytes)
+    planned |= {"expected_files": facts.files_to_come, "expected_bytes": expected_bytes}
     return planned | {"estimated": bool(facts.lists_never_polled or not facts.lists), "tiers": tiers}
 
 
@@ -322,7 +315,7 @@ def text(said: Report, zone: dt.tzinfo = dt.UTC) -> str:
     """A status for people in 80 columns, the most urgent first; times in the practice's zone, with offset."""
     lines = [f"{said['practice']}: {said['state'].replace('_', ' ').upper()} ({said['reason']})"]
     lines += textwrap.wrap(said["message"], 78, initial_indent="  ", subsequent_indent="  ")
-    lines.append(f"  who must act: {_WHO[said['who']]}")
+    lines.append(f"  who must act: {_WHO.get(said['who'], said['who'])}")
     until = "until" if said["state"] == "paused" else "next try"
     for words, key in (("as of", "at"), ("since", "since"), (until, "next_try_at")):
         lines += [f"  {words}: {_local(said[key], zone)}"] if said[key] else []
@@ -332,7 +325,7 @@ def text(said: Report, zone: dt.tzinfo = dt.UTC) -> str:
 
 
 def _work_lines(said: Report) -> list[str]:
-    eta = f", about {human_duration(said['eta_seconds'])} to go" if said["eta_seconds"] is not None else ""
+    eta = f", about {human_duration(said['eta_seconds'])} to go" if said["eta_seconds"] and said["owed"] else ""
     lines = [_line("owed", f"{said['owed']:,}{eta}"), _line("failing", f"{said['failing']:,}")]
     lines += [f"    {name}: {count:,}" for name, count in said["failing_by_class"].items()]
     lines.append(_line("held", f"{said['held']:,}"))
@@ -370,9 +363,8 @@ def _line(words: str, value: str) -> str:
 
 
 def _local(at: str | None, zone: dt.tzinfo) -> str:
-    return (
-        "never" if at is None else dt.datetime.fromisoformat(at).astimezone(zone).isoformat(sep=" ", timespec="seconds")
-    )
+    when = dt.datetime.fromisoformat(at).astimezone(zone) if at else None
+    return when.isoformat(sep=" ", timespec="seconds") if when else "never"
 
 
 def human_bytes(count: float) -> str:

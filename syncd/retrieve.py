@@ -12,18 +12,16 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
-
-from pathvalidate import sanitize_filename
 
 from syncd.archive import Archive
 from syncd.catalog import Catalog, Filters, Row
 from syncd.errors import ItemError, UsageError
 from syncd.model import Item, Kind, Version
-from syncd.naming import export_name
+from syncd.naming import export_name, plain_words
 
 EXPORTED: Final[frozenset[Kind]] = frozenset(("document", "mount", "mount-image", "sheet"))
 _CHUNK: Final = 1 << 20
@@ -75,30 +73,24 @@ def restore(catalog: Catalog, archive: Archive, item: Item, to: Path, at: float 
 
 
 def export(
-    catalog: Catalog,
-    archive: Archive,
-    patients: Iterable[int],
-    to: Path,
-    zone: dt.tzinfo,
-    *,
-    kinds: Collection[Kind] = EXPORTED,
-    vanished: bool = False,
+    catalog: Catalog, archive: Archive, patients: Iterable[int], to: Path, zone: dt.tzinfo, *, vanished: bool = False
 ) -> Exported:
     """Verified copies of the current versions of these patients' items: `TO/101/Lab Cases/2021-04-08 ... .jpg`.
 
-    What left the listing stays out unless `vanished`: it may have been another person's. Raises UsageError for a
-    patient of whom nothing is known, or when the folder cannot be written.
+    Thumbnails stay out, and what left the listing unless `vanished`: it may have been another person's. Raises
+    UsageError for a patient of whom nothing is known, or when the folder cannot be written.
     """
     files = size = left_out = 0
     damaged: list[str] = []
     with _target(archive, to):
         for pat_num in patients:
-            for row in _exportable(catalog, pat_num, kinds):
+            for row in _exportable(catalog, pat_num):
                 if row["state"] == "vanished" and not vanished:
                     left_out += 1
                     continue
                 folder = to / str(pat_num) / folder_name(row["category"])
-                version = _newest(catalog, Item(pat_num, row["kind"], row["num"]))
+                versions = catalog.versions(Item(pat_num, row["kind"], row["num"]))
+                version = max(versions, key=lambda version: version.seq)
                 try:
                     _copy(archive, version, folder, export_name(version), zone)
                 except _DamagedError:
@@ -108,22 +100,16 @@ def export(
     return Exported(files, size, tuple(damaged), left_out)
 
 
-def _exportable(catalog: Catalog, pat_num: int, kinds: Collection[Kind]) -> Iterator[Row]:
+def _exportable(catalog: Catalog, pat_num: int) -> Iterator[Row]:
     rows = list(catalog.find(Filters(patient=pat_num)))
     if not rows:
         raise UsageError(f"patient-{pat_num}: nothing of this patient is known")
-    return (row for row in rows if row["current"] and row["kind"] in kinds)
-
-
-def _newest(catalog: Catalog, item: Item) -> Version:
-    return max(catalog.versions(item), key=lambda version: version.seq)
+    return (row for row in rows if row["current"] and row["kind"] in EXPORTED)
 
 
 def folder_name(category: str | None) -> str:
     """A category as a folder's name, safe on Windows, macOS and Linux."""
-    visible = "".join(letter if letter.isprintable() else " " for letter in category or "")
-    name = " ".join(sanitize_filename(visible, platform="universal", replacement_text=" ").split())
-    return name[:_CATEGORY_LETTERS].strip(" .-") or "Without category"
+    return plain_words(category or "")[:_CATEGORY_LETTERS].rstrip(" .-") or "Without category"
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ def _by_patient(found: Iterable[Version | str], findings: Findings) -> Iterator[
 
 def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> None:
     """What the index remembers beside the versions: whole mounts, due thumbnails, the next fetch by age."""
+    versions = sorted(versions, key=lambda version: version.seq)  # a mount's images come folder by folder
     newest = {version.item: version for version in versions}
     made_from = {(v.item.num, v.source_revision) for v in versions if v.item.kind == "thumbnail"}
     have = {(v.item.num, v.mount_num, v.source_revision) for v in versions if v.item.kind == "mount-image"}
@@ -111,7 +112,7 @@ def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
     try:
         index.remember("archive_id", marker)
         findings = adopt_all(index, archive, settings, now)
-        index.run("PRAGMA wal_checkpoint(TRUNCATE)")
+        index.value("PRAGMA wal_checkpoint(TRUNCATE)")  # not inside a transaction: there it is refused
     finally:
         index.close()
     for old in _files(path):
@@ -125,20 +126,19 @@ def _files(path: Path) -> tuple[Path, Path, Path]:
     return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
-def verify(index: Index, archive: Archive, versions: Iterable[Version], now: float) -> Findings:
-    """Re-hash archived files; what was right is noted with the time. Read errors end the walk as SiteError."""
+def verify(index: Index, archive: Archive, versions: Iterable[Version], now: float, note: bool = True) -> Findings:
+    """Re-hash archived files; `note` writes down when one was right. Read errors end the walk as SiteError."""
     findings = Findings()
     for version in versions:
         findings.versions += 1
         findings.bytes += version.bytes
         name = f"{version.item.full_id} version {version.version}"
-        try:
-            if archive.intact(version):
+        if archive.intact(version):
+            if note:
                 index.run("UPDATE version SET checked_at = ? WHERE seq = ?", now, version.seq)
-            else:
-                findings.damaged.append(name)
-        except FileNotFoundError:
-            findings.missing.append(name)
+        else:
+            there = (archive.root / version.path).exists()
+            (findings.damaged if there else findings.missing).append(name)
     return findings
 
 

@@ -7,12 +7,11 @@ import errno
 import fcntl
 import os
 import pwd
-import secrets
 import socket
 import stat
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Final, Self
@@ -41,8 +40,12 @@ class SystemClock:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _disk_error(error: OSError) -> SiteError:
-    return SiteError("disk_error", errno.errorcode.get(error.errno or 0, "unknown"))
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SiteError("disk_error", errno.errorcode.get(error.errno or 0, "unknown")) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +64,17 @@ class Lock:
 
     def __enter__(self) -> Self:
         """Take the lock. Raises LockHeldError (who holds it) or SiteError disk_error."""
-        try:
-            with contextlib.ExitStack() as undo:
-                fd = os.open(self._path, _OPEN, 0o600)
-                undo.callback(os.close, fd)
-                self._take(fd)
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"{os.getpid()} {self._verb}\n".encode(), 0)
-                undo.pop_all()
-        except OSError as error:
-            raise _disk_error(error) from error
-        self._fd = fd
+        with _disk_errors(), contextlib.ExitStack() as undo:
+            self._fd = os.open(self._path, _OPEN, 0o600)
+            undo.callback(os.close, self._fd)
+            self._take(self._fd)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()} {self._verb}\n".encode(), 0)
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give it back."""
-        with contextlib.suppress(OSError):  # the text is for people only
-            os.ftruncate(self._fd, 0)
         os.close(self._fd)
 
     def _take(self, fd: int) -> None:
@@ -91,12 +88,11 @@ class Lock:
 
     def holder(self) -> Holder | None:
         """Who holds the lock now; None: nobody. For readers; raises SiteError when the file cannot be read."""
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _disk_error(error) from error
+        with _disk_errors():
+            try:
+                fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
@@ -111,19 +107,8 @@ def _read_holder(fd: int) -> Holder:
     return Holder(int(pid) if pid.isdecimal() else 0, verb if verb.replace("-", "").isalnum() else "?")
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Requests, and 429 answers, of this calendar day."""
-
-    requests_today: int
-    throttled_today: int
-
-
 class PaceFile:
-    """The pace of one customer key, shared by all processes that open this file.
-
-    `zone` decides when a day of the counts begins.
-    """
+    """The pace of one customer key, shared by all processes. `zone` decides when a day of the counts begins."""
 
     def __init__(self, path: Path, clock: Clock, zone: tzinfo = UTC) -> None:
         self._path, self._clock, self._zone = path, clock, zone
@@ -134,37 +119,31 @@ class PaceFile:
         The start is on file before this returns. Each claim opens the file anew: a flock belongs to an open file, so
         threads exclude each other as processes do. Raises SiteError disk_error: then nothing may be sent.
         """
-        try:
-            with contextlib.ExitStack() as undo:
-                fd = os.open(self._path, _OPEN, 0o600)
-                undo.callback(os.close, fd)
+        with _disk_errors(), contextlib.ExitStack() as undo:
+            fd = os.open(self._path, _OPEN, 0o600)
+            undo.callback(os.close, fd)
+            try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                steady, pace = self._clock.steady(), _read_pace(fd)  # the clock is read under the lock
-                if (earliest := pacing.next_start(pace, spacing, steady)) > steady:
-                    return earliest - steady
-                pace = pacing.started(pace, steady, self._today())
-                _write_pace(fd, pace)
-                undo.pop_all()
-                return Claim(fd, pace, self._clock)
-        except BlockingIOError:
-            return IN_FLIGHT_WAIT
-        except OSError as error:
-            raise _disk_error(error) from error
+            except BlockingIOError:
+                return IN_FLIGHT_WAIT
+            steady = self._clock.steady()  # read under the lock
+            pace = pacing.Pace.from_json(os.pread(fd, PACE_BYTES, 0).decode("ascii", "replace"))
+            if (earliest := pacing.next_start(pace, spacing, steady)) > steady:
+                return earliest - steady
+            pace = pacing.started(pace, steady, self._today())
+            _write_pace(fd, pace)
+            undo.pop_all()
+            return Claim(fd, pace, self._clock)
 
-    def counts(self) -> Counts:
-        """What was sent today, for readers; zeros when there is no such file yet, or it may not be read."""
-        try:
+    def counts(self) -> pacing.Pace:
+        """The pace with today's counts, for readers; zeros when there is no such file yet, or it may not be read."""
+        pace = pacing.Pace()
+        with contextlib.suppress(OSError):
             pace = pacing.Pace.from_json(self._path.read_text("ascii", "replace"))
-        except OSError:
-            return Counts(0, 0)
-        return Counts(pace.requests_today, pace.throttled_today) if pace.day == self._today() else Counts(0, 0)
+        return pace if pace.day == self._today() else pacing.Pace()
 
     def _today(self) -> str:
         return datetime.fromtimestamp(self._clock.now(), self._zone).date().isoformat()
-
-
-def _read_pace(fd: int) -> pacing.Pace:
-    return pacing.Pace.from_json(os.pread(fd, PACE_BYTES, 0).decode("ascii", "replace"))
 
 
 def _write_pace(fd: int, pace: pacing.Pace) -> None:
@@ -227,14 +206,14 @@ class Systemd:
                 channel.sendto(message.encode(), self._address)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
     """The secrets; none of them shows in a repr."""
 
-    developer_key: str = field(repr=False)
-    customer_key: str = field(repr=False)
-    drop_password: str = field(repr=False)
-    private_key_path: Path | None = field(repr=False, default=None)
+    developer_key: str
+    customer_key: str
+    drop_password: str
+    private_key_path: Path | None = None
 
 
 def read_credentials(settings: Settings) -> Credentials:
@@ -245,7 +224,7 @@ def read_credentials(settings: Settings) -> Credentials:
     def secret(key: str, file_name: str, one_line: bool = True) -> tuple[Path | None, str]:
         try:
             return _read_secret(settings.credential_path(file_name), trusted, one_line)
-        except _UnfitError as error:
+        except ValueError as error:
             problems.append(f"{key}: {error}")
             return None, ""
 
@@ -258,33 +237,30 @@ def read_credentials(settings: Settings) -> Credentials:
     return Credentials(developer, customer, password, private or None)
 
 
-class _UnfitError(Exception):
-    """Why a credential file cannot be used."""
-
-
 def _read_secret(candidates: list[Path], trusted: Path | None, one_line: bool) -> tuple[Path, str]:
+    """The first file that is there, and its text. ValueError says why it cannot be used."""
     for path in candidates:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo must not make us wait
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise _UnfitError(f"cannot be read ({errno.errorcode.get(error.errno or 0)})") from error
+            raise ValueError(f"cannot be read ({errno.errorcode.get(error.errno or 0)})") from error
         try:
             mode = os.fstat(fd).st_mode
             if not stat.S_ISREG(mode):
-                raise _UnfitError("is not a regular file: put the secret into a file")
+                raise ValueError("is not a regular file: put the secret into a file")
             if mode & 0o077 and not (trusted and path.is_relative_to(trusted)):
-                raise _UnfitError("others may read or write this file: chmod 600")
+                raise ValueError("others may read or write this file: chmod 600")
             text = os.read(fd, CREDENTIAL_CAP).decode("utf-8", "replace").strip()
         finally:
             os.close(fd)
         if not text:
-            raise _UnfitError("the file is empty: put the secret into it, then chmod 600")
+            raise ValueError("the file is empty: put the secret into it, then chmod 600")
         if one_line and not (text.isprintable() and "\ufffd" not in text):
-            raise _UnfitError("must hold one line of plain text: the secret and nothing else")
+            raise ValueError("must hold one line of plain text: the secret and nothing else")
         return path, text
-    raise _UnfitError("no such file: create it in the folder of config.toml, then chmod 600")
+    raise ValueError("no such file: create it in the folder of config.toml, then chmod 600")
 
 
 def become_owner(state_path: Path) -> None:
@@ -303,24 +279,3 @@ def become_owner(state_path: Path) -> None:
         os.setgroups([])
         os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)
-
-
-def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace `path` as a whole, durably: readers see the old file or the new one. Raises SiteError disk_error."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with contextlib.ExitStack() as undo:
-            undo.callback(draft.unlink, missing_ok=True)
-            with os.fdopen(os.open(draft, os.O_EXCL | _OPEN, 0o600), "wb") as file:
-                os.fchmod(file.fileno(), mode)  # whatever the umask
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise _disk_error(error) from error

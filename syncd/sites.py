@@ -1,7 +1,8 @@
 """What the story stands on: the doors of one lane, and the named states of everything outside.
 
 A lane's trouble is a row of table `site`, so that status, the other lane and the next process see it: `api`,
-`listings` and `roster` (answers that cannot be trusted), `placing`, `drop`, `archive`, `database`. While a row stands, its lane waits until `next_try_at`, then tries once.
+`listings` and `roster` (answers that cannot be trusted), `placing`, `drop`, `archive`, `database`. While a row stands,
+its lane waits until `next_try_at`, then tries once.
 """
 
 from __future__ import annotations

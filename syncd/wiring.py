@@ -108,11 +108,13 @@ class Lanes:
     api_lane: ApiLane
     pull_lane: PullLane
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    abandoned: bool = False  # a lane hangs in a call: its connections are left to the end of the process
 
     def close(self) -> None:
         """Take back what was prepared, close every connection."""
-        self.api_lane.close()
-        self.closing.close()
+        if not self.abandoned:
+            self.api_lane.close()
+            self.closing.close()
 
 
 def build(
@@ -131,6 +133,7 @@ def build(
         lanes.append(Doors(settings, own, archive, api, drop, clock, log))
     for_api, for_pull = lanes
     now = clock.now()
+    index.run("UPDATE site SET failures = 0, next_try_at = ?", now)  # a fresh start tries everything once
     pull_lane = PullLane(for_pull, Sites(for_pull.index, log))
     pull_lane.start(now)
     api_lane = ApiLane(for_api, Sites(for_api.index, log), open_pace(settings, clock), scope, now)

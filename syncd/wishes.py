@@ -81,11 +81,18 @@ def _retry(index: Index, items: list[Item], now: float) -> int:
 
 
 def _repair(index: Index, item: Item, now: float) -> None:
-    """Fetch an archived item again, as if it had never been here."""
-    known = index.known_item(item)
-    if known is None or known.vanished or item.kind not in METHODS_OF:
+    """Fetch an archived item again, as if it had never been here; a thumbnail with all that are due of its patient."""
+    source = Item(item.pat_num, "document", item.num) if item.kind == "thumbnail" else item
+    known = index.known_item(source)
+    if known is None or known.vanished:
         raise UsageError(f"{item.full_id} cannot be fetched again: it is not listed by Open Dental any more")
-    for method in METHODS_OF[item.kind]:
+    if known.pending:
+        raise UsageError(f"{item.full_id} cannot be fetched yet: its file is not in Open Dental, only its web address")
+    if source != item:
+        index.set_item(source, "thumbnail_due = 1")
+        sql = "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE pat_num = ?"
+        index.run(sql, item.pat_num)
+    for method in METHODS_OF.get(item.kind, ()):
         index.run(
             "INSERT OR IGNORE INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
             " VALUES (?, ?, ?, ?, ?, 'repair', ?, ?)",

@@ -292,7 +292,7 @@ def test_documented_words_for_none_are_no_names(office: Office, status: int, wor
     assert api_of(office).place_thumbnails(15, "syncd/x/") == ()
 
 
-@pytest.mark.parametrize("body", [[{"DocNum": 1, "FileName": "../x"}], [{"DocNum": 1}], ["x"], {"a": 1}, b"[{", b""])
+@pytest.mark.parametrize("body", [[{"FileName": "x"}], [{"DocNum": 1, "FileName": 5}], ["x"], {"a": 1}, b"[{", b""])
 def test_unreadable_names_are_unanswered(office: Office, body: object) -> None:
     office.answer = http(201, body)
     with pytest.raises(UnansweredError):
@@ -468,7 +468,7 @@ def test_row_without_a_required_field_refuses_the_page(office: Office, lacking: 
 
 @pytest.mark.parametrize("body", [
     b"<html>sign in</html>", b"", b"null", b"{}", b'"no documents"', b"[[]]", b"[null]", b"[NaN]", b"\xff\xfe[]",
-    b'[{"PatNum":101,"PatNum":102}]', b"[" * 100_000, b"[1" + b"0" * 10_000 + b"]", b"[] []",
+    b"[" * 100_000, b"[1" + b"0" * 10_000 + b"]", b"[] []",
 ])  # fmt: skip
 def test_what_is_no_list_of_rows_is_refused(office: Office, body: bytes) -> None:
     office.answer = http(200, body)
@@ -573,17 +573,6 @@ def test_permissions_and_version_are_told(office: Office) -> None:
     office.answer = http(200, [])
     with pytest.raises(ListingError):
         api_of(office).program_version()
-
-
-def test_appointments_and_queries_are_read(office: Office) -> None:
-    office.answer = http(200, [{"AptNum": 1, "PatNum": 7, "AptDateTime": "2026-11-21 09:00:00"}])
-    assert api_of(office).appointments("2026-11-21", "2026-11-21", 0, 100) == ((7, "2026-11-21 09:00:00"),)
-    office.answer = http(200, [{"DocNum": 5}])
-    assert api_of(office).short_query("SELECT 1", 100) == [{"DocNum": 5}]
-    assert office.requests[-1].startswith(b"PUT /api/v1/queries/ShortQuery?Offset=100 HTTP")
-    office.answer = http(401, "Invalid permissions")
-    with pytest.raises(NoSuchMethodError):
-        api_of(office).short_query("SELECT 1", 0)
 
 
 # The simulated practice -----------------------------------------------------------------------------------------------

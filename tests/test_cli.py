@@ -206,15 +206,21 @@ def test_second_backfill_is_refused_and_told_who_holds_the_lock(desk: Desk) -> N
     assert f"`syncd backfill` (pid {os.getpid()})" in result.stderr
 
 
-def test_refused_keys_end_with_12_and_missing_archive_with_13(desk: Desk) -> None:
+def test_refused_key_ends_with_12_and_the_right_one_goes_on(desk: Desk) -> None:
     key = desk.folder / "customer_key"
     right = key.read_text()
     key.write_text("wrong")
     assert desk.call("backfill").exit_code == errors.EXIT_REFUSED
     key.write_text(right)
-    desk.call("retry")
+    desk.json("retry")
+    assert desk.json("backfill")["owed"] == 0
+
+
+def test_archive_that_is_not_mounted_ends_with_13(desk: Desk) -> None:
+    desk.json("backfill")
     desk.archive.rename(desk.folder / "elsewhere")
     assert desk.call("backfill").exit_code == errors.EXIT_ARCHIVE
+    assert not desk.archive.exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -242,6 +248,8 @@ def test_progress_is_a_line_at_once_and_one_at_the_end_where_there_is_no_termina
 
 
 def test_daemon_takes_up_wishes_and_a_backfill_and_ends_with_0(desk: Desk) -> None:
+    # Without thumbnails: the daemon rightly waits 15 quiet minutes for them.
+    desk.file.write_text(desk.file.read_text() + '[sync]\nkinds = ["document", "mount", "mount-image", "sheet"]\n')
     with desk.process("run") as process:
         desk.wait_for_lock("run")
         result = desk.call("backfill")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -32,6 +33,7 @@ from syncd.diff import (
     stamp_age,
 )
 from syncd.model import KINDS, Item, Kind, Listed, Upload
+from tests.small import serving, small
 
 T0 = 1_795_000_000.0
 DOCUMENT, MOUNT, SHEET = Item(101, "document", 5), Item(101, "mount", 5), Item(101, "sheet", 45)
@@ -399,3 +401,34 @@ def test_sheets_images_and_thumbnails_are_not_fetched_again_by_age(kind: Kind) -
 )
 def test_an_absence_decides_when_it_lasted_and_nothing_holds_it(changes: dict[str, Any], decides: bool) -> None:
     assert ripe(known(**changes), T0, DAY) is decides
+
+
+def test_item_that_the_office_never_found_vanishes_with_the_next_listing_that_lacks_it(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    num = one.practice.add_document(one.other, "png")
+    world.run(hours=3, until=lambda: world.has(one.other, "document", num))
+    one.practice.delete_document(num)
+    world.run(hours=1, until=lambda: world.item(one.other, "document", num)["not_found"])
+    assert world.state(one.other, "document", num) == "owed"
+    world.sweep()
+    state = world.state(one.other, "document", num)
+    world.stop()
+    assert state == "vanished"
+
+
+def test_image_that_is_put_back_into_its_mount_is_not_vanished_any_more(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one, sync={"vanish_after": "1h"})
+    world.run()
+    num = int(one.practice.mount_images(one.mount)[0]["DocNum"])
+    one.practice.out_of_mount(num)
+    one.practice.change_mount(one.mount)
+    world.run(hours=30, until=lambda: world.state(one.patient, "mount-image", num) == "vanished")
+    one.practice.move_into_mount(num, one.mount)
+    one.practice.change_mount(one.mount)
+    world.sweep()
+    state = world.state(one.patient, "mount-image", num)
+    world.stop()
+    assert state == "archived"

@@ -473,7 +473,7 @@ def test_dates_that_are_none_do_not_agree(index: Index, no_date: str) -> None:
     assert index.elsewhere(DOCUMENT, no_date) == []
 
 
-def test_mount_takes_its_images_along_and_leaves_no_duty_that_is_not_under_way(index: Index) -> None:
+def test_mount_takes_its_images_along_and_leaves_no_duty_not_even_one_under_way(index: Index) -> None:
     roster(index, 101)
     poll(index, 101, listed(MOUNT), listed(DOCUMENT))
     for number, mount_num in ((440, 15), (441, 15), (442, 16)):
@@ -484,7 +484,7 @@ def test_mount_takes_its_images_along_and_leaves_no_duty_that_is_not_under_way(i
     assert gone == [MOUNT, IMAGE, Item(101, "mount-image", 441)]
     assert index.vanish(MOUNT, T0 + 9) == [MOUNT]
     left = {(row["method"], row["num"]) for row in index.rows("SELECT method, num FROM duty")}
-    assert left == {("mount", 15), ("mount-image", 442), ("document", 34)}
+    assert left == {("mount-image", 442), ("document", 34)}
 
 
 def test_image_of_a_mount_is_put_down_once(index: Index) -> None:

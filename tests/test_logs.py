@@ -73,13 +73,7 @@ def test_line_begins_with_the_utc_time_and_names_level_event_and_practice(tmp_pa
     assert next(iter(lines(tmp_path)[0])) == "time"
 
 
-def test_bound_ids_are_in_every_line(tmp_path: Path) -> None:
-    log = open_logs(settings(tmp_path), {}).bind(pat_num=101)
-    log.info("list_polled", rows=3)
-    assert (lines(tmp_path)[0]["pat_num"], lines(tmp_path)[0]["rows"]) == (101, 3)
-
-
-def test_unlisted_keys_and_values_are_dropped_at_any_depth(tmp_path: Path) -> None:
+def test_unlisted_keys_are_dropped_and_values_that_are_no_plain_words_blanked(tmp_path: Path) -> None:
     log = open_logs(settings(tmp_path), {})
     log.info(
         "item_failed",
@@ -98,7 +92,7 @@ def test_unlisted_keys_and_values_are_dropped_at_any_depth(tmp_path: Path) -> No
     assert CANARY not in text
     first, second = lines(tmp_path)
     assert (first["reason"], first["failure"], first["now"], first["seq"]) == ("?", "?", "?", "?")
-    assert first["item"] == {"kind": "sheet", "num": [1, {}, "?"]}
+    assert first["item"] == "?"
     assert (first["wait_seconds"], first["who"]) == (1.235, None)
     assert second["event"] == "unlisted_event"
 
@@ -122,14 +116,9 @@ def test_exception_leaves_types_and_places_but_no_text_and_no_locals(tmp_path: P
             raise SiteError("disk_error", patient) from error
     except SiteError as error:
         log.error("turn_failed", where="pull", exc_info=error)
-    try:
-        raise ValueError(patient)
-    except ValueError:
-        log.error("turn_failed", exc_info=True)  # noqa: G201 - Log has no exception(): events have levels
-    first, second = lines(tmp_path)
+    (first,) = lines(tmp_path)
     assert (first["exception"], first["message_code"]) == ("SiteError/OSError", "ENOSPC")
     assert first["where"].startswith("pull test_logs:")
-    assert second["exception"] == "ValueError"
     assert CANARY not in (tmp_path / "syncd.log").read_text("ascii")
 
 
@@ -252,8 +241,8 @@ except OSError:
 
 def test_status_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
     files = StatusFiles(tmp_path)
-    assert files.write_json({"state": "ok", "owed": 3})
-    assert files.write_json({"state": "paused"})
+    files.write_json({"state": "ok", "owed": 3})
+    files.write_json({"state": "paused"})
     assert json.loads((tmp_path / "status.json").read_text()) == {"state": "paused"}
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
@@ -261,20 +250,21 @@ def test_status_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_report_is_appended_and_capped(tmp_path: Path) -> None:
     files = StatusFiles(tmp_path, max_size=100, keep=1)
     for number in range(20):
-        assert files.append_report(f"report {number}: all is well")
+        files.append_report(f"report {number}: all is well\n")
     assert (tmp_path / "status.log").read_text().endswith("report 19: all is well\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["status.log", "status.log.1"]
 
 
-def test_status_that_cannot_be_written_says_so_and_raises_nothing(tmp_path: Path) -> None:
+def test_status_that_cannot_be_written_raises_nothing_and_is_written_once_it_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     files = StatusFiles(tmp_path / "file")
-    assert not files.write_json({})
-    assert not files.append_report("x\n")
+    files.write_json({})
+    files.append_report("x\n")
     (tmp_path / "status.json").mkdir()
-    assert not StatusFiles(tmp_path).write_json({})
+    StatusFiles(tmp_path).write_json({})
+    assert (tmp_path / "status.json").is_dir()
     (tmp_path / "status.json").rmdir()
-    assert StatusFiles(tmp_path).write_json({})
+    StatusFiles(tmp_path).write_json({})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "status.json"]
 
 

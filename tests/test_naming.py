@@ -95,12 +95,11 @@ def test_what_is_no_id_is_refused_without_an_echo(text: str) -> None:
     assert "Smith" not in str(refusal.value)
 
 
-def test_list_and_guard_ids() -> None:
-    assert naming.parse_list_id("patient-101") == 101
+def test_guard_ids() -> None:
     assert naming.parse_guard_id("guard-7") == 7
-    for wrong in ("guard-7", "patient-", "patient-0", "101"):
+    for wrong in ("patient-7", "guard-", "guard-0", "101"):
         with pytest.raises(UsageError):
-            naming.parse_list_id(wrong)
+            naming.parse_guard_id(wrong)
 
 
 @pytest.mark.parametrize(

@@ -226,13 +226,6 @@ def test_whole_week_is_always_inside_and_no_window_never_is() -> None:
     assert not any(pacing.in_window([], hour) for hour in hours)
 
 
-def test_next_window_starts_after_now() -> None:
-    assert pacing.next_window_start([], at("2026-11-20 10:00")) is None
-    assert pacing.next_window_start(WINDOWS, at("2026-11-20 10:00")) == at("2026-11-20 18:00")
-    assert pacing.next_window_start(WINDOWS, at("2026-11-20 18:00")) == at("2026-11-21 00:00")
-    assert pacing.next_window_start([parse_window("Fri")], at("2026-11-20 00:00")) == at("2026-11-27 00:00")
-
-
 def test_items_are_retried_with_growing_distance_and_never_never() -> None:
     assert [pacing.retry_delay(n) for n in (0, 1, 2, 3, 4, 5, 6, 99)] == [
         5,

@@ -119,10 +119,11 @@ def test_export_copies_the_current_version_only(shelf: Shelf, tmp_path: Path) ->
     assert [path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")] == [b"new"]
 
 
-def test_thumbnails_are_exported_only_when_asked_for(shelf: Shelf, tmp_path: Path) -> None:
+def test_thumbnails_are_not_exported(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put(DOCUMENT, b"one")
     shelf.put(Item(101, "thumbnail", 34), b"small")
-    assert export(shelf.catalog, shelf.archive, [101], tmp_path / "a", ZONE).files == 0
-    assert export(shelf.catalog, shelf.archive, [101], tmp_path / "b", ZONE, kinds={"thumbnail"}).files == 1
+    assert export(shelf.catalog, shelf.archive, [101], tmp_path / "out", ZONE).files == 1
+    assert files(tmp_path / "out") == [f"101/BWX/{NAME}"]
 
 
 def test_what_left_the_listing_is_counted_and_exported_only_when_asked_for(shelf: Shelf, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import secrets
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ import pytest
 
 from syncd.config import Settings, parse
 from syncd.errors import ConfigError, LockHeldError, SiteError
-from syncd.service import Claim, Lock, PaceFile, SystemClock, Systemd, become_owner, read_credentials, write_atomic
+from syncd.service import Claim, Lock, PaceFile, SystemClock, Systemd, become_owner, read_credentials
 
 HOLDING = """
 import sys, pathlib
@@ -348,21 +347,3 @@ def test_folder_of_root_or_none_changes_no_user(tmp_path: Path) -> None:
     become_owner(tmp_path / "missing")
     become_owner(Path("/"))
     assert (os.getresuid(), os.getresgid()) == before
-
-
-def test_file_is_replaced_as_a_whole_with_its_mode_and_no_draft_left(tmp_path: Path) -> None:
-    path = tmp_path / "status"
-    write_atomic(path, b"one", 0o644)
-    write_atomic(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [entry.name for entry in tmp_path.iterdir()] == ["status"]
-
-
-def test_failed_replacement_keeps_the_old_and_leaves_no_draft(tmp_path: Path) -> None:
-    (tmp_path / "folder" / "inside").mkdir(parents=True)
-    with pytest.raises(SiteError, match="EISDIR"):
-        write_atomic(tmp_path / "folder", b"x")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
-    with pytest.raises(SiteError, match="ENOENT"):
-        write_atomic(tmp_path / "missing" / "file", b"x")

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from syncd.cli import cli
@@ -55,7 +56,8 @@ def test_unit_calls_a_verb_that_exists_with_options_that_it_has(unit: Unit) -> N
     (start,) = unit["Service", "ExecStart"]
     program, option, practice, verb, *rest = shlex.split(start)
     assert (program, option, practice) == ("/opt/syncd/current/bin/syncd", "-p", "%i")
-    cli.commands[verb].make_context(verb, rest)
+    command = cli.commands[verb]
+    command.make_parser(click.Context(command)).parse_args(rest)
 
 
 def test_unit_is_not_restarted_for_what_a_restart_cannot_mend(unit: Unit) -> None:

@@ -28,7 +28,7 @@ class Practice:
     index: Index
     log: RecordedLog
 
-    def list(self, kind: Kind, num: int, revision: str = "r1") -> Item:
+    def name(self, kind: Kind, num: int, revision: str = "r1") -> Item:
         """An item that the last listing named; nothing is owed."""
         item = Item(101, kind, num)
         row = Listed(item, revision, revision, "2021-04-08 10:00:00", "", "scan.jpg", {})
@@ -95,8 +95,8 @@ def test_unknown_wish_is_refused_and_stops_no_other(practice: Practice) -> None:
 
 def test_retry_of_everything_lifts_every_wait_and_forgets_every_failure(practice: Practice) -> None:
     index = practice.index
-    practice.owe(practice.list("document", 34), failures=4)
-    practice.owe(practice.list("document", 35))
+    practice.owe(practice.name("document", 34), failures=4)
+    practice.owe(practice.name("document", 35))
     index.list_failed((101, "documents"), T0 + 900)
     index.run("UPDATE patient SET thumbnails_after_at = ?, thumbnails_failures = 3", T0 + 900)
     index.run("INSERT INTO site VALUES ('drop', 'drop_refused', '', ?, ?, 3)", T0, T0 + 900)
@@ -108,7 +108,7 @@ def test_retry_of_everything_lifts_every_wait_and_forgets_every_failure(practice
 
 
 def test_retry_leaves_a_placement_that_is_under_way_alone(practice: Practice) -> None:
-    item = practice.list("document", 34)
+    item = practice.name("document", 34)
     practice.owe(item, failures=1)
     told: dict[str, Any] = {"state": "asked", "asked_at": T0, "placed_at": None, "listed_at": T0, "why": "listed"}
     practice.index.journal(Attempt(0, "document", 101, 34, "r1", "syncd/name.jpg", listed={}, **told))
@@ -120,7 +120,7 @@ def test_retry_leaves_a_placement_that_is_under_way_alone(practice: Practice) ->
 
 def test_retry_of_one_item_tries_that_item_only(practice: Practice) -> None:
     for num in (34, 35):
-        practice.owe(practice.list("document", num), failures=3)
+        practice.owe(practice.name("document", num), failures=3)
     assert practice.grant("retry", [[101, "document", 34]]) == "1 to be tried again now"
     assert practice.duties() == [("document", 34, "listed", LATER, 0), ("document", 35, "listed", T0 + 90_000, 3)]
 
@@ -135,15 +135,15 @@ def test_retry_of_one_item_tries_that_item_only(practice: Practice) -> None:
     ],
 )
 def test_retry_of_an_archived_item_fetches_it_again(practice: Practice, kind: Kind, methods: list[str]) -> None:
-    practice.list(kind, 34)
+    practice.name(kind, 34)
     assert practice.grant("retry", [[101, kind, 34]]) == "1 to be tried again now"
     assert practice.duties() == [(method, 34, "repair", LATER, 0) for method in methods]
 
 
 def test_retry_of_a_thumbnail_makes_it_due_at_its_document(practice: Practice) -> None:
     index = practice.index
-    practice.list("document", 34)
-    practice.list("thumbnail", 34)
+    practice.name("document", 34)
+    practice.name("thumbnail", 34)
     index.run("UPDATE patient SET thumbnails_after_at = ?, thumbnails_failures = 3", T0 + 900)
     assert practice.grant("retry", [[101, "thumbnail", 34]]) == "1 to be tried again now"
     assert practice.duties() == []
@@ -153,8 +153,8 @@ def test_retry_of_a_thumbnail_makes_it_due_at_its_document(practice: Practice) -
 
 @pytest.mark.parametrize("kind", ["document", "thumbnail"])
 def test_retry_of_what_is_not_listed_is_refused_and_changes_nothing(practice: Practice, kind: Kind) -> None:
-    practice.owe(practice.list("document", 34), failures=3)
-    gone = practice.list("document", 35)
+    practice.owe(practice.name("document", 34), failures=3)
+    gone = practice.name("document", 35)
     practice.index.vanish(gone, T0)
     before = practice.duties()
     for number in (35, 99):
@@ -165,7 +165,7 @@ def test_retry_of_what_is_not_listed_is_refused_and_changes_nothing(practice: Pr
 
 
 def test_retry_of_what_is_not_in_the_practice_yet_is_refused(practice: Practice) -> None:
-    practice.index.set_item(practice.list("document", 34), "pending = 1")
+    practice.index.set_item(practice.name("document", 34), "pending = 1")
     said = practice.grant("retry", [[101, "document", 34]])
     assert said is not None
     assert said.startswith("refused: 101/document-34 ")
@@ -176,7 +176,7 @@ def test_retry_of_what_is_not_in_the_practice_yet_is_refused(practice: Practice)
 
 
 def test_approved_guard_lets_its_items_go_on_by_the_ordinary_rule(practice: Practice) -> None:
-    guard, item = practice.guard(), practice.list("document", 34)
+    guard, item = practice.guard(), practice.name("document", 34)
     practice.index.set_item(item, "held_by = 1, missing_since_at = ?", T0 - 90_000)
     assert practice.grant("approve", guard) == "guard-1 approved"
     assert practice.index.item_rows(item)[0]["held_by"] is None
@@ -186,7 +186,7 @@ def test_approved_guard_lets_its_items_go_on_by_the_ordinary_rule(practice: Prac
 
 
 def test_rejected_guard_keeps_its_items_until_they_are_seen_again(practice: Practice) -> None:
-    guard, item = practice.guard(), practice.list("document", 34)
+    guard, item = practice.guard(), practice.name("document", 34)
     practice.index.set_item(item, "held_by = 1, missing_since_at = ?", T0 - 90_000)
     assert practice.grant("reject", guard) == "guard-1 rejected"
     assert practice.index.item_rows(item)[0]["held_by"] == -1

@@ -45,6 +45,7 @@ from syncd.wiring import Lanes, build
 
 START = 1_773_151_200.0  # Tuesday, 10 March 2026, 9 o'clock in Chicago
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGVJ1c6zVYoA0rnYBMqBpTdTUDYo4gqUkbbYdR0CKlsk"
+SIZE_CAP = 64 * 1024 * 1024  # bytes of one answer
 PLACEMENTS = ("/documents/DownloadSftp", "/documents/DownloadMount", "/documents/Thumbnails", "/sheets/DownloadSftp")
 
 
@@ -248,6 +249,9 @@ def compare_archive(
 
 def _check_file(name: str, path: Path, mode: int, expected: Expected, found: Findings) -> None:
     content = path.read_bytes()
+    siblings = path.parent.glob(f"{path.name.split('.')[0]}.*")
+    if all(each.suffix == ".json" for each in siblings):
+        return  # a crash came before its file was linked: not archived yet, and replaced when it is
     if expected.kept.setdefault(name, _sha(content)) != _sha(content):
         found.wrong.append(f"{name}: its bytes changed")
     if mode != 0o400:
@@ -326,6 +330,7 @@ class World:
         latency: float = 0.0,
         in_database: bool = False,
         nap: float = 300.0,
+        size_cap: int = SIZE_CAP,
         **overrides: dict[str, object],
     ) -> World:
         """A mirror that has not taken a turn yet.
@@ -342,7 +347,7 @@ class World:
         settings = make_settings(folder, interval, overrides)
         log, drop = RecordedLog(), DropInMemory(site)
         scope = Scope(backfill=backfill, since=clock.now())
-        lanes = build(settings, clock, log, scope, make_api(settings, office), drop)
+        lanes = build(settings, clock, log, scope, make_api(settings, office, size_cap), drop)
         return cls(folder, clock, own, office, site, drop, settings, log, lanes, scope, nap)
 
     @property
@@ -529,7 +534,7 @@ def make_settings(folder: Path, interval: float, overrides: dict[str, dict[str, 
     return config.parse(to_toml(sections), name="main", folder=folder, environ={})
 
 
-def make_api(settings: Settings, office: Office, size_cap: int = 64 * 1024 * 1024) -> OpenDentalApi:
+def make_api(settings: Settings, office: Office, size_cap: int = SIZE_CAP) -> OpenDentalApi:
     """The real door, with the office in-process behind it."""
     site = office.site
     assert isinstance(site, MemoryDrop)

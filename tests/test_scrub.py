@@ -1,0 +1,386 @@
+"""The archive alone is enough: an index rebuilt from it is the one that was lost; damage and foreign files are told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncd.archive import Archive, Publication
+from syncd.config import Settings
+from syncd.demo.practice import Practice
+from syncd.errors import SiteError, UsageError
+from syncd.index import Index, Row
+from syncd.model import Item, Version
+from syncd.scrub import adopt_all, adopt_newer, reindex, share_of, verify
+from syncd.sites import Doors
+from tests.small import DAY, Small, serving, small
+from tests.world import START, World, make_settings
+
+VERSIONS = "SELECT * FROM version ORDER BY seq"
+# What only listings tell comes back with the first listing; what is archived must come back from the archive.
+ARCHIVED = (
+    "SELECT pat_num, kind, num, mount_num, archived_revision, images_revision, current_version, current_seq, sha256,"
+    " bytes, media_type, archived_at, thumbnail_due, file_name FROM item ORDER BY pat_num, kind, num"
+)
+
+
+@pytest.fixture
+def one() -> Small:
+    return small(documents=2)
+
+
+@pytest.fixture
+def world(tmp_path: Path, one: Small) -> Iterator[World]:
+    """A mirror with a history: a second version, an edited row with equal bytes, images that came and went."""
+    world = serving(tmp_path, one)
+    world.run()
+    practice: Practice = one.practice
+    practice.replace_bytes(one.document)
+    practice.edit_document(one.letter, Description="Renamed")
+    practice.edit_sheet(one.sheet)
+    practice.change_mount(one.mount, Description="Renamed")
+    practice.out_of_mount(int(practice.mount_images(one.mount)[0]["DocNum"]))
+    world.sweep()
+    world.run(hours=0.6)
+    world.check()
+    yield world
+    world.stop()
+
+
+def versions(index: Index) -> list[Row]:
+    """The version rows, without the time of the last check."""
+    return [{name: value for name, value in row.items() if name != "checked_at"} for row in index.rows(VERSIONS)]
+
+
+def rebuilt(world: World) -> Index:
+    """The index after a reindex while nothing runs."""
+    world.stop()
+    reindex(world.settings, open_archive(world), world.clock.now())
+    return Index(world.settings.state_path / "index.db")
+
+
+def open_archive(world: World) -> Archive:
+    return Archive(world.archive, world.settings.archive.reserve)
+
+
+# --- reindex
+
+
+def test_index_rebuilt_from_the_archive_has_exactly_the_same_versions_and_items(world: World) -> None:
+    before, items = versions(world.index), world.index.rows(ARCHIVED)
+    marker, last = world.index.meta("archive_id"), int(world.index.meta("last_seq") or 0)
+    assert len(before) > 10
+    assert {row["sidecar"] for row in before} == {1, 2}
+    assert max(row["version"] for row in before) == 2
+    index = rebuilt(world)
+    assert versions(index) == before
+    assert index.rows(ARCHIVED) == items
+    assert index.meta("archive_id") == marker
+    assert list(index.reserve_seqs(1, above=0)) == [last + 1]
+    index.close()
+
+
+def test_mirror_goes_on_after_a_reindex_without_fetching_anything_again(world: World, one: Small) -> None:
+    before = versions(world.index)
+    rebuilt(world).close()
+    sent = len(world.office.arrivals)
+    world.restart()
+    world.run()
+    assert world.placements(since=sent) == []
+    assert versions(world.index) == before
+    one.practice.replace_bytes(one.letter)
+    world.sweep()
+    world.check_safe()
+    assert len(world.media(one.other, "document", one.letter)) == 2
+    assert versions(world.index)[-1]["seq"] > before[-1]["seq"]
+
+
+def test_patients_are_known_again_with_their_names(world: World, one: Small) -> None:
+    columns = "SELECT pat_num, status, last_name, first_name, preferred, birthdate FROM patient ORDER BY pat_num"
+    before = world.index.rows(columns)
+    index = rebuilt(world)
+    assert index.rows(columns) == before
+    assert index.meta("roster_at") is None  # the archive's patients are no roster
+    index.close()
+
+
+def test_the_index_that_was_there_is_kept_beside_the_new_one(world: World) -> None:
+    state = world.settings.state_path
+    world.index.remember("mark", "old")
+    index = rebuilt(world)
+    assert index.meta("mark") is None
+    index.close()
+    old = Index(state / "index.db.before-reindex")
+    assert old.meta("mark") == "old"
+    old.close()
+    assert not list(state.glob("index.db.new*"))
+    assert {path.stat().st_mode & 0o777 for path in state.glob("index.db*")} == {0o600}
+
+
+def test_an_index_that_nobody_can_read_is_no_hindrance(world: World) -> None:
+    before = versions(world.index)
+    world.stop()
+    path = world.settings.state_path / "index.db"
+    path.write_bytes(b"noise" * 1000)
+    with pytest.raises(SiteError):
+        Index(path)
+    index = rebuilt(world)
+    assert versions(index) == before
+    index.close()
+
+
+def test_leftovers_of_an_interrupted_reindex_do_not_matter(world: World) -> None:
+    state, before = world.settings.state_path, versions(world.index)
+    for name in ("index.db.new", "index.db.new-wal"):
+        (state / name).write_bytes(b"half")
+    index = rebuilt(world)
+    assert versions(index) == before
+    index.close()
+
+
+def test_without_an_archive_nothing_is_rebuilt_and_the_index_stays(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, 30.0, {})
+    settings.state_path.mkdir(parents=True, exist_ok=True)
+    index = Index(settings.state_path / "index.db")
+    index.remember("mark", "here")
+    with pytest.raises(UsageError, match="archive"):
+        reindex(settings, Archive(tmp_path / "nowhere", 0), START)
+    assert index.meta("mark") == "here"
+    assert [path.name for path in settings.state_path.glob("index.db.*")] == []
+    index.close()
+
+
+# --- adopting
+
+
+def test_index_put_back_from_an_older_copy_is_noticed_and_made_whole_without_requests(
+    tmp_path: Path, one: Small
+) -> None:
+    world = serving(tmp_path / "mirror", one)
+    world.run()
+    world.stop()
+    path = world.settings.state_path / "index.db"
+    shutil.copy(path, tmp_path / "backup.db")
+    world.restart()
+    one.practice.replace_bytes(one.document)
+    new = one.practice.add_document(one.other, "png")
+    world.sweep()
+    world.run(hours=1)
+    before, sent = versions(world.index), len(world.office.arrivals)
+    world.stop()
+    for each in path.parent.glob("index.db*"):
+        each.unlink()
+    shutil.copy(tmp_path / "backup.db", path)
+    world.restart()
+    assert versions(world.index) == before  # adopted before the first turn
+    world.run()
+    assert [each for each in world.placements(since=sent) if each.path != "/documents/Thumbnails"] == []
+    assert world.state(one.other, "document", new) == "archived"
+    one.practice.replace_bytes(one.letter)
+    world.sweep()
+    world.check()
+    assert versions(world.index)[-1]["seq"] > before[-1]["seq"]
+    world.stop()
+
+
+def test_an_index_that_knows_every_number_is_not_compared_with_the_archive(world: World) -> None:
+    doors: Doors = world.lanes.pull_lane._doors
+    item = Item(world.index.value("SELECT min(pat_num) FROM item"), "document", 9999)
+    folder = world.archive / "patients" / str(item.pat_num) / item.id
+    folder.mkdir()
+    (folder / "1-0123456789ab.jpg").write_bytes(b"foreign")
+    assert adopt_newer(doors, world.clock.now()) == 0
+
+
+def test_adopting_again_changes_nothing(world: World) -> None:
+    before, items, last = versions(world.index), world.index.rows(ARCHIVED), world.index.meta("last_seq")
+    found = adopt_all(world.index, open_archive(world), world.settings, world.clock.now())
+    assert (found.versions, found.bytes, found.foreign) == (0, 0, [])
+    assert versions(world.index) == before
+    assert world.index.rows(ARCHIVED) == items
+    assert world.index.meta("last_seq") == last
+
+
+def test_foreign_files_are_told_and_left_where_they_are(world: World, one: Small) -> None:
+    folder = world.archive / "patients" / str(one.patient)
+    planted = {
+        "stray.txt",
+        "patients/notes",
+        f"patients/{one.patient}/letter.pdf",
+        f"patients/{one.patient}/document-{one.document}/7-0123456789ab.jpg",
+    }
+    for name in planted:
+        (world.archive / name).write_bytes(b"mine")
+    sidecar = next((folder / f"document-{one.document}").glob("1-*.json"))
+    sidecar.chmod(0o600)
+    sidecar.write_text("{}")
+    found = adopt_all(world.index, open_archive(world), world.settings, world.clock.now())
+    orphans = {str(sidecar.relative_to(world.archive)), str(sidecar.with_suffix(".jpg").relative_to(world.archive))}
+    assert set(found.foreign) == planted | orphans
+    assert all((world.archive / name).read_bytes() == b"mine" for name in planted)
+
+
+# --- what follows from the versions
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[Bare]:
+    settings = make_settings(tmp_path, 30.0, {})
+    settings.archive.path.mkdir(parents=True)
+    archive = Archive(settings.archive.path, 0)
+    archive.create("a" * 32)
+    index = Index(tmp_path / "index.db")
+    yield Bare(settings, archive, index)
+    index.close()
+
+
+class Bare:
+    """An archive that the test fills itself, and an index that knows nothing of it."""
+
+    def __init__(self, settings: Settings, archive: Archive, index: Index) -> None:
+        self.settings, self.archive, self.index, self.seq = settings, archive, index, 0
+
+    def publish(self, item: Item, content: bytes, version: int = 1, sidecar: int = 1, **changes: Any) -> Version:
+        self.seq += 1
+        source = self.archive.new_incoming()
+        sha256 = self.archive.write_incoming(source, content)
+        told: dict[str, Any] = {"revision": "r1", "extension": "jpg", "media_type": "image/jpeg", "method": "x"}
+        told |= dict.fromkeys(("listed_at", "placed_at", "archived_at", "first_seen_at"), START)
+        told |= {"file_name": "scan.jpg", "mount_num": None} | changes
+        made = Version(self.seq, item, version=version, sidecar=sidecar, sha256=sha256, bytes=len(content), **told)
+        publication = Publication(made, source if sidecar == 1 else None)
+        assert self.archive.publish([publication]) == [None]
+        source.unlink(missing_ok=True)
+        return made
+
+    def image(self, num: int, content: bytes, mount_revision: str, named: tuple[int, ...], **changes: Any) -> Version:
+        told: dict[str, Any] = {
+            "mount_num": 15,
+            "source_revision": mount_revision,
+            "mount_images": named,
+            "revision": mount_revision,
+        }
+        return self.publish(Item(101, "mount-image", num), content, **told, **changes)
+
+    def adopt(self) -> None:
+        adopt_all(self.index, self.archive, self.settings, START)
+
+    def images_revision(self) -> str | None:
+        known = self.index.known_item(Item(101, "mount", 15))
+        assert known is not None
+        return known.images_revision
+
+
+def test_only_a_mount_whose_every_image_is_archived_is_whole(bare: Bare) -> None:
+    bare.publish(Item(101, "mount", 15), b"composite")
+    bare.image(440, b"one", "m1", (440, 441))
+    bare.adopt()
+    assert bare.images_revision() is None
+    bare.image(441, b"two", "m1", (440, 441))
+    bare.adopt()
+    assert bare.images_revision() == "m1"
+
+
+def test_the_newest_whole_revision_of_a_mount_counts_whatever_the_order_of_its_folders(bare: Bare) -> None:
+    bare.publish(Item(101, "mount", 15), b"composite")
+    for number in (440, 441, 99):  # the folder of 99 is walked after those of 440 and 441
+        bare.image(number, b"%d" % number, "m1", (440, 441, 99))
+    for number in (440, 441):  # 99 was taken out
+        bare.image(number, b"new %d" % number, "m2", (440, 441), version=2)
+    bare.image(440, b"newest", "m3", (440, 442), version=3)  # 442 never arrived
+    bare.adopt()
+    assert bare.images_revision() == "m2"
+
+
+def test_thumbnail_is_due_where_the_newest_image_has_none(bare: Bare) -> None:
+    first = bare.publish(Item(101, "document", 34), b"image")
+    bare.publish(Item(101, "document", 35), b"letter", extension="pdf", media_type="application/pdf")
+    settled = bare.publish(Item(101, "document", 36), b"settled")
+    bare.publish(Item(101, "thumbnail", 34), b"small", source_revision=first.sha256)
+    bare.publish(Item(101, "thumbnail", 36), b"small", source_revision=settled.sha256)
+    bare.publish(Item(101, "document", 34), b"newer image", version=2, revision="r2")
+    bare.adopt()
+    assert bare.index.rows("SELECT num FROM item WHERE thumbnail_due = 1") == [{"num": 34}]
+
+
+def test_thumbnails_that_nobody_wants_are_not_due(bare: Bare) -> None:
+    sync = bare.settings.sync.model_copy(update={"kinds": frozenset({"document"})})
+    bare.settings = bare.settings.model_copy(update={"sync": sync})
+    bare.publish(Item(101, "document", 34), b"image")
+    bare.adopt()
+    assert bare.index.value("SELECT thumbnail_due FROM item") == 0
+
+
+def test_what_has_no_stamp_is_fetched_again_by_age_after_a_rebuild(bare: Bare) -> None:
+    created = {"DateCreated": "2026-03-10 08:00:00"}  # an hour before START, in the practice's zone
+    bare.publish(Item(101, "mount", 15), b"composite", listing=created)
+    bare.publish(Item(101, "sheet", 45), b"sheet", extension="pdf", media_type="application/pdf")
+    bare.publish(Item(101, "document", 34), b"image")
+    bare.adopt()
+    due = {row["kind"]: row["refetch_at"] for row in bare.index.rows("SELECT kind, refetch_at FROM item")}
+    assert due["mount"] == START - 3600 + DAY
+    assert due["sheet"] is None
+    assert START + 180 * DAY <= due["document"] < START + 187 * DAY
+
+
+def test_numbers_given_out_later_lie_above_all_that_the_archive_ever_carried(bare: Bare) -> None:
+    bare.seq = 40
+    bare.publish(Item(101, "document", 34), b"image")
+    bare.adopt()
+    assert list(bare.index.reserve_seqs(1, above=0)) == [42]
+    bare.archive.note_seq(90)  # reserved, and then the crash came
+    bare.adopt()
+    assert list(bare.index.reserve_seqs(1, above=0)) == [91]
+
+
+# --- verify
+
+
+def all_versions(world: World) -> list[Version]:
+    numbers = [(row["pat_num"], row["kind"], row["num"]) for row in world.index.rows("SELECT * FROM item")]
+    archive = open_archive(world)
+    return [version for each in numbers for version in archive.read_item(Item(*each)) if version.sidecar == 1]
+
+
+def test_verify_finds_a_flipped_byte_and_a_missing_file_and_notes_what_was_right(world: World, one: Small) -> None:
+    every, later = all_versions(world), world.clock.now() + 1
+    flipped, missing = (next(v for v in every if v.item.num == num) for num in (one.document, one.letter))
+    path = world.archive / flipped.path
+    path.chmod(0o600)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    (world.archive / missing.path).unlink()
+    found = verify(world.index, open_archive(world), every, later)
+    assert found.damaged == [f"{flipped.item.full_id} version {flipped.version}"]
+    assert found.missing == [f"{missing.item.full_id} version {missing.version}"]
+    assert (found.versions, found.bytes) == (len(every), sum(version.bytes for version in every))
+    checked = {row["seq"] for row in world.index.rows("SELECT seq FROM version WHERE checked_at = ?", later)}
+    assert checked == {version.seq for version in every} - {flipped.seq, missing.seq}
+
+
+def test_verify_of_a_whole_archive_finds_nothing(world: World) -> None:
+    found = verify(world.index, open_archive(world), all_versions(world), world.clock.now())
+    assert (found.damaged, found.missing) == ([], [])
+    assert found.versions > 5
+
+
+def test_verify_does_not_take_an_absent_archive_for_damage(world: World) -> None:
+    every, archive = all_versions(world), open_archive(world)
+    world.archive.rename(world.archive.with_name("unmounted"))
+    with pytest.raises(SiteError) as told:
+        verify(world.index, archive, every, world.clock.now())
+    assert told.value.reason == "archive_missing"
+
+
+@pytest.mark.parametrize(
+    ("total", "part", "checked"),
+    [(0, "1/30", 0), (1, "1/30", 1), (30, "1/30", 1), (31, "1/30", 2), (90, "1/30", 3), (7, "1/1", 7), (10, "2/3", 7)],
+)
+def test_a_subset_is_never_empty_and_thirty_of_thirty_parts_are_all(total: int, part: str, checked: int) -> None:
+    assert share_of(total, Fraction(part)) == checked

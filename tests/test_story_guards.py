@@ -1,0 +1,364 @@
+"""When syncd must not believe what it sees: mass disappearances, and another database behind the key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncd import wishes
+from syncd.demo.build import Past, build_practice
+from syncd.demo.faults import Fault
+from syncd.index import Row
+from tests.world import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World.start(tmp_path, interval=10.0, nap=900.0)
+    yield world
+    world.stop()
+
+
+def full_patient(world: World, sheets: int = 24) -> int:
+    """A patient with so many sheets, all archived."""
+    pat = world.practice.add_patient()
+    for _ in range(sheets):
+        world.practice.add_sheet(pat)
+    world.run(hours=1)
+    return pat
+
+
+def emptied(world: World, pat: int) -> Fault:
+    """From now on the patient's sheets are listed as none."""
+    return world.office.faults.add("empty", path="/sheets", params={"PatNum": pat}, times=None)
+
+
+def guards_held(world: World) -> list[Row]:
+    return world.index.rows("SELECT * FROM guard WHERE state = 'held'")
+
+
+def vanished(world: World) -> int:
+    return int(world.index.value("SELECT count(*) FROM item WHERE vanished_at IS NOT NULL"))
+
+
+def decide(world: World, verb: str) -> None:
+    wishes.make(world.index, verb, f"guard-{guards_held(world)[0]['id']}", world.clock.now())
+    world.run(seconds=60)
+
+
+def pass_days(world: World, days: int) -> None:
+    """So many days, of which the mirror works one hour each."""
+    for _ in range(days):
+        world.clock.advance(82_800)
+        world.run(hours=1)
+
+
+def reasons(world: World) -> set[str]:
+    return {row["reason"] for row in world.index.rows("SELECT reason FROM site")}
+
+
+# --- one patient
+
+
+def test_list_that_is_suddenly_empty_is_held_and_nothing_vanishes(world: World) -> None:
+    pat = full_patient(world, 80)
+    emptied(world, pat)
+    world.run(hours=1)
+    assert [(row["scope"], row["items"], row["of_items"]) for row in guards_held(world)] == [(f"patient-{pat}", 80, 80)]
+    assert world.state(pat, "sheet", 1) == "held"
+    assert world.catalog().status_facts(world.clock.now()).held == 80
+    pass_days(world, 4)
+    assert vanished(world) == 0
+    world.check_safe()
+
+
+def test_hold_ends_by_itself_after_seven_listings_on_seven_days(world: World) -> None:
+    pat = full_patient(world)
+    emptied(world, pat)
+    world.run(hours=1)
+    pass_days(world, 5)
+    assert guards_held(world)[0]["agreeing"] == 6
+    assert vanished(world) == 0
+    pass_days(world, 2)
+    assert guards_held(world) == []
+    assert vanished(world) == 24
+    assert len(world.media(pat, "sheet", 1)) == 1
+    assert world.state(pat, "sheet", 1) == "vanished"
+
+
+def test_many_listings_on_one_day_count_once(world: World) -> None:
+    pat = full_patient(world)
+    emptied(world, pat)
+    world.run(hours=30)
+    assert len(world.sent("/sheets")) > 20
+    assert guards_held(world)[0]["agreeing"] <= 2
+
+
+def test_approved_disappearances_vanish_by_the_ordinary_rule(world: World) -> None:
+    pat = full_patient(world)
+    emptied(world, pat)
+    world.run(hours=1)
+    decide(world, "approve")
+    assert vanished(world) == 0
+    world.run(hours=26)
+    assert vanished(world) == 24
+    assert len(world.media(pat, "sheet", 1)) == 1
+
+
+def test_rejected_disappearances_stay_as_long_as_the_list_lacks_them(world: World) -> None:
+    pat = full_patient(world)
+    emptied(world, pat)
+    world.run(hours=1)
+    decide(world, "reject")
+    pass_days(world, 10)
+    assert vanished(world) == 0
+    assert world.state(pat, "sheet", 1) == "archived"
+    facts = world.catalog().status_facts(world.clock.now())
+    assert (facts.held, facts.holds) == (0, ())
+
+
+def test_rejected_disappearances_that_return_are_ordinary_again(world: World) -> None:
+    pat = full_patient(world)
+    fault = emptied(world, pat)
+    world.run(hours=1)
+    decide(world, "reject")
+    world.office.faults.clear(fault)
+    world.run(hours=2)
+    world.practice.delete_sheet(1)
+    world.run(hours=28)
+    assert world.state(pat, "sheet", 1) == "vanished"
+    world.check()
+
+
+def test_hold_ends_when_what_it_held_is_listed_again(world: World) -> None:
+    pat = full_patient(world)
+    fault = emptied(world, pat)
+    world.run(hours=1)
+    world.office.faults.clear(fault)
+    world.run(hours=2)
+    assert guards_held(world) == []
+    assert world.state(pat, "sheet", 1) == "archived"
+    world.check()
+
+
+@pytest.mark.parametrize(("before", "after"), [(19, 0), (42, 22), (60, 40)])
+def test_fewer_than_twenty_or_less_than_half_are_not_held(world: World, before: int, after: int) -> None:
+    pat = full_patient(world, before)
+    for num in range(1, before - after + 1):
+        world.practice.delete_sheet(num)
+    world.run(hours=27)
+    assert guards_held(world) == []
+    assert vanished(world) == before - after
+    assert world.item(pat, "sheet", 1)["held_by"] is None
+
+
+def test_new_and_changed_rows_are_archived_while_disappearances_are_held(world: World) -> None:
+    pat = full_patient(world, 40)
+    for num in range(1, 31):
+        world.practice.delete_sheet(num)
+    world.practice.edit_sheet(40)
+    doc, sheet = world.practice.add_document(pat), world.practice.add_sheet(pat)
+    world.run(hours=1)
+    assert guards_held(world)
+    assert world.state(pat, "sheet", sheet) == world.state(pat, "document", doc) == "archived"
+    assert len(world.media(pat, "sheet", 40)) == 2
+
+
+def test_merge_of_a_full_patient_holds_nothing_for_long(world: World) -> None:
+    into = world.practice.add_patient()
+    pat = full_patient(world, 30)
+    world.practice.merge_patients(pat, into)
+    world.run(hours=3)
+    assert guards_held(world) == []
+    assert world.state(pat, "sheet", 1) == "vanished"
+    assert world.item(pat, "sheet", 1)["became"] == f"{into}/sheet-1"
+    assert world.catalog().status_facts(world.clock.now()).held == 0
+    world.check()
+
+
+def test_merge_that_is_first_seen_at_its_source_holds_nothing_for_long(world: World) -> None:
+    pat = full_patient(world, 30)
+    into = world.practice.add_patient()
+    world.practice.add_sheet(into)
+    world.run(hours=1)
+    world.practice.merge_patients(pat, into)
+    world.run(hours=3)
+    assert guards_held(world) == []
+    assert world.state(pat, "sheet", 1) == "vanished"
+    world.check()
+
+
+# --- the whole practice
+
+
+def many_patients(world: World, patients: int, sheets: int) -> None:
+    for _ in range(patients):
+        pat = world.practice.add_patient()
+        for _ in range(sheets):
+            world.practice.add_sheet(pat)
+    world.run(hours=2)
+
+
+def delete_sheets(world: World, numbers: range) -> None:
+    for num in numbers:
+        world.practice.delete_sheet(num)
+
+
+def test_fifty_disappearances_in_a_day_are_held_whosoever_they_are(world: World) -> None:
+    many_patients(world, 7, 18)
+    delete_sheets(world, range(1, 81))
+    world.run(hours=2)
+    assert [row["scope"] for row in guards_held(world)] == ["all"]
+    assert world.index.value("SELECT count(*) FROM item WHERE held_by IS NOT NULL") == 80
+    pass_days(world, 3)
+    assert vanished(world) == 0
+
+
+def test_forty_nine_disappearances_in_a_day_are_believed(world: World) -> None:
+    many_patients(world, 7, 18)
+    delete_sheets(world, range(1, 50))
+    world.run(hours=1)
+    pass_days(world, 2)
+    assert guards_held(world) == []
+    assert vanished(world) == 49
+
+
+def test_approved_disappearances_are_not_held_again_with_the_next_one(world: World) -> None:
+    many_patients(world, 7, 18)
+    delete_sheets(world, range(1, 61))
+    world.run(hours=2)
+    decide(world, "approve")
+    delete_sheets(world, range(61, 63))
+    world.run(hours=1)
+    pass_days(world, 2)
+    assert guards_held(world) == []
+    assert vanished(world) == 62
+
+
+# --- whose database is it
+
+
+OTHER = Past(documents=8, mounts=0, sheets=2, deleted=0.0, raw=0, urls=0)
+
+
+@pytest.fixture
+def swapped(tmp_path: Path) -> Iterator[World]:
+    """The key leads to another practice's database from the next start on."""
+    world = World.start(tmp_path, 3, past=OTHER, interval=10.0, nap=900.0)
+    world.run(hours=3)
+    world.check()
+    world.swap_practice(build_practice(3, 77, world.clock, past=OTHER, name="other"))
+    world.restart()
+    yield world
+    world.stop()
+
+
+def contents(world: World) -> list[Row]:
+    return world.index.rows("SELECT * FROM item") + world.index.rows("SELECT * FROM version")
+
+
+def test_other_database_stops_everything(swapped: World) -> None:
+    before, sent = contents(swapped), len(swapped.office.arrivals)
+    swapped.run(hours=48)
+    assert contents(swapped) == before
+    assert reasons(swapped) == {"other_database"}
+    assert {arrival.path.rstrip("0123456789") for arrival in swapped.office.arrivals[sent:]} == {"/documents/"}
+    assert [row["scope"] for row in guards_held(swapped)] == ["database"]
+    swapped.check_safe()
+
+
+def test_other_database_ends_when_the_right_one_is_back(tmp_path: Path) -> None:
+    world = World.start(tmp_path, 3, past=OTHER, interval=10.0)
+    world.run(hours=3)
+    right = world.practice
+    world.swap_practice(build_practice(3, 77, world.clock, past=OTHER, name="other"))
+    world.restart()
+    world.run(hours=2)
+    world.swap_practice(right)
+    doc = right.add_document(1)
+    world.run(hours=2)
+    assert reasons(world) == set()
+    assert guards_held(world) == []
+    assert world.state(1, "document", doc) == "archived"
+    world.check()
+
+
+def test_other_database_is_worked_with_once_approved(swapped: World) -> None:
+    swapped.run(hours=2)
+    decide(swapped, "approve")
+    swapped.run(hours=4)
+    assert reasons(swapped) == set()
+    swapped.check()
+
+
+def test_other_database_is_found_at_the_daily_comparison(tmp_path: Path) -> None:
+    world = World.start(tmp_path, 3, past=OTHER, interval=10.0)
+    world.run(hours=3)
+    for _ in range(3):
+        world.clock.advance(3600)
+    world.swap_practice(build_practice(3, 77, world.clock, past=OTHER, name="other"))
+    world.clock.advance(21 * 3600)
+    world.lanes.api_lane.due("identity")
+    world.run(hours=1)
+    assert reasons(world) == {"other_database"}
+
+
+@pytest.fixture
+def restored(tmp_path: Path) -> Iterator[World]:
+    """The practice was restored from a backup that lacks a third of its documents."""
+    world = World.start(tmp_path, interval=10.0, nap=900.0)
+    pat = world.practice.add_patient()
+    for _ in range(20):
+        world.practice.add_document(pat, "txt")
+    backup = world.practice.snapshot()
+    for _ in range(10):
+        world.practice.add_document(pat, "txt")
+    world.run(hours=2)
+    world.practice.restore_from_backup(backup)
+    yield world
+    world.stop()
+
+
+@pytest.mark.parametrize("restart", [True, False], ids=["found at start", "found at the daily comparison"])
+def test_nothing_vanishes_from_a_database_that_went_back(restored: World, restart: bool) -> None:
+    if restart:
+        restored.restart()
+    restored.run(hours=25)
+    assert reasons(restored) == {"database_went_back"}
+    pass_days(restored, 5)
+    assert vanished(restored) == 0
+    assert reasons(restored) == {"database_went_back"}
+
+
+def test_database_that_went_back_is_mirrored_on(restored: World) -> None:
+    restored.restart()
+    restored.run(hours=1)
+    restored.clock.advance(3600)
+    doc = restored.practice.add_document(1, "txt", DateCreated="2026-03-11 10:00:00")
+    restored.run(hours=3)
+    assert restored.media(1, "document", doc)[-1] == restored.practice.truth()[1].documents[doc]
+
+
+def test_database_that_went_back_is_believed_once_approved(restored: World) -> None:
+    restored.restart()
+    restored.run(hours=1)
+    decide(restored, "approve")
+    restored.run(hours=50)
+    assert reasons(restored) == set()
+    assert vanished(restored) == 10
+    restored.check()
+
+
+def test_two_missing_documents_of_twenty_are_ordinary(world: World) -> None:
+    pat = world.practice.add_patient()
+    for _ in range(20):
+        world.practice.add_document(pat, "txt")
+    world.run(hours=1)
+    world.practice.delete_document(1)
+    world.practice.delete_document(2)
+    world.restart()
+    world.run(hours=27)
+    assert reasons(world) == set()
+    assert vanished(world) == 2

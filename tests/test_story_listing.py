@@ -1,0 +1,468 @@
+"""Reading lists: pages, answers that cannot be trusted, patients who come and go, names, thumbnails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncd.demo.build import Past
+from syncd.naming import archive_path_is_ours
+from tests.world import World
+
+HOSTILE = [
+    "../../../etc/cron.d/x.jpg",
+    "..\\..\\windows\\x.jpg",
+    "first\nsecond.jpg",
+    "\x1b[2Jterminal.jpg",
+    "x" * 300 + ".jpg",
+    "Zähne und Kröne, März (2).jpg",
+    "Зубы 牙齿.jpg",
+    "CON.jpg",
+    "no extension",
+    "report.exe",
+    "a;rm -rf $HOME`id`.jpg",
+]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World.start(tmp_path, interval=30.0, nap=600.0)
+    yield world
+    world.stop()
+
+
+@pytest.fixture
+def lists_only(tmp_path: Path) -> Iterator[World]:
+    """Lists are read and nothing of them is wanted."""
+    world = World.start(tmp_path, interval=30.0, nap=600.0, sync={"kinds": ["thumbnail"]})
+    yield world
+    world.stop()
+
+
+def known(world: World, kind: str = "document") -> set[int]:
+    return {row["num"] for row in world.index.rows("SELECT num FROM item WHERE kind = ?", kind)}
+
+
+def offsets(world: World, path: str = "/documents") -> list[int]:
+    return [int(arrival.params["Offset"]) for arrival in world.sent(path)]
+
+
+def until_asked(world: World, path: str, times: int = 1) -> None:
+    world.run(until=lambda: len(world.sent(path)) >= times)
+
+
+# --- pages
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked"), [(0, [0]), (99, [0]), (100, [0, 99]), (101, [0, 99]), (199, [0, 99, 198]), (200, [0, 99, 198])]
+)
+@pytest.mark.parametrize("kind", ["document", "sheet"])
+def test_list_of_any_length_is_read_whole(lists_only: World, kind: str, rows: int, asked: list[int]) -> None:
+    pat = lists_only.practice.add_patient()
+    add = lists_only.practice.add_document if kind == "document" else lists_only.practice.add_sheet
+    numbers = {add(pat) for _ in range(rows)}
+    lists_only.run(seconds=600)
+    assert known(lists_only, kind) == numbers
+    assert offsets(lists_only, f"/{kind}s")[: len(asked)] == asked
+    assert lists_only.index.value("SELECT rows FROM list WHERE name = ?", f"{kind}s") == rows
+
+
+@pytest.mark.parametrize("patients", [99, 100, 101, 200])
+def test_roster_of_any_length_is_read_whole(tmp_path: Path, patients: int) -> None:
+    world = World.start(tmp_path, patients, past=Past(documents=0, mounts=0, sheets=0, deleted=0.0), interval=30.0)
+    world.run(until=lambda: world.index.meta_time("roster_at"))
+    assert world.index.value("SELECT count(*) FROM patient") == patients
+
+
+@pytest.mark.parametrize("change", ["insert", "delete"])
+def test_rows_that_shift_between_two_pages_start_the_list_over(lists_only: World, change: str) -> None:
+    practice, pat = lists_only.practice, lists_only.practice.add_patient()
+    lists_only.office.order = "iso"
+    numbers = {practice.add_document(pat) for _ in range(150)}
+    until_asked(lists_only, "/documents")
+    if change == "insert":
+        numbers.add(practice.add_document(pat, DateCreated="2001-01-01 00:00:00"))
+    else:
+        numbers.discard(first := min(numbers))
+        practice.delete_document(first)
+    lists_only.run(seconds=600)
+    assert offsets(lists_only)[:4] == [0, 99, 0, 99]
+    assert known(lists_only) == numbers
+
+
+def test_row_edited_between_two_pages_starts_the_list_over(lists_only: World) -> None:
+    pat = lists_only.practice.add_patient()
+    numbers = [lists_only.practice.add_sheet(pat) for _ in range(120)]
+    until_asked(lists_only, "/sheets")
+    lists_only.practice.edit_sheet(numbers[99], InternalNote="changed")
+    lists_only.run(seconds=600)
+    assert offsets(lists_only, "/sheets")[:4] == [0, 99, 0, 99]
+    assert known(lists_only, "sheet") == set(numbers)
+
+
+@pytest.mark.parametrize("fault", ["shifted", "duplicated", "foreign_row", "html", "wrong_shape"])
+@pytest.mark.parametrize("path", ["/documents", "/sheets"])
+def test_page_that_cannot_be_trusted_records_nothing(lists_only: World, fault: str, path: str) -> None:
+    pat, other = lists_only.practice.add_patient(), lists_only.practice.add_patient()
+    for _ in range(120):
+        lists_only.practice.add_document(pat)
+        lists_only.practice.add_sheet(pat)
+    lists_only.practice.add_document(other)
+    lists_only.practice.add_sheet(other)
+    lists_only.office.faults.add(fault, path=path, params={"PatNum": pat}, times=None)  # type: ignore[arg-type] # by name
+    lists_only.run(seconds=900)
+    name = path[1:]
+    sql = "SELECT count(*) FROM item WHERE pat_num = ? AND kind = ?"
+    assert lists_only.index.value(sql, pat, name[:-1]) == 0
+    assert lists_only.index.polled_at(pat, name) == 0  # type: ignore[arg-type] # a list by name
+    assert lists_only.index.polled_at(other, name) > 0  # type: ignore[arg-type] # a list by name
+    assert lists_only.log.events("listing_refused")
+    lists_only.office.faults.clear()
+    lists_only.run(hours=1)
+    assert lists_only.index.value(sql, pat, name[:-1]) == 120
+
+
+def test_page_is_asked_for_three_times_and_then_left_for_a_quarter_of_an_hour(lists_only: World) -> None:
+    lists_only.practice.add_document(lists_only.practice.add_patient())
+    lists_only.office.faults.add("html", path="/documents", times=None)
+    lists_only.run(seconds=600)
+    assert len(lists_only.sent("/documents")) == 3
+    lists_only.run(seconds=900)
+    assert len(lists_only.sent("/documents")) == 6
+
+
+def test_five_lists_of_bad_answers_are_a_state_of_the_site(tmp_path: Path) -> None:
+    world = World.start(tmp_path, 6, past=Past(documents=1, mounts=0, sheets=0, deleted=0.0), interval=5.0)
+    world.office.faults.add("html", path="/documents", times=None)
+    world.office.faults.add("html", path="/sheets", times=None)
+    world.run(seconds=600)
+    assert [row["reason"] for row in world.index.rows("SELECT reason FROM site")] == ["bad_answers"]
+    world.office.faults.clear()
+    world.run(hours=1)
+    assert world.index.rows("SELECT reason FROM site") == []
+    world.check()
+
+
+def test_list_that_was_cut_short_once_makes_nothing_vanish(world: World) -> None:
+    pat = world.practice.add_patient()
+    for _ in range(10):
+        world.practice.add_sheet(pat)
+    world.run(hours=2)
+    fault = world.office.faults.add("truncated", path="/sheets", size=5)
+    world.run(until=lambda: fault.fired)
+    world.run(seconds=10)
+    assert world.index.value("SELECT count(*) FROM item WHERE missing_since_at IS NOT NULL") == 5
+    world.run(hours=2)
+    assert world.index.value("SELECT count(*) FROM item WHERE missing_since_at IS NOT NULL") == 0
+    world.check()
+
+
+def test_list_that_is_cut_short_every_other_time_makes_nothing_vanish(world: World) -> None:
+    pat = world.practice.add_patient()
+    for _ in range(10):
+        world.practice.add_sheet(pat)
+    world.run(hours=2)
+    world.office.faults.add("truncated", path="/sheets", size=5, probability=0.5, times=None)
+    world.run(hours=60)
+    assert world.log.events("item_vanished") == []
+
+
+def test_answer_over_the_cap_is_asked_again_with_smaller_limits(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=30.0, size_cap=40_000)
+    pat = world.practice.add_patient()
+    files = {world.practice.add_raw_document(pat, bytes([65 + n]) * 12_000, ".txt"): n for n in range(5)}
+    world.run(seconds=1200)
+    world.check()
+    limits = [arrival.params["Limit"] for arrival in world.sent("/documents")]
+    assert limits[:6] == ["100", "10", "2", "2", "2", "2"]
+    assert {num: world.media(pat, "document", num) for num in files} == {
+        num: [bytes([65 + n]) * 12_000] for num, n in files.items()
+    }
+
+
+def test_row_over_the_cap_by_itself_fails_the_list_and_not_the_mirror(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=30.0, size_cap=40_000)
+    pat, other = world.practice.add_patient(), world.practice.add_patient()
+    world.practice.add_raw_document(pat, b"x" * 50_000, ".txt")
+    doc = world.practice.add_document(other)
+    world.run(hours=1)
+    assert world.state(other, "document", doc) == "archived"
+    assert world.index.rows("SELECT * FROM site") == []
+    assert world.index.value("SELECT failures FROM list WHERE pat_num = ? AND name = 'documents'", pat) > 0
+
+
+@pytest.mark.parametrize("switch", ["list_names", "iso", "all prefixed", "bare_errors", "path in location", "old"])
+def test_every_form_of_an_answer_gives_the_same_mirror(tmp_path: Path, switch: str) -> None:
+    world = World.start(tmp_path, 2, past=Past(documents=3, mounts=1, sheets=2, deleted=0.0), interval=5.0)
+    office = world.office
+    match switch:
+        case "list_names":
+            office.list_names = True
+        case "iso":
+            office.order = "iso"
+        case "all prefixed":
+            office.prefixed = "all"
+        case "bare_errors":
+            office.bare_errors = True
+        case "path in location":
+            office.location = "{path}"
+        case "old":
+            text = "'documents/1' is not a valid method."
+            office.faults.add("status", path="/documents/[0-9]*", status=400, text=text, times=None)
+    world.run(hours=3)
+    world.check()
+
+
+def test_office_without_the_single_get_lets_two_listings_decide(world: World) -> None:
+    pat = world.practice.add_patient()
+    doc, _ = world.practice.add_document(pat), world.practice.add_document(pat)
+    world.run(hours=2)
+    world.office.faults.add("status", path="/documents/[0-9]*", status=400, text="is not a valid method.", times=None)
+    world.practice.delete_document(doc)
+    world.run(hours=30)
+    assert world.state(pat, "document", doc) == "vanished"
+    world.check()
+
+
+# --- patients who come and go
+
+
+def test_list_that_answers_patient_not_found_concludes_nothing(world: World) -> None:
+    pat = world.practice.add_patient()
+    doc = world.practice.add_document(pat)
+    world.run(hours=2)
+    fault = world.office.faults.add(
+        "status", path="/documents", params={"PatNum": pat}, status=404, text="Patient not found", times=None
+    )
+    world.run(hours=60)
+    assert world.state(pat, "document", doc) == "archived"
+    assert world.index.rows("SELECT * FROM site") == []
+    assert 40 <= fault.fired <= 61
+    world.office.faults.clear()
+    world.run(hours=2)
+    world.check()
+
+
+def test_patient_who_leaves_the_roster_keeps_everything_and_is_not_polled(world: World) -> None:
+    pat, other = world.practice.add_patient(), world.practice.add_patient()
+    doc = world.practice.add_document(pat)
+    world.practice.add_document(other)
+    world.run(hours=2)
+    world.practice.set_patient_status(pat, "Deleted")
+    world.run(hours=1)
+    before = len(world.office.arrivals)
+    world.run(hours=50)
+    assert world.sent("/documents", since=before, PatNum=pat) == []
+    assert world.sent("/documents", since=before, PatNum=other)
+    assert world.state(pat, "document", doc) == "archived"
+    assert len(world.log.events("patient_left")) == 1
+    world.check_safe()
+
+
+def test_patient_who_returns_to_the_roster_is_polled_again(world: World) -> None:
+    pat = world.practice.add_patient()
+    world.practice.add_patient()
+    world.practice.add_document(pat)
+    world.run(hours=2)
+    world.practice.set_patient_status(pat, "Deleted")
+    world.run(hours=1)
+    doc = world.practice.add_document(pat)
+    world.practice.set_patient_status(pat, "Patient")
+    world.run(hours=2)
+    assert world.state(pat, "document", doc) == "archived"
+    world.check()
+
+
+def test_new_patient_is_found_within_the_quarter_hour(world: World) -> None:
+    world.practice.add_patient()
+    world.run(hours=1)
+    pat = world.practice.add_patient()
+    doc = world.practice.add_document(pat)
+    world.run(seconds=1200)
+    assert world.state(pat, "document", doc) == "archived"
+
+
+@pytest.mark.parametrize("fault", ["empty", "html", "wrong_shape"])
+def test_bad_roster_lets_nobody_leave(world: World, fault: str) -> None:
+    pat = world.practice.add_patient()
+    doc = world.practice.add_document(pat)
+    world.run(hours=2)
+    world.office.faults.add(fault, path="/patients/Simple", times=None)  # type: ignore[arg-type] # by name
+    world.run(hours=3)
+    assert world.index.value("SELECT count(*) FROM patient WHERE left_at IS NULL") == 1
+    reasons = {row["reason"] for row in world.index.rows("SELECT reason FROM incident")}
+    assert reasons == {"bad_answers"}
+    world.office.faults.clear()
+    world.practice.replace_bytes(doc)
+    world.run(hours=2)
+    world.check()
+    assert world.index.rows("SELECT * FROM site") == []
+
+
+# --- names
+
+
+def test_files_in_the_database_are_placed_into_a_folder_and_keep_their_extension(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=30.0, in_database=True)
+    pat = world.practice.add_patient()
+    docs = {world.practice.add_document(pat, extension): extension for extension in ("jpg", "png", "pdf", "tif", "txt")}
+    world.run(hours=2)
+    world.check()
+    assert all(arrival.params["SftpAddress"].endswith("/") for arrival in world.sent("/documents/DownloadSftp"))
+    for doc, extension in docs.items():
+        assert [name.split(".")[-1] for name in world.files(pat, "document", doc)] == [
+            extension,
+            "json",
+        ] or extension > "json"
+        assert any(name.endswith(f".{extension}") for name in world.files(pat, "document", doc))
+    names = {row["file_name"] for row in world.index.rows("SELECT file_name FROM item WHERE kind = 'document'")}
+    assert len(names - {None}) in (0, 5)
+
+
+@pytest.mark.parametrize("in_database", [False, True], ids=["folder", "database"])
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_file_name_is_never_a_path(tmp_path: Path, name: str, in_database: bool) -> None:
+    world = World.start(tmp_path, interval=30.0, in_database=in_database)
+    pat = world.practice.add_patient()
+    extension = name.rpartition(".")[2] if "." in name else "jpg"
+    doc = world.practice.add_document(pat, extension, file_name=name)
+    other = world.practice.add_document(pat)
+    world.run(hours=2)
+    world.check_safe()
+    paths = [str(path.relative_to(world.archive)) for path in world.archive.rglob("*") if path.is_file()]
+    assert [path for path in paths if not archive_path_is_ours(path)] == []
+    assert world.state(pat, "document", other) == "archived"
+    told = json.dumps(world.log.lines)
+    assert name not in told
+    assert json.dumps(name) not in told
+    assert all(len(arrival.params["SftpAddress"]) < 120 for arrival in world.placements())
+    as_a_path = "/" in name or len(name) > 255  # what an office with files in its database cannot write at all
+    assert world.state(pat, "document", doc) == ("failing" if in_database and as_a_path else "archived")
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "/" not in name and "\\" not in name])
+def test_hostile_file_name_outside_the_database_is_archived(tmp_path: Path, name: str) -> None:
+    world = World.start(tmp_path, interval=30.0)
+    pat = world.practice.add_patient()
+    doc = world.practice.add_document(pat, "jpg", file_name=name)
+    world.run(hours=2)
+    assert world.state(pat, "document", doc) == "archived"
+    world.check()
+
+
+def test_two_images_of_one_name_in_a_mount_are_fetched_singly_and_not_mixed_up(world: World) -> None:
+    pat = world.practice.add_patient()
+    mount = world.practice.add_mount(pat, 3)
+    images = [row["DocNum"] for row in world.practice.mount_images(mount)]
+    world.practice.db.execute("UPDATE document SET FileName = 'IMG_0001.jpg' WHERE DocNum IN (?, ?)", images[:2])
+    world.run(hours=2)
+    world.check()
+    singly = {int(arrival.params.get("DocNum", 0)) for arrival in world.sent("/documents/DownloadSftp")}
+    assert singly - {0} == set(images[:2])
+    assert all(world.item(pat, "mount-image", num)["mount_num"] == mount for num in images)
+
+
+# --- thumbnails
+
+
+def test_thumbnails_are_asked_for_once_after_fifteen_quiet_minutes(world: World) -> None:
+    pat = world.practice.add_patient()
+    for _ in range(3):
+        world.practice.add_document(pat)
+    world.run(hours=1)
+    world.check()
+    last = max(row["archived_at"] for row in world.index.rows("SELECT archived_at FROM item WHERE kind = 'document'"))
+    calls = world.sent("/documents/Thumbnails")
+    assert len(calls) == 1
+    assert 900 <= calls[0].at - last <= 1800
+    world.run(hours=48)
+    assert len(world.sent("/documents/Thumbnails")) == 1
+
+
+def test_new_image_makes_the_quiet_time_begin_anew(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=5.0)
+    pat = world.practice.add_patient()
+    for _ in range(4):
+        world.practice.add_document(pat)
+        world.run(seconds=600)
+    assert world.sent("/documents/Thumbnails") == []
+    world.run(hours=2)
+    assert len(world.sent("/documents/Thumbnails")) == 1
+    world.check()
+
+
+def test_backfill_asks_for_thumbnails_right_after_the_patients_last_placement(tmp_path: Path) -> None:
+    world = World.start(tmp_path, 3, past=Past(documents=4, deleted=0.0), backfill=True, interval=5.0)
+    world.run()
+    world.check()
+    assert len(world.sent("/documents/Thumbnails")) <= 3
+    assert max(arrival.at for arrival in world.office.arrivals) - world.scope.since < 600
+
+
+def test_edit_without_new_bytes_makes_no_thumbnail_due(world: World) -> None:
+    pat = world.practice.add_patient()
+    doc = world.practice.add_document(pat)
+    world.run(hours=2)
+    world.practice.edit_document(doc)
+    world.run(hours=3)
+    assert len(world.sent("/documents/Thumbnails")) == 1
+
+
+def test_new_bytes_make_a_new_thumbnail(world: World) -> None:
+    pat = world.practice.add_patient()
+    doc, other = world.practice.add_document(pat), world.practice.add_document(pat)
+    world.run(hours=2)
+    world.practice.replace_bytes(doc)
+    world.run(hours=3)
+    world.check()
+    assert len(world.media(pat, "thumbnail", doc)) == 2
+    assert len(world.media(pat, "thumbnail", other)) == 1
+    assert len(world.sent("/documents/Thumbnails")) == 2
+
+
+def test_answered_call_settles_images_that_it_did_not_name(world: World) -> None:
+    pat = world.practice.add_patient()
+    world.practice.add_document(pat, "bmp", data=b"BM" + bytes(60))
+    world.run(hours=4)
+    assert len(world.sent("/documents/Thumbnails")) == 1
+    assert world.catalog().status_facts(world.clock.now()).thumbnails_due == 0
+    world.check()
+
+
+def test_paper_makes_no_thumbnail_due(world: World) -> None:
+    world.practice.add_document(world.practice.add_patient(), "pdf")
+    world.run(hours=2)
+    assert world.sent("/documents/Thumbnails") == []
+
+
+def test_thumbnails_unanswered_three_times_are_asked_for_again_in_thirty_days(world: World) -> None:
+    pat = world.practice.add_patient()
+    world.practice.add_document(pat)
+    fault = world.office.faults.add("gateway_timeout", path="/documents/Thumbnails", seconds=60.0, times=None)
+    world.run(hours=30)
+    assert len(world.sent("/documents/Thumbnails")) == 3
+    facts = world.catalog().status_facts(world.clock.now())
+    assert (facts.owed, facts.failing, facts.thumbnails_due) == (0, {}, 1)
+    world.clock.advance(28 * 86_400)
+    world.run(hours=6)
+    assert len(world.sent("/documents/Thumbnails")) == 3
+    world.office.faults.clear(fault)
+    world.clock.advance(86_400)
+    world.run(hours=3)
+    assert len(world.sent("/documents/Thumbnails")) == 4
+    world.check()
+
+
+def test_thumbnail_of_a_vanished_image_is_not_due(world: World) -> None:
+    pat = world.practice.add_patient()
+    doc = world.practice.add_document(pat)
+    world.office.faults.add("gateway_timeout", path="/documents/Thumbnails", times=3)
+    world.run(hours=3)
+    world.practice.delete_document(doc)
+    world.run(hours=30)
+    assert world.state(pat, "document", doc) == "vanished"
+    assert world.catalog().status_facts(world.clock.now()).thumbnails_due == 0
