@@ -18,18 +18,17 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
 from syncd.model import Item, Patient, Version
-from syncd.naming import EXTENSIONS, archive_path_is_ours
+from syncd.naming import archive_path_is_ours
+from syncd.sidecar import SCHEMA_VERSION, iso, path_is_ours, sidecar_content, version_from_sidecar
 
 MARKER: Final = ".syncd-archive"
-SCHEMA_VERSION: Final = 1
 _ROOT_NAMES: Final = {MARKER, "incoming", "published", "patients", "lost+found"}
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a planted FIFO must not block the opening
 _FOLDER: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
@@ -42,13 +41,6 @@ _SITE: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ENODEV), "archive_missing"),
     errno.EIO: "disk_error",
 }
-_TIMES: Final = ("listed_at", "placed_at", "archived_at", "first_seen_at")
-_TYPES: Final[Mapping[str, tuple[type, ...]]] = {  # of a sidecar's fields
-    **dict.fromkeys(("schema_version", "seq", "num", "pat_num", "version", "sidecar", "bytes"), (int,)),
-    **dict.fromkeys(("kind", "revision", "sha256", "extension", "media_type", "method", *_TIMES), (str,)),
-    **dict.fromkeys(("file_name", "source_revision"), (str, type(None))),
-    **{"mount_images": (list, type(None)), "mount_num": (int, type(None)), "listing": (dict,), "flags": (list,)},  # noqa: PIE800 - one line
-}
 _PATIENT: Final = {"pat_num", "last_name", "first_name", "preferred", "birthdate", "status"}
 
 
@@ -58,55 +50,6 @@ class Publication:
 
     version: Version
     source: Path | None
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _moment(text: str) -> float:
-    moment = datetime.fromisoformat(text).timestamp()
-    if _iso(moment) != text:
-        raise ValueError("not a time as syncd writes it")
-    return moment
-
-
-def sidecar_content(version: Version) -> dict[str, object]:
-    """What a sidecar holds: the version, flat. Times are ISO 8601, UTC, to the microsecond."""
-    item = {"pat_num": version.item.pat_num, "kind": version.item.kind, "num": version.item.num}
-    content: dict[str, object] = {"schema_version": SCHEMA_VERSION, **item}
-    content |= {key: getattr(version, key) for key in _TYPES.keys() - content.keys()}
-    content |= {key: _iso(getattr(version, key)) for key in _TIMES}
-    content |= {"flags": list(version.flags), "listing": dict(version.listing)}
-    return content | {"mount_images": None if version.mount_images is None else list(version.mount_images)}
-
-
-def version_from_sidecar(content: Mapping[str, object]) -> Version:
-    """The version a sidecar tells of. Raises ValueError for any other shape: nothing is guessed."""
-    if content.keys() != _TYPES.keys() or content["schema_version"] != SCHEMA_VERSION:
-        raise ValueError("not a sidecar of this schema")
-    if any(type(content[key]) not in types for key, types in _TYPES.items()):
-        raise ValueError("a field has another type")
-    fields: dict[str, Any] = {key: value for key, value in content.items() if key != "schema_version"}
-    fields["item"] = Item(fields.pop("pat_num"), fields.pop("kind"), fields.pop("num"))
-    fields |= {key: _moment(fields[key]) for key in _TIMES} | {"flags": tuple(fields["flags"])}
-    fields["mount_images"] = None if fields["mount_images"] is None else tuple(fields["mount_images"])
-    version = Version(**fields)
-    sound = (
-        _is_ours(version)
-        and version.bytes > 0
-        and all(type(flag) is str for flag in version.flags)
-        and all(type(number) is int for number in version.mount_images or ())
-        and all(type(value) in (str, int, type(None)) for value in version.listing.values())
-    )
-    if not sound:
-        raise ValueError("a field has a value that syncd never writes")
-    return version
-
-
-def _is_ours(version: Version) -> bool:
-    named = version.extension in EXTENSIONS and re.fullmatch("[0-9a-f]{64}", version.sha256)
-    return bool(named) and archive_path_is_ours(version.path) and archive_path_is_ours(version.sidecar_path)
 
 
 @contextlib.contextmanager
@@ -156,10 +99,11 @@ def _read_json(name: str, folder: int) -> dict[str, object]:
 class _Folders:
     """Open folders of one call, by relative path. `touched` are those that gained an entry which is not durable yet."""
 
-    def __init__(self, root: int, own: Callable[[int, bool], None]) -> None:
-        self._open = {"": root}
-        self._own = own
+    def __init__(self, root: int, gid: int | None) -> None:
+        self._open, self._gid = {"": root}, gid
         self.touched: set[str] = set()
+        self.undo = contextlib.ExitStack()  # takes back what a failing batch linked
+        self.marker: dict[str, object] = {}
 
     def get(self, relative: str, make: bool = False) -> int:
         """The folder's descriptor. Raises OSError: FileNotFoundError, ENOTDIR for a symlink in the way."""
@@ -180,10 +124,17 @@ class _Folders:
         except FileNotFoundError:
             return {}
 
+    def own(self, descriptor: int, mode: int) -> None:
+        """The modes of the contract; where there is a group, it may read and enter, too."""
+        if self._gid is not None:
+            mode |= (mode & 0o500) >> 3
+            os.fchown(descriptor, -1, self._gid)
+        os.fchmod(descriptor, mode)
+
     def settle(self, relative: str) -> None:
         """For a folder without content: its mode, and its own entry and those above, which a crash may have left."""
         while relative:
-            self._own(self.get(relative), True)
+            self.own(self.get(relative), 0o700)
             relative = relative.rpartition("/")[0]
             self.touched.add(relative)
 
@@ -198,6 +149,43 @@ class _Folders:
         """Close the folders named, else all."""
         for relative in relatives or tuple(self._open):
             os.close(self._open.pop(relative))
+
+
+def _write(folders: _Folders, content: bytes, name: str = "") -> str:
+    """A durable new file in incoming; its name there. What could not be made durable is thrown away."""
+    incoming, name = folders.get("incoming", make=True), name or secrets.token_hex(16)
+    descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+            folders.own(descriptor, 0o400)
+    except OSError:
+        _remove(name, incoming)
+        raise
+    return name
+
+
+def _put(folders: _Folders, content: Mapping[str, object], relative: str, name: str) -> None:
+    """Write a small file in place of what bears its name, atomically; its folder is still to be synced."""
+    temporary = _write(folders, json.dumps(content, sort_keys=True, indent=1).encode())
+    os.replace(temporary, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folders.get(relative))
+    folders.touched.add(relative)
+
+
+def _settle(folders: _Folders, name: str, size: int) -> None:
+    """Make a pulled file durable and its mode final. One whose fsync failed is thrown away, never synced again."""
+    incoming = folders.get("incoming")
+    with _open_regular(name, incoming) as file:
+        if os.fstat(file.fileno()).st_size != size:
+            raise ItemError("io_error", "the pulled file has another size")
+        try:
+            os.fsync(file.fileno())
+        except OSError:
+            _remove(name, incoming)
+            raise
+        folders.own(file.fileno(), 0o400)
 
 
 def _read_version(relative: str, folder: int) -> Version | None:
@@ -243,6 +231,55 @@ def _walk_patient(folders: _Folders, pat_num: int) -> Iterator[Version | str]:
             yield path
 
 
+def _prepare(folders: _Folders, publication: Publication) -> None:
+    """Make durable: the source, its sidecar, and the folders on the way to them."""
+    version, source = publication.version, publication.source
+    if not path_is_ours(version):
+        raise ItemError("io_error", "not a path of the archive")
+    if source is None:  # its one file is written by the commit
+        return
+    folder = folders.get(version.folder, make=True)
+    names = folders.entries(version.folder)
+    files = {name: int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))}
+    rivals = {name for name, number in files.items() if number == version.version}
+    media, sidecar = Path(version.path).name, Path(version.sidecar_path).name
+    if rivals == {media}:
+        with _open_regular(media, folder) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != version.sha256:
+                raise ItemError("io_error", "other bytes have this version's name")
+    elif rivals:
+        raise ItemError("io_error", "another file has this version's number")
+    else:
+        _settle(folders, source.name, version.bytes)
+    if not files:
+        folders.settle(version.folder)
+    folders.touched.add(version.folder)
+    if not rivals or sidecar not in names:
+        _put(folders, sidecar_content(version), version.folder, sidecar)
+
+
+def _commit(folders: _Folders, publication: Publication) -> None:
+    """The link that makes the version exist; for one without a source, its sidecar."""
+    version, source = publication.version, publication.source
+    folder, name = folders.get(version.folder), Path(version.path).name
+    there = _size(name, folder)
+    if source is None:
+        if there != version.bytes:
+            raise ItemError("io_error", "the file of this sidecar is not archived")
+        name = Path(version.sidecar_path).name
+        there = _size(name, folder)
+        known = _read_version(version.sidecar_path, folder)
+        if there is not None and (known is None or known.revision != version.revision):
+            raise ItemError("io_error", "another sidecar has this number")
+    folders.touched.add(version.folder)
+    if there is None:
+        if source:
+            os.link(source.name, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder, follow_symlinks=False)
+        else:
+            _put(folders, sidecar_content(version), version.folder, name)
+        folders.undo.callback(_remove, name, folder)
+
+
 class Archive:
     """One practice's archive. `reserve`: bytes to leave free; `group`: its members may read what is published.
 
@@ -264,38 +301,31 @@ class Archive:
         """The root, after a look at its marker; OSErrors inside become ours."""
         with _translated("archive_missing"):
             root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        folders = _Folders(root, self._own)
+        folders = _Folders(root, self._gid)
         try:
             with _translated():
-                found = _read_json(MARKER, root).get("id")
+                folders.marker = _read_json(MARKER, root)
+                found = folders.marker.get("id")
                 if marked and (not isinstance(found, str) or self._expected not in (None, found)):
                     raise SiteError("archive_missing")
                 yield folders
         finally:
             folders.close()
 
-    def _own(self, descriptor: int, is_folder: bool) -> None:
-        """The modes of the contract, and the group, when there is one."""
-        mode = 0o700 if is_folder else 0o400
-        if self._gid is not None:
-            mode |= (mode & 0o500) >> 3
-            os.fchown(descriptor, -1, self._gid)
-        os.fchmod(descriptor, mode)
-
     def create(self, archive_id: str) -> None:
         """Make the marker in an existing, empty folder (but for `lost+found`). Else SiteError archive_missing."""
         with self._opened(marked=False) as folders:
             if folders.entries("").keys() - {"lost+found", "incoming"}:
                 raise SiteError("archive_missing", "a new archive needs an empty folder")
-            content = {"schema_version": SCHEMA_VERSION, "id": archive_id, "created": _iso(time.time())}
-            self._put(folders, content, "", MARKER)
+            content = {"schema_version": SCHEMA_VERSION, "id": archive_id, "created": iso(time.time())}
+            _put(folders, content, "", MARKER)
             folders.sync()
 
     def marker_id(self) -> str | None:
         """The id in the marker; None where there is no folder, no marker, or none of ours."""
         try:
             with self._opened() as folders:
-                return str(_read_json(MARKER, folders.get(""))["id"])
+                return str(folders.marker["id"])
         except SiteError:
             return None
 
@@ -330,27 +360,6 @@ class Archive:
                 os.unlink(name, dir_fd=incoming)
             return len(names)
 
-    def _write(self, folders: _Folders, content: Mapping[str, object]) -> str:
-        """A durable new file in incoming; its name there. What could not be made durable is thrown away."""
-        incoming, name = folders.get("incoming", make=True), secrets.token_hex(16)
-        descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(json.dumps(content, ensure_ascii=True, sort_keys=True, indent=1).encode())
-                file.flush()
-                os.fsync(descriptor)
-                self._own(descriptor, False)
-        except OSError:
-            _remove(name, incoming)
-            raise
-        return name
-
-    def _put(self, folders: _Folders, content: Mapping[str, object], relative: str, name: str) -> None:
-        """Write a small file in place of what bears its name, atomically; its folder is still to be synced."""
-        temporary, folder = self._write(folders, content), folders.get(relative)
-        os.replace(temporary, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder)
-        folders.touched.add(relative)
-
     def publish(self, batch: Sequence[Publication]) -> list[SyncdError | None]:
         """Archive a batch: sidecars durable, then files linked without overwriting, then durable. One outcome each.
 
@@ -359,93 +368,27 @@ class Archive:
         (but for one that could not be made durable), and the same batch may be published again.
         """
         outcomes: list[SyncdError | None] = [None] * len(batch)
-        with self._opened() as folders, contextlib.ExitStack() as undo:
-            for step in (self._prepare, self._commit):
+        with self._opened() as folders, folders.undo:
+            for step in (_prepare, _commit):
                 for number, publication in enumerate(batch):
                     if outcomes[number] is None:
                         try:
                             with _translated():
-                                step(folders, publication, undo)
+                                step(folders, publication)
                         except ItemError as error:
                             outcomes[number] = error
                 folders.sync()
-            undo.pop_all()
+            folders.undo.pop_all()
             for publication in batch:
                 if publication.source:
                     _remove(publication.source.name, folders.get("incoming", make=True))
         return outcomes
 
-    def _prepare(self, folders: _Folders, publication: Publication, _undo: contextlib.ExitStack) -> None:
-        """Make durable: the source, its sidecar, and the folders on the way to them."""
-        version, source = publication.version, publication.source
-        if not _is_ours(version):
-            raise ItemError("io_error", "not a path of the archive")
-        if source is None:  # its one file is written by the commit
-            return
-        folder = folders.get(version.folder, make=True)
-        names = folders.entries(version.folder)
-        files = {name: int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))}
-        rivals = {name for name, number in files.items() if number == version.version}
-        media, sidecar = Path(version.path).name, Path(version.sidecar_path).name
-        if rivals == {media}:
-            with _open_regular(media, folder) as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != version.sha256:
-                    raise ItemError("io_error", "other bytes have this version's name")
-        elif rivals:
-            raise ItemError("io_error", "another file has this version's number")
-        else:
-            self._settle(folders.get("incoming"), source.name, version.bytes)
-        if not files:
-            folders.settle(version.folder)
-        folders.touched.add(version.folder)
-        if not rivals or sidecar not in names:
-            self._put(folders, sidecar_content(version), version.folder, sidecar)
-
-    def _settle(self, incoming: int, name: str, size: int) -> None:
-        """Make a pulled file durable and its mode final. One whose fsync failed is thrown away, never synced again."""
-        with _open_regular(name, incoming) as file:
-            if os.fstat(file.fileno()).st_size != size:
-                raise ItemError("io_error", "the pulled file has another size")
-            try:
-                os.fsync(file.fileno())
-            except OSError:
-                _remove(name, incoming)
-                raise
-            self._own(file.fileno(), False)
-
-    def _commit(self, folders: _Folders, publication: Publication, undo: contextlib.ExitStack) -> None:
-        """The link that makes the version exist; for a publication without a source, the link of its sidecar."""
-        version, source = publication.version, publication.source
-        folder, name = folders.get(version.folder), Path(version.path).name
-        there = _size(name, folder)
-        if source is None:
-            if there != version.bytes:
-                raise ItemError("io_error", "the file of this sidecar is not archived")
-            name = Path(version.sidecar_path).name
-            there = _size(name, folder)
-            known = _read_version(version.sidecar_path, folder)
-            if there is not None and (known is None or known.revision != version.revision):
-                raise ItemError("io_error", "another sidecar has this number")
-        folders.touched.add(version.folder)
-        if there is None:
-            temporary = source.name if source else self._write(folders, sidecar_content(version))
-            incoming = folders.get("incoming")
-            os.link(temporary, name, src_dir_fd=incoming, dst_dir_fd=folder, follow_symlinks=False)
-            undo.callback(_remove, name, folder)
-            if source is None:
-                _remove(temporary, incoming)
-
     def read_item(self, item: Item) -> list[Version]:
         """Every sound sidecar whose file is there with its size, by (version, sidecar)."""
-        return [found for found in self._scan(item) if isinstance(found, Version)]
-
-    def foreign(self, item: Item) -> list[str]:
-        """What else lies in the item's folder: damaged sidecars, files without one, things that syncd never wrote."""
-        return [found for found in self._scan(item) if isinstance(found, str)]
-
-    def _scan(self, item: Item) -> list[Version | str]:
         with self._opened() as folders:
-            return _scan(folders, f"patients/{item.pat_num}/{item.id}")
+            found = _scan(folders, f"patients/{item.pat_num}/{item.id}")
+        return [each for each in found if isinstance(each, Version)]
 
     def highest_version(self, item: Item) -> int:
         """The highest number of a file in the item's folder, whatever its sidecar says; 0 for none."""
@@ -471,16 +414,15 @@ class Archive:
         with self._opened() as folders:
             return sorted(int(name) for name, is_patient in _patients(folders).items() if is_patient)
 
-    def walk(self, pat_nums: Iterable[int] | None = None) -> Iterator[Version | str]:
+    def walk(self) -> Iterator[Version | str]:
         """Everything, for rebuilding the index: versions in order, and paths of foreign or damaged things as str.
 
-        One patient's folder is open at a time. `pat_nums`: only these patients.
+        One patient's folder is open at a time.
         """
-        if pat_nums is None:
-            with self._opened() as folders:
-                yield from sorted(folders.entries("").keys() - _ROOT_NAMES)
-                yield from (f"patients/{name}" for name, is_patient in _patients(folders).items() if not is_patient)
-        for pat_num in self.patients() if pat_nums is None else pat_nums:
+        with self._opened() as folders:
+            yield from sorted(folders.entries("").keys() - _ROOT_NAMES)
+            yield from (f"patients/{name}" for name, is_patient in _patients(folders).items() if not is_patient)
+        for pat_num in self.patients():
             with self._opened() as folders:
                 yield from _walk_patient(folders, pat_num)
 
@@ -492,7 +434,7 @@ class Archive:
             if _read_json("patient.json", folders.get(folder, make=True)) == content:
                 return False
             folders.settle(folder)
-            self._put(folders, content, folder, "patient.json")
+            _put(folders, content, folder, "patient.json")
             folders.sync()
         return True
 
@@ -503,26 +445,23 @@ class Archive:
 
     def mount_images(self, pat_num: int, mount_num: int) -> list[Version]:
         """Every archived version of every image that was ever in this mount."""
-        found = self.walk([pat_num])
-        return [each for each in found if isinstance(each, Version) and each.mount_num == mount_num]
+        with self._opened() as folders:
+            found = [each for each in _walk_patient(folders, pat_num) if isinstance(each, Version)]
+        return [version for version in found if version.mount_num == mount_num]
 
     def write_incoming(self, path: Path, content: bytes) -> str:
         """Put bytes that came in an answer into a path of `new_incoming`, durable; their sha256 in hex."""
-        with _translated():
-            descriptor = os.open(path, _CREATE, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(descriptor)
+        with self._opened() as folders:
+            _write(folders, content, path.name)
         return hashlib.sha256(content).hexdigest()
 
     def note_seq(self, seq: int) -> None:
         """Keep in the marker, durably, the last sequence number given out: an index that is older will notice."""
         with self._opened() as folders:
-            self._put(folders, _read_json(MARKER, folders.get("")) | {"last_seq": seq}, "", MARKER)
+            _put(folders, folders.marker | {"last_seq": seq}, "", MARKER)
             folders.sync()
 
     def last_seq(self) -> int:
         """The last sequence number noted; 0 for none."""
         with self._opened() as folders:
-            return int(str(_read_json(MARKER, folders.get("")).get("last_seq", 0)))
+            return int(str(folders.marker.get("last_seq", 0)))

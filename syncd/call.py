@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
 from traceback import walk_tb
@@ -60,6 +59,7 @@ host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{"A" * 43}"
 path = "/nowhere"
 """
 AT_REST: Final = 3600.0  # seconds after its marker was written: sidecars of a batch come after its numbers
+Shelf = tuple[Catalog, Archive, Settings]
 
 
 @dataclass
@@ -107,10 +107,9 @@ class Verbs(click.Group):
             sys.stdout.flush()
         except (click.exceptions.Exit, click.ClickException):
             raise
-        except ConfigError as error:
-            code = complain(error.exit_code, *error.problems)
         except SyncdError as error:
-            code = complain(error.exit_code, str(error))
+            problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+            code = complain(error.exit_code, *problems)
         except (KeyboardInterrupt, click.Abort):
             code = errors.EXIT_INTERRUPTED
         except BrokenPipeError:
@@ -118,9 +117,8 @@ class Verbs(click.Group):
         except PermissionError:
             code = complain(errors.EXIT_USAGE, "permission denied: call it as root, which becomes the state's owner")
         except OSError as error:
-            code = complain(
-                errors.EXIT_ARCHIVE, str(SiteError("disk_error", errno.errorcode.get(error.errno or 0, "")))
-            )
+            disk_error = SiteError("disk_error", errno.errorcode.get(error.errno or 0, ""))
+            code = complain(disk_error.exit_code, str(disk_error))
         except Exception as error:  # noqa: BLE001 - the last catching place: types and places only, never a text
             code = complain(errors.EXIT_INTERNAL, f"internal error: {_place(error)}; please report it")
         ctx.exit(code)
@@ -143,56 +141,41 @@ def _place(error: BaseException) -> str:
 # --- options
 
 
-class Asked(click.ParamType[Any]):
-    """A value of another type; `-` asks for it on the terminal, so that no name need stand in argv."""
+def asked(name: str, kind: click.ParamType[Any] = click.STRING, **rest: Any) -> Callable[[Any], Any]:
+    """An option; `-` as its value asks on the terminal, so that no name need stand in argv."""
 
-    def __init__(self, inner: click.ParamType[Any] = click.STRING) -> None:
-        self.inner, self.name = inner, inner.name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value, asked for if need be."""
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
         if value == "-":
-            value = click.prompt(str(param.name if param else "value"), err=True)
-        return self.inner.convert(value, param, ctx)
+            value = click.prompt(str(param.name), err=True)
+        return None if value is None else kind.convert(value, param, ctx)
+
+    return click.option(name, callback=convert, **rest)
 
 
-class Written(click.ParamType[Any]):
-    """A value that the configuration knows, too: `parse` raises ValueError with what to write."""
+def written(parse: Callable[[str], Any], metavar: str) -> Callable[..., Any]:
+    """Options whose values are written as in the configuration: `parse` raises ValueError with what to write."""
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name, self._parse = name, parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The parsed value; a default may be one already."""
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
         try:
-            return self._parse(value) if isinstance(value, str) else value
+            return None if value is None else parse(value)
         except ValueError as error:
-            self.fail(str(error), param, ctx)
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return partial(click.option, callback=convert, metavar=metavar)
 
 
-def _switch(attribute: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    return lambda ctx, _, value: setattr(ctx.obj, attribute, value)
+def _switch(*names: str, attribute: str, says: str) -> Callable[[Any], Any]:
+    def switch(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        setattr(ctx.obj, attribute, value)
+
+    return click.option(*names, is_flag=True, expose_value=False, callback=switch, help=says)
 
 
-DURATION: Final = Written("duration", config.parse_duration)
 NUMBER: Final = click.IntRange(min=1)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
-json_too = click.option(
-    "--json", is_flag=True, expose_value=False, callback=_switch("as_json"), help="For programs; with schema_version."
-)
-dry = click.option(
-    "-n", "--dry-run", is_flag=True, expose_value=False, callback=_switch("dry_run"), help="Change nothing, say what."
-)
-
-
-def _part(text: str) -> Fraction:
-    if not re.fullmatch("[1-9][0-9]{0,4}/[1-9][0-9]{0,4}", text) or Fraction(text) > 1:
-        raise ValueError('is not a part like "1/30" or "1/1"')
-    return Fraction(text)
-
-
-PART: Final = Written("part", _part)
-patients_option = partial(click.option, "--patient", "patients", type=NUMBER, multiple=True)
+duration = written(config.parse_duration, "DURATION")
+json_too = _switch("--json", attribute="as_json", says="For programs; with schema_version.")
+dry = _switch("-n", "--dry-run", attribute="dry_run", says="Change nothing, say what.")
 
 
 @click.group(cls=Verbs, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -241,8 +224,9 @@ def signals(stop: Stop) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(call: Call, verb: str) -> Iterator[tuple[Log, Index]]:
-    """The practice's lock, log and index. Raises LockHeldError."""
+    """The practice's lock, log and index, as the owner of its state. Raises LockHeldError."""
     settings = call.settings
+    become_owner(settings.state_path)
     settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with Lock(settings.state_path, verb), contextlib.closing(wiring.open_index(settings)) as index:
         yield open_logs(settings, os.environ, call.verbose), index
@@ -251,9 +235,8 @@ def locked(call: Call, verb: str) -> Iterator[tuple[Log, Index]]:
 @contextlib.contextmanager
 def index_if_any(call: Call) -> Iterator[Index | None]:
     """The practice's index, or None where there is none yet: a reader makes nothing."""
-    settings = call.settings
-    become_owner(settings.state_path)
-    path = settings.state_path / "index.db"
+    become_owner(call.settings.state_path)
+    path = call.settings.state_path / "index.db"
     if not path.exists():
         yield None
         return
@@ -263,27 +246,25 @@ def index_if_any(call: Call) -> Iterator[Index | None]:
         yield index
 
 
-@dataclass(frozen=True)
-class Shelf:
-    """An archive and what is known of it."""
-
-    catalog: Catalog
-    archive: Archive
-    settings: Settings
+@contextlib.contextmanager
+def index_of(call: Call) -> Iterator[Index]:
+    """The practice's index. Raises UsageError where there is none yet."""
+    with index_if_any(call) as index:
+        if index is None:
+            raise UsageError("nothing is mirrored yet: there is no index")
+        yield index
 
 
 @contextlib.contextmanager
 def shelf_of(call: Call) -> Iterator[Shelf]:
-    """The practice's archive by its index; or a bare one, by an index in the user's cache."""
+    """The practice's archive and what is known of it; or a bare one, by an index in the user's cache."""
     if call.archive is not None:
         with _bare(call, call.archive.absolute()) as shelf:
             yield shelf
         return
-    with index_if_any(call) as index:
-        if index is None:
-            raise UsageError("nothing is mirrored yet: there is no index")
+    with index_of(call) as index:
         settings = call.settings
-        yield Shelf(Catalog(index, settings.name, settings.sync.kinds), wiring.open_archive(settings), settings)
+        yield Catalog(index, settings.name, settings.sync.kinds), wiring.open_archive(settings), settings
 
 
 @contextlib.contextmanager
@@ -303,4 +284,4 @@ def _bare(call: Call, path: Path) -> Iterator[Shelf]:
             scrub.adopt_all(index, archive, settings, call.clock.now())
             at_rest = call.clock.now() - (path / MARKER).stat().st_mtime > AT_REST
             index.remember("adopted_up_to", last if at_rest else None)
-        yield Shelf(Catalog(index), archive, settings)
+        yield Catalog(index), archive, settings

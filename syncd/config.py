@@ -40,13 +40,10 @@ VENDOR_MIN_INTERVAL: Final = 0.5  # the fastest tier there is (enterprise)
 SFTP_PORT: Final = 22
 DAY_MINUTES: Final = 1440
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_MILLISECONDS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _BYTES: Final = {"B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4} | {
     unit: 1024**power for power, unit in enumerate(("KiB", "MiB", "GiB", "TiB"), 1)
 }
-_NUMBER: Final = r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?"
-_DURATION: Final = re.compile(_NUMBER + "(ms|s|m|h|d|w)")
-_SIZE: Final = re.compile(_NUMBER + "([kKMGT]?B|[KMGT]iB)")
 _HOST: Final = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
 _BRACKETED: Final = r"\[[0-9A-Fa-f:.]{2,45}\]"
 _PORT: Final = "(?::[1-9][0-9]{0,4})?"
@@ -62,21 +59,22 @@ NOT_A_TIME: Final = 'is not a time: write it like "2026-11-21" or "2026-11-21T18
 NOT_A_WINDOW: Final = 'is not a list of windows like ["Mon-Fri 18:00-07:00", "Sat-Sun"]; leave the key out for any time'
 
 
+def _quantity(text: str, units: Mapping[str, int], problem: str) -> Fraction:
+    match = re.fullmatch(rf"([0-9]{{1,9}}(?:\.[0-9]{{1,6}})?) ?({'|'.join(units)})", text)
+    amount = Fraction(match[1]) * units[match[2]] if match else Fraction()
+    if amount < 1:
+        raise ValueError(problem)
+    return amount
+
+
 def parse_duration(text: str) -> float:
-    """Seconds of "1.1s", "30m", "24h", "7d" or "1h 30m"; more than zero. ValueError says what to write."""
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))
-    if not re.fullmatch(rf"{_DURATION.pattern}(?: ?{_DURATION.pattern})*", text) or not seconds:
-        raise ValueError(NOT_A_DURATION)
-    return round(seconds, 9)
+    """Seconds of "1.1s", "30m", "24h" or "7d"; at least 1 ms. ValueError says what to write."""
+    return float(_quantity(text, _MILLISECONDS, NOT_A_DURATION) / 1000)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "5 GB", "20 MB" (decimal) or "4 GiB" (binary); more than zero. ValueError says what to write."""
-    match = _SIZE.fullmatch(text)
-    size = int(Fraction(match[1]) * _BYTES[match[2]]) if match else 0
-    if not size:
-        raise ValueError(NOT_A_SIZE)
-    return size
+    """Bytes of "5 GB", "20 MB" (decimal) or "4 GiB" (binary); at least one. ValueError says what to write."""
+    return int(_quantity(text, _BYTES, NOT_A_SIZE))
 
 
 def parse_time(text: str, zone: ZoneInfo) -> float:
@@ -207,6 +205,8 @@ Text = Annotated[str, _read(partial(_fitting, r"[!-~]([ -~]*[!-~])?"), "must be 
 Duration = Annotated[float, _read(parse_duration, NOT_A_DURATION)]
 Size = Annotated[int, _read(parse_size, NOT_A_SIZE)]
 AbsolutePath = Annotated[Path, _read(_absolute, 'must be an absolute path in quotes, without ".."')]
+Folder = Annotated[str, _read(partial(_fitting, f"{_STEP}(/{_STEP})*"), 'must be a folder like "a" or "a/b"')]
+Group = Annotated[str, _read(partial(_fitting, "[a-z_][a-z0-9_.-]{0,31}"), "is not the name of a group")]
 Share = Annotated[float, Field(gt=0, le=1)]
 Watch = Literal["auto", "off"]
 
@@ -262,9 +262,7 @@ class DropSettings(_Section):
     username: Text
     password_file: Text = "sftp_password"  # noqa: S105 - the name of a file
     private_key_file: Text | None = None
-    folder: Annotated[str, _read(partial(_fitting, f"{_STEP}(/{_STEP})*"), 'must be a folder like "a" or "a/b"')] = (
-        "syncd"
-    )
+    folder: Folder = "syncd"
     address: Annotated[str, _read(partial(_fitting, _ADDRESS), 'is not an address: write "host" or "host:port"')]
     host_key: Annotated[str, _read(_host_key, 'is not a key like "ssh-ed25519 AAAA...": see ssh-keyscan')] | None = None
     known_hosts_file: Text | None = Field(default=None, validate_default=True)
@@ -282,9 +280,7 @@ class ArchiveSettings(_Section):
 
     path: AbsolutePath
     reserve: Size = 5 * 1000**3
-    group: Annotated[str, _read(partial(_fitting, "[a-z_][a-z0-9_.-]{0,31}"), "is not the name of a group")] | None = (
-        None
-    )
+    group: Group | None = None
 
 
 class StateSettings(_Section):
@@ -410,8 +406,7 @@ def _complete(document: dict[str, Any], name: str, environ: Mapping[str, str]) -
     """Fill in the defaults that follow from other keys or from the surroundings."""
     tables = {section: document.setdefault(section, {}) for section in Settings.model_fields}
     practice, api, drop, state, log = (
-        table if isinstance(table, dict) else {}
-        for table in map(tables.get, ("practice", "api", "drop", "state", "log"))
+        tables[name] if isinstance(tables[name], dict) else {} for name in ("practice", "api", "drop", "state", "log")
     )
     practice.setdefault("name", name)
     for table, variable, base in ((state, "STATE_DIRECTORY", "/var/lib"), (log, "LOGS_DIRECTORY", "/var/log")):

@@ -14,7 +14,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from syncd.backfill import Stop, ended
-from syncd.errors import EXIT_OK
+from syncd.errors import EXIT_OK, SyncdError
 from syncd.logs import StatusFiles
 from syncd.service import Systemd
 from syncd.wiring import Lanes
@@ -55,7 +55,11 @@ class Daemon:
         self._tell(report=True)
         try:
             while not self._stop.event.wait(GLANCE):
-                self._glance()
+                try:
+                    self._glance()
+                except SyncdError as error:  # a disk that fails is a state; the lanes say which
+                    self._lanes.log.error("turn_failed", where="watch", exc_info=error)  # noqa: TRY400 - our Log
+                    self._stop.event.wait(AFTER_A_BUG)
         finally:
             self._systemd.stopping()
             scheduler.shutdown(wait=True)

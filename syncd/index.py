@@ -43,6 +43,8 @@ def _translated(foreign: tuple[type[Exception], ...] = (sqlite3.DatabaseError,))
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
         raise
     except foreign as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:  # a statement of ours that is wrong
+            raise
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         raise SiteError("disk_error", f"index.db: {name}; if it stays: `syncd reindex`") from error
 

@@ -24,7 +24,7 @@ from syncd.errors import (
     UnansweredError,
 )
 from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step, end_guard
-from syncd.model import Item, Listed
+from syncd.model import Item, Kind, Listed, Method
 from syncd.pacing import spacing
 from syncd.placing import QUIET, Places, PlaceStep
 from syncd.sites import LANE_OF, Doors, Sites
@@ -317,11 +317,10 @@ class ApiLane:
         ):
             item = Item(row["pat_num"], row["kind"], row["num"])
             index.set_item(item, "refetch_at = NULL")
-            if item.kind == "document":
-                index.owe(Owing("document", item, row["revision"], now), "refetch", now)
-            else:
-                index.owe(Owing("mount", item, row["revision"], now), "refetch", now)
-                index.owe(Owing("mount-images", item, row["revision"], now), "refetch", now)
+            methods: tuple[tuple[Method, Kind], ...] = (("mount", "mount"), ("mount-images", "mount-image"))
+            for method, kind in (("document", "document"),) if item.kind == "document" else methods:
+                if kind in self.doors.settings.sync.kinds:
+                    index.owe(Owing(method, item, row["revision"], now), "refetch", now)
         duty = index.next_duty(now, ("refetch",), None, None)
         return self.places.prepare(duty, now) if duty is not None else None
 

@@ -84,9 +84,8 @@ def staging_name(folder: str, practice: str, day: str, token: str, extension: st
 
     It ends in `/`, a folder, when the extension is None or not plain: then Open Dental chooses the name inside.
     """
-    parent = f"{folder.rstrip('/')}/" if folder else ""
     ending = f".{extension}" if extension and _SANE.fullmatch(extension) else "/"
-    return f"{parent}syncd-{practice}-{day}-{token}{ending}"
+    return f"{folder}/syncd-{practice}-{day}-{token}{ending}"
 
 
 def is_staging_name(name: bytes, practice: str) -> str | None:

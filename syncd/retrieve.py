@@ -37,7 +37,6 @@ class _DamagedError(Exception):
 class Restored:
     """What became of one restore: the copy, or None when the archived file is damaged."""
 
-    item: Item
     version: int
     path: Path | None
 
@@ -60,16 +59,15 @@ def restore(catalog: Catalog, archive: Archive, item: Item, to: Path, at: float 
 
     Raises UsageError when there is no version, or none by then, or the folder cannot be written.
     """
-    versions = catalog.versions(item)
     number = catalog.as_of(item, float("inf") if at is None else at)
     if number is None:
         raise UsageError(f"{item.full_id} has no archived version" + ("" if at is None else " by then"))
-    version = next(version for version in versions if version.version == number)
+    version = next(version for version in catalog.versions(item) if version.version == number)
     with _target(archive, to):
         try:
-            return Restored(item, number, _copy(archive, version, to, export_name(version, at is not None), zone))
+            return Restored(number, _copy(archive, version, to, export_name(version, at is not None), zone))
         except _DamagedError:
-            return Restored(item, number, None)
+            return Restored(number, None)
 
 
 def export(

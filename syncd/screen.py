@@ -25,7 +25,6 @@ from syncd.report import SCHEMA_VERSION, human_bytes, human_duration
 
 LINE_EVERY: Final = 60.0  # seconds between two plain lines
 _WIDE: Final = 240  # columns where no terminal limits them
-Fields = Mapping[str, object]
 
 
 def emit(text: str) -> None:
@@ -37,7 +36,7 @@ def emit(text: str) -> None:
         raise
 
 
-def emit_json(fields: Fields) -> None:
+def emit_json(fields: Mapping[str, object]) -> None:
     """One JSON object on one line, with `schema_version`."""
     emit(json.dumps({"schema_version": SCHEMA_VERSION, **fields}))
 
@@ -61,36 +60,27 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         grid.add_column(name, overflow="fold", justify="right" if name in {"bytes", "seq"} else "left")
     for row in rows:
         grid.add_row(*(Text(plain(cell)) for cell in row))
-    terminal = sys.stdout.isatty()
-    paper = io.StringIO()
+    terminal, paper = sys.stdout.isatty(), io.StringIO()
     width = shutil.get_terminal_size().columns if terminal else _WIDE
     Console(file=paper, force_terminal=terminal, width=width, highlight=False).print(grid)
     return "\n".join(line.rstrip() for line in paper.getvalue().splitlines())
 
 
 class Meter:
-    """Shows how far a backfill is: a bar on a terminal, else a line a minute, the first at once and the last at the
+    """Shows how far a backfill is: a bar on a terminal, else a line a minute, the first at once, one more at the end.
 
-    end; nothing when `quiet`. Use as a context manager and call it with each Progress. `free_bytes`: what the
-    archive's file system has left, None where nobody knows.
+    Use as a context manager around calls of `show`. `free_bytes`: what the archive's file system has left, None where
+    nobody knows. `quiet`: shows nothing.
     """
 
     def __init__(self, quiet: bool, free_bytes: int | None) -> None:
-        self._quiet, self._free = quiet, free_bytes
-        self._terminal = sys.stderr.isatty() and not quiet
-        self._started: tuple[float, int] | None = None
-        self._lined_at = float("-inf")
-        self.last: backfill.Progress | None = None
-        self._bar = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(40),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True, highlight=False),
-            disable=not self._terminal,
-            transient=True,
-        )
-        self._lists = self._bar.add_task("counting", total=None, figures="")
-        self._items = self._bar.add_task("documents", total=None, figures="")
+        self._quiet, self._free, self._terminal = quiet, free_bytes, sys.stderr.isatty()
+        self._started: tuple[float, int] | None = None  # when, and the requests until then
+        self._lined_at, self._words = float("-inf"), ""
+        columns = TextColumn("{task.description}"), BarColumn(40), TextColumn("{task.fields[words]}")
+        console = Console(stderr=True, highlight=False)
+        self._bar = Progress(*columns, console=console, disable=quiet or not self._terminal, transient=True)
+        self._task = self._bar.add_task("counting", total=None, words="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -98,39 +88,38 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        if self.last is not None and not self._terminal:
-            self._line(self.last)
+        if self._words:
+            self._line()
 
     def show(self, progress: backfill.Progress, now: float) -> None:
         """The figures of this moment; `now` in seconds since the epoch."""
-        self.last = progress
-        self._started = self._started or (now, progress.requests)
+        self._words = self._figures(progress, now)
         if self._terminal:
-            lists = f"{progress.lists:,} of {progress.of_lists:,} lists"
-            self._bar.update(self._lists, completed=progress.lists, total=progress.of_lists or None, figures=lists)
-            figures = self._figures(progress, now)
-            self._bar.update(self._items, completed=progress.archived, total=progress.expected or None, figures=figures)
+            phase, done, total = "documents", progress.archived, progress.expected
+            if progress.lists < progress.of_lists:
+                phase, done, total = "counting", progress.lists, progress.of_lists
+            self._bar.update(self._task, description=phase, completed=done, total=total or None, words=self._words)
         elif now - self._lined_at >= LINE_EVERY:
             self._lined_at = now
-            self._line(progress, now)
+            self._line()
 
-    def _line(self, progress: backfill.Progress, now: float | None = None) -> None:
-        if not self._quiet:
-            counted = f"{progress.lists:,} of {progress.of_lists:,} lists"
-            click.echo(f"syncd: {counted}, {self._figures(progress, now)}", err=True)
+    def _line(self) -> None:
+        if not (self._quiet or self._terminal):
+            click.echo(f"syncd: {self._words}", err=True)
 
-    def _figures(self, progress: backfill.Progress, now: float | None) -> str:
+    def _figures(self, progress: backfill.Progress, now: float) -> str:
+        began_at, before = self._started = self._started or (now, progress.requests)
         about = "about " if progress.lists < progress.of_lists else ""
-        said = [f"{progress.archived:,} of {about}{progress.expected:,} items", human_bytes(progress.bytes)]
+        said = [f"{progress.lists:,} of {progress.of_lists:,} lists"]
+        said += [f"{progress.archived:,} of {about}{progress.expected:,} items", human_bytes(progress.bytes)]
         said.append(f"{progress.requests:,} requests")
-        began_at, before = self._started or (0.0, 0)
-        if now is not None and now > began_at:
+        if now > began_at:
             said.append(f"{(progress.requests - before) / (now - began_at):.2g} a second")
         if progress.seconds_left:
             said.append(f"{human_duration(progress.seconds_left)} to go")
         if about or progress.owed:
-            space = f"needs {human_bytes(progress.forecast_bytes)} in all"
-            said.append(space if self._free is None else f"{space}, {human_bytes(self._free)} free")
+            free = "" if self._free is None else f", {human_bytes(self._free)} free"
+            said.append(f"needs {human_bytes(progress.forecast_bytes)} in all{free}")
         if progress.waiting:
             said.append(f"waiting: {progress.waiting}")
         return ", ".join(said)

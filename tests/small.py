@@ -53,14 +53,14 @@ def small(in_database: bool = False, documents: int = 0) -> Small:
     return Small(practice, patient, other, document, letter, mount, sheet)
 
 
-def backfilling(folder: Path, one: Small, **overrides: dict[str, object]) -> World:
+def backfilling(folder: Path, one: Small) -> World:
     """A backfill of the practice, one request a second at most: it goes round once, so that days are soon simulated."""
-    return World.start(folder, practice=one.practice, backfill=True, interval=1.0, **overrides)
+    return World.start(folder, practice=one.practice, backfill=True, interval=1.0)
 
 
-def serving(folder: Path, one: Small, **overrides: dict[str, object]) -> World:
+def serving(folder: Path, one: Small) -> World:
     """The daemon's lanes, one request in thirty seconds."""
-    return World.start(folder, practice=one.practice, **overrides)
+    return World.start(folder, practice=one.practice)
 
 
 def settle(world: World, days: float = 1.2, without_thumbnails: bool = False) -> None:

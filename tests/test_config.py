@@ -318,7 +318,6 @@ def test_whole_days_and_spans_are_windows_and_nothing_else(text: str) -> None:
         ("24h", 86_400),
         ("7d", 604_800),
         ("1w", 604_800),
-        ("1h 30m", 5400),
     ],
 )
 def test_duration_has_a_unit(text: str, seconds: float) -> None:

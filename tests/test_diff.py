@@ -34,6 +34,7 @@ from syncd.diff import (
 )
 from syncd.model import KINDS, Item, Kind, Listed, Upload
 from tests.small import serving, small
+from tests.world import World
 
 T0 = 1_795_000_000.0
 DOCUMENT, MOUNT, SHEET = Item(101, "document", 5), Item(101, "mount", 5), Item(101, "sheet", 45)
@@ -420,7 +421,7 @@ def test_item_that_the_office_never_found_vanishes_with_the_next_listing_that_la
 
 def test_image_that_is_put_back_into_its_mount_is_not_vanished_any_more(tmp_path: Path) -> None:
     one = small()
-    world = serving(tmp_path, one, sync={"vanish_after": "1h"})
+    world = World.start(tmp_path, practice=one.practice, sync={"vanish_after": "1h"})
     world.run()
     num = int(one.practice.mount_images(one.mount)[0]["DocNum"])
     one.practice.out_of_mount(num)

@@ -142,8 +142,8 @@ def test_killed_backfill_resumes_each_time_and_archives_nothing_twice(site: Site
         wait_for_requests(site, rng.randint(3, 60), process)  # the first 20 may prove whose database it is
         time.sleep(rng.uniform(0.0, 0.03))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=30)
-        assert process.returncode == -signal.SIGKILL, f"the backfill was over before kill {number}"
+        _, complaint = process.communicate(timeout=30)
+        assert process.returncode == -signal.SIGKILL, f"the backfill was over before kill {number}: {complaint!r}"
         archived.append(site.versions())
         assert archived[-1] >= archived[-2], "something was lost"
     assert archived[-1] > 0

@@ -54,11 +54,7 @@ def test_staged_name_keeps_the_documents_own_extension() -> None:
 
 @pytest.mark.parametrize("extension", [None, "", "a/b", "../x", "ABC", "ninechars", "jpg\n"])
 def test_without_a_plain_extension_a_folder_is_staged(extension: str | None) -> None:
-    assert naming.staging_name("a/b/", "main", "20261121", TOKEN, extension) == f"a/b/syncd-main-20261121-{TOKEN}/"
-
-
-def test_login_folder_itself_can_be_the_drop() -> None:
-    assert naming.staging_name("", "main", "20261121", TOKEN, "pdf").startswith("syncd-main-")
+    assert naming.staging_name("a/b", "main", "20261121", TOKEN, extension) == f"a/b/syncd-main-20261121-{TOKEN}/"
 
 
 @given(file_name=HOSTILE, practice=st.from_regex(r"[a-z0-9][a-z0-9.-]{0,20}", fullmatch=True))

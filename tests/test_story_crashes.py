@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from syncd import index as index_door
 from syncd.demo.adapter import OfficeAdapter
 from syncd.index import Row
 from syncd.scrub import reindex
@@ -73,7 +72,7 @@ def fuse(monkeypatch: pytest.MonkeyPatch) -> Fuse:
 
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
-    monkeypatch.setattr(index_door.sqlite3, "connect", lambda *a, **k: connect(*a, factory=Connection, **k))
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Connection, **k))
     for owner, names in ((os, DURABLE), (OfficeAdapter, ("send",)), (DropInMemory, OUTSIDE)):
         for name in names:
             monkeypatch.setattr(owner, name, own.before(getattr(owner, name)))

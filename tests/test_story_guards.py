@@ -362,3 +362,41 @@ def test_two_missing_documents_of_twenty_are_ordinary(world: World) -> None:
     world.run(hours=27)
     assert reasons(world) == set()
     assert vanished(world) == 2
+
+
+# --- numbers that come again
+
+
+def test_number_reused_after_a_restore_becomes_a_version_of_its_own(world: World) -> None:
+    pat = world.practice.add_patient()
+    world.practice.add_document(pat)
+    backup = world.practice.snapshot()
+    world.clock.advance(3600)
+    lost = world.practice.add_document(pat)
+    world.run(hours=2)
+    world.practice.restore_from_backup(backup)
+    world.clock.advance(3600)
+    again = world.practice.add_document(pat, "png")
+    assert again == lost
+    world.run(hours=3)
+    world.check()
+    assert len(world.media(pat, "document", again)) == 2
+
+
+def test_number_reused_for_another_patient_is_reported_and_never_mixed_up(world: World) -> None:
+    here, there = world.practice.add_patient(), world.practice.add_patient()
+    world.practice.add_document(here)
+    backup = world.practice.snapshot()
+    world.clock.advance(3600)
+    lost = world.practice.add_document(here)
+    world.run(hours=2)
+    world.practice.restore_from_backup(backup)
+    world.clock.advance(3600)
+    again = world.practice.add_document(there)
+    assert again == lost
+    world.run(hours=30)
+    world.check()
+    assert [line["item"] for line in world.log.events("number_reused")] == [f"{there}/document-{again}"]
+    assert world.item(here, "document", lost)["became"] is None
+    assert world.state(here, "document", lost) == "vanished"
+    assert world.media(here, "document", lost) != world.media(there, "document", again)

@@ -47,7 +47,7 @@ def known(world: World, kind: str = "document") -> set[int]:
 
 
 def offsets(world: World, path: str = "/documents") -> list[int]:
-    return [int(arrival.params["Offset"]) for arrival in world.sent(path)]
+    return [int(str(arrival.params["Offset"])) for arrival in world.sent(path)]
 
 
 def until_asked(world: World, path: str, times: int = 1) -> None:
@@ -312,7 +312,7 @@ def test_files_in_the_database_are_placed_into_a_folder_and_keep_their_extension
     docs = {world.practice.add_document(pat, extension): extension for extension in ("jpg", "png", "pdf", "tif", "txt")}
     world.run(hours=2)
     world.check()
-    assert all(arrival.params["SftpAddress"].endswith("/") for arrival in world.sent("/documents/DownloadSftp"))
+    assert all(str(arrival.params["SftpAddress"]).endswith("/") for arrival in world.sent("/documents/DownloadSftp"))
     for doc, extension in docs.items():
         assert [name.split(".")[-1] for name in world.files(pat, "document", doc)] == [
             extension,
@@ -339,7 +339,7 @@ def test_hostile_file_name_is_never_a_path(tmp_path: Path, name: str, in_databas
     told = json.dumps(world.log.lines)
     assert name not in told
     assert json.dumps(name) not in told
-    assert all(len(arrival.params["SftpAddress"]) < 120 for arrival in world.placements())
+    assert all(len(str(arrival.params["SftpAddress"])) < 120 for arrival in world.placements())
     as_a_path = "/" in name or len(name) > 255  # what an office with files in its database cannot write at all
     assert world.state(pat, "document", doc) == ("failing" if in_database and as_a_path else "archived")
 
@@ -361,7 +361,7 @@ def test_two_images_of_one_name_in_a_mount_are_fetched_singly_and_not_mixed_up(w
     world.practice.db.execute("UPDATE document SET FileName = 'IMG_0001.jpg' WHERE DocNum IN (?, ?)", images[:2])
     world.run(hours=2)
     world.check()
-    singly = {int(arrival.params.get("DocNum", 0)) for arrival in world.sent("/documents/DownloadSftp")}
+    singly = {int(str(arrival.params.get("DocNum", 0))) for arrival in world.sent("/documents/DownloadSftp")}
     assert singly - {0} == set(images[:2])
     assert all(world.item(pat, "mount-image", num)["mount_num"] == mount for num in images)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from syncd import wishes
 from syncd.catalog import Filters
 from syncd.demo.build import Past
 from syncd.demo.schema import NEVER
@@ -68,7 +69,7 @@ def test_second_sweep_of_an_unchanged_practice_places_nothing(tmp_path: Path, ba
 
 
 def test_backfill_spends_at_most_one_request_in_a_hundred_more_than_the_least(tmp_path: Path) -> None:
-    world = World.start(tmp_path, 20, past=Past(documents=5, deleted=0.0), backfill=True, interval=5.0)
+    world = World.start(tmp_path, 8, past=Past(documents=5, deleted=0.0), backfill=True, interval=5.0)
     world.run()
     world.check()
     rows = world.index.rows("SELECT rows FROM list")
@@ -333,235 +334,6 @@ def test_linked_upload_is_pending_and_its_address_is_never_followed(world: World
     assert world.state(pat, "document", opened) == "archived"
 
 
-# --- mounts
-
-
-def test_image_that_goes_into_a_mount_vanishes_as_that_image(world: World) -> None:
-    pat = world.practice.add_patient()
-    doc, mount = world.practice.add_document(pat), world.practice.add_mount(pat, 2)
-    world.practice.add_document(pat)
-    world.run(hours=2)
-    world.practice.move_into_mount(doc, mount)
-    world.run(hours=3)
-    assert world.item(pat, "document", doc)["became"] == f"{pat}/mount-image-{doc}"
-    assert world.state(pat, "document", doc) == "vanished"
-    assert world.state(pat, "mount-image", doc) == "archived"
-    assert world.item(pat, "mount-image", doc)["mount_num"] == mount
-    assert len(world.media(pat, "document", doc)) == 1
-
-
-def test_mount_that_took_an_image_in_has_its_composite_fetched_anew(world: World) -> None:
-    pat = world.practice.add_patient()
-    doc, mount = world.practice.add_document(pat), world.practice.add_mount(pat, 2)
-    world.run(hours=2)
-    world.practice.move_into_mount(doc, mount)
-    world.run(hours=3)
-    world.check()
-    assert len(world.media(pat, "mount", mount)) == 2
-
-
-def test_image_taken_out_of_a_mount_is_a_document_again(world: World) -> None:
-    pat = world.practice.add_patient()
-    mount = world.practice.add_mount(pat, 3)
-    world.run(hours=2)
-    doc = world.practice.mount_images(mount)[0]["DocNum"]
-    world.practice.out_of_mount(doc)
-    world.run(hours=4 * DAY)
-    assert world.state(pat, "document", doc) == "archived"
-    assert world.state(pat, "mount-image", doc) == "vanished"
-    world.check()
-
-
-def test_image_that_went_into_a_mount_and_out_again_is_current_as_a_document(world: World) -> None:
-    pat = world.practice.add_patient()
-    doc, mount = world.practice.add_document(pat), world.practice.add_mount(pat, 2)
-    world.run(hours=2)
-    world.practice.move_into_mount(doc, mount)
-    world.run(hours=3)
-    world.practice.out_of_mount(doc)
-    world.run(hours=5 * DAY)
-    row = world.item(pat, "document", doc)
-    assert (row["vanished_at"], row["missing_since_at"], row["became"]) == (None, None, None)
-    assert world.state(pat, "mount-image", doc) == "vanished"
-    world.check()
-
-
-def test_changed_fields_of_a_mount_bring_composite_and_images_anew(world: World) -> None:
-    pat = world.practice.add_patient()
-    mount = world.practice.add_mount(pat, 2)
-    world.run(hours=2)
-    before = len(world.office.arrivals)
-    world.practice.change_mount(mount, Note="retaken")
-    world.run(hours=3)
-    world.check()
-    assert len(world.sent("/documents/DownloadSftp", since=before, MountNum=mount)) == 1
-    assert len(world.sent("/documents/DownloadMount", since=before, MountNum=mount)) == 1
-    assert len(world.media(pat, "mount", mount)) == 2
-
-
-def test_changed_image_in_a_mount_is_found_by_the_mounts_age(world: World) -> None:
-    pat = world.practice.add_patient()
-    mount = world.practice.add_mount(pat, 2)
-    world.run(hours=2)
-    doc = world.practice.mount_images(mount)[0]["DocNum"]
-    world.practice.replace_bytes(doc)
-    world.run(hours=26)
-    world.check()
-    assert len(world.media(pat, "mount-image", doc)) == 2
-    assert len(world.media(pat, "mount", mount)) == 2
-
-
-def test_unchanged_mount_is_fetched_again_at_1_3_7_and_30_days_then_every_90(world: World) -> None:
-    pat = world.practice.add_patient()
-    mount = world.practice.add_mount(pat, 2)
-    created = world.clock.now()
-    world.run(hours=6)
-    for days in (0.4, 0.4, 0.4, 1.5, 0.4, 3.5, 0.7, 20, 2.5, 1, 78, 13):
-        pass_days(world, days)
-    found = [(arrival.at - created) / 86_400 for arrival in world.sent("/documents/DownloadMount")]
-    assert [round(day) for day in found[:5]] == [0, 1, 3, 7, 30]
-    assert len(found) == 6
-    assert 110 < found[5] < 122
-    assert len(world.media(pat, "mount", mount)) == 1
-    world.check()
-
-
-def test_deleted_mount_vanishes_with_its_images_and_keeps_their_files(world: World) -> None:
-    pat = world.practice.add_patient()
-    mount, doc = world.practice.add_mount(pat, 2), world.practice.add_document(pat)
-    world.run(hours=2)
-    images = [row["DocNum"] for row in world.practice.mount_images(mount)]
-    world.practice.delete_mount(mount)
-    world.run(hours=30)
-    world.check()
-    assert world.state(pat, "mount", mount) == "vanished"
-    assert {world.state(pat, "mount-image", num) for num in images} == {"vanished"}
-    assert all(len(world.media(pat, "mount-image", num)) == 1 for num in images)
-    assert world.state(pat, "document", doc) == "archived"
-
-
-def test_image_deleted_from_a_mount_vanishes_after_two_answers_a_day_apart(world: World) -> None:
-    pat = world.practice.add_patient()
-    mount = world.practice.add_mount(pat, 3)
-    world.run(hours=2)
-    doc = world.practice.mount_images(mount)[0]["DocNum"]
-    world.practice.delete_document(doc)
-    world.practice.change_mount(mount)
-    world.run(hours=4)
-    assert world.item(pat, "mount-image", doc)["missing_since_at"] is not None
-    assert world.state(pat, "mount-image", doc) == "archived"
-    world.run(hours=26)
-    assert world.state(pat, "mount-image", doc) == "vanished"
-    assert len(world.media(pat, "mount-image", doc)) == 1
-    world.check()
-
-
-def test_empty_mount_is_fulfilled(world: World) -> None:
-    pat = world.practice.add_patient()
-    mount = world.practice.add_mount(pat, 0)
-    world.run(hours=2)
-    world.check()
-    assert world.state(pat, "mount", mount) == "archived"
-    assert len(world.sent("/documents/DownloadMount")) == 1
-
-
-# --- sheets
-
-
-def test_edited_sheet_becomes_a_second_version(world: World) -> None:
-    pat = world.practice.add_patient()
-    sheet = world.practice.add_sheet(pat)
-    world.run(hours=2)
-    world.practice.edit_sheet(sheet)
-    world.run(hours=3)
-    world.check()
-    assert len(world.media(pat, "sheet", sheet)) == 2
-
-
-def test_unchanged_sheet_is_never_fetched_again(world: World) -> None:
-    pat = world.practice.add_patient()
-    world.practice.add_sheet(pat)
-    world.run(hours=2)
-    pass_days(world, 400)
-    assert len(world.sent("/sheets/DownloadSftp")) == 1
-    world.check()
-
-
-def test_deleted_sheet_vanishes_after_a_day_and_keeps_its_file(world: World) -> None:
-    pat = world.practice.add_patient()
-    sheet, other = world.practice.add_sheet(pat), world.practice.add_sheet(pat)
-    world.run(hours=2)
-    world.practice.delete_sheet(sheet)
-    world.run(hours=23)
-    assert world.state(pat, "sheet", sheet) == "archived"
-    world.run(hours=6)
-    assert world.state(pat, "sheet", sheet) == "vanished"
-    assert world.state(pat, "sheet", other) == "archived"
-    assert len(world.media(pat, "sheet", sheet)) == 1
-    world.check()
-
-
-def test_old_sheet_without_a_stamp_is_archived_once_and_anew_when_its_fields_change(world: World) -> None:
-    pat = world.practice.add_patient()
-    sheet = world.practice.add_sheet(pat, stamp=NEVER)
-    world.run(hours=30)
-    assert len(world.sent("/sheets/DownloadSftp")) == 1
-    world.practice.update("sheet", sheet, {"InternalNote": "found in the cellar"})
-    world.run(hours=3)
-    assert len(world.media(pat, "sheet", sheet)) == 2
-    world.check()
-
-
-def test_stamp_of_a_sheet_that_goes_back_is_a_change(world: World) -> None:
-    pat = world.practice.add_patient()
-    world.practice.workstation_offset = 7200.0
-    sheet = world.practice.add_sheet(pat)
-    world.run(hours=1)
-    world.practice.workstation_offset = -7200.0
-    world.practice.edit_sheet(sheet)
-    world.run(hours=3)
-    assert len(world.media(pat, "sheet", sheet)) == 2
-    world.check()
-
-
-# --- numbers that come again
-
-
-def test_number_reused_after_a_restore_becomes_a_version_of_its_own(world: World) -> None:
-    pat = world.practice.add_patient()
-    world.practice.add_document(pat)
-    backup = world.practice.snapshot()
-    world.clock.advance(3600)
-    lost = world.practice.add_document(pat)
-    world.run(hours=2)
-    world.practice.restore_from_backup(backup)
-    world.clock.advance(3600)
-    again = world.practice.add_document(pat, "png")
-    assert again == lost
-    world.run(hours=3)
-    world.check()
-    assert len(world.media(pat, "document", again)) == 2
-
-
-def test_number_reused_for_another_patient_is_reported_and_never_mixed_up(world: World) -> None:
-    here, there = world.practice.add_patient(), world.practice.add_patient()
-    world.practice.add_document(here)
-    backup = world.practice.snapshot()
-    world.clock.advance(3600)
-    lost = world.practice.add_document(here)
-    world.run(hours=2)
-    world.practice.restore_from_backup(backup)
-    world.clock.advance(3600)
-    again = world.practice.add_document(there)
-    assert again == lost
-    world.run(hours=30)
-    world.check()
-    assert [line["item"] for line in world.log.events("number_reused")] == [f"{there}/document-{again}"]
-    assert world.item(here, "document", lost)["became"] is None
-    assert world.state(here, "document", lost) == "vanished"
-    assert world.media(here, "document", lost) != world.media(there, "document", again)
-
-
 # --- a row before its file
 
 
@@ -611,7 +383,7 @@ def staff(world: World, rng: random.Random) -> None:
     uploads = practice.rows("SELECT DocNum FROM document WHERE Note LIKE '\\_%' ESCAPE '\\'")
     mounts = practice.rows("SELECT MountNum FROM mount WHERE PatNum = ?", pat)
     sheets = practice.rows("SELECT SheetNum FROM sheet WHERE PatNum = ? AND IsDeleted = 0", pat)
-    doc, mount = (rows and next(iter(rng.choice(rows).values())) for rows in (documents, mounts))
+    doc, mount = (int(next(iter(rng.choice(rows).values()))) if rows else 0 for rows in (documents, mounts))
     images = practice.mount_images(mount) if mount else []
     actions: list[tuple[object, Callable[[], object]]] = [
         (True, lambda: practice.add_document(pat, rng.choice(("jpg", "png", "pdf", "txt")))),
@@ -635,16 +407,18 @@ def staff(world: World, rng: random.Random) -> None:
     rng.choice([action for possible, action in actions if possible])()
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_busy_week_is_mirrored(tmp_path: Path, seed: int) -> None:
-    world = World.start(tmp_path, 5, past=Past(documents=2, mounts=0), seed=seed, interval=60.0, nap=900.0)
+    world = World.start(tmp_path, 5, past=Past(documents=2, mounts=0), seed=seed, interval=120.0, nap=1800.0)
     rng = random.Random(seed)
-    for hour in range(72):
+    for hour in range(60):
         staff(world, rng)
         world.run(hours=2 * rng.random())
         if hour % 12 == 0:
             world.check_safe()
     for _ in range(10):
+        for row in world.index.rows("SELECT id FROM guard WHERE state = 'held'"):  # so much is moved here in a day
+            wishes.make(world.index, "approve", f"guard-{row['id']}", world.clock.now())
         pass_days(world, 1.2)
     world.check()
     assert world.catalog().status_facts(world.clock.now()).owed == 0

@@ -1,0 +1,70 @@
+"""The JSON beside each archived file: everything the index needs to be rebuilt. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from syncd.model import Item, Version
+from syncd.naming import EXTENSIONS, archive_path_is_ours
+
+SCHEMA_VERSION: Final = 1
+_TIMES: Final = ("listed_at", "placed_at", "archived_at", "first_seen_at")
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("schema_version", "seq", "num", "pat_num", "version", "sidecar", "bytes"), (int,)),
+    **dict.fromkeys(("kind", "revision", "sha256", "extension", "media_type", "method", *_TIMES), (str,)),
+    **dict.fromkeys(("file_name", "source_revision"), (str, type(None))),
+    **{"mount_images": (list, type(None)), "mount_num": (int, type(None)), "listing": (dict,), "flags": (list,)},  # noqa: PIE800 - one line
+}
+
+
+def iso(moment: float) -> str:
+    """A time as the archive writes it: ISO 8601, UTC, to the microsecond."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _moment(text: str) -> float:
+    moment = datetime.fromisoformat(text).timestamp()
+    if iso(moment) != text:
+        raise ValueError("not a time as syncd writes it")
+    return moment
+
+
+def sidecar_content(version: Version) -> dict[str, object]:
+    """What a sidecar holds: the version, flat."""
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(version)}
+    content |= content.pop("item")
+    content |= {key: iso(content[key]) for key in _TIMES}
+    return content | {key: list(content[key]) for key in ("flags", "mount_images") if content[key] is not None}
+
+
+def version_from_sidecar(content: Mapping[str, object]) -> Version:
+    """The version a sidecar tells of. Raises ValueError for any other shape: nothing is guessed."""
+    if content.keys() != _TYPES.keys() or content["schema_version"] != SCHEMA_VERSION:
+        raise ValueError("not a sidecar of this schema")
+    if any(type(content[key]) not in types for key, types in _TYPES.items()):
+        raise ValueError("a field has another type")
+    fields: dict[str, Any] = {key: value for key, value in content.items() if key != "schema_version"}
+    fields["item"] = Item(fields.pop("pat_num"), fields.pop("kind"), fields.pop("num"))
+    fields |= {key: _moment(fields[key]) for key in _TIMES} | {"flags": tuple(fields["flags"])}
+    fields["mount_images"] = None if fields["mount_images"] is None else tuple(fields["mount_images"])
+    version = Version(**fields)
+    sound = (
+        path_is_ours(version)
+        and version.bytes > 0
+        and all(type(flag) is str for flag in version.flags)
+        and all(type(number) is int for number in version.mount_images or ())
+        and all(type(value) in (str, int, type(None)) for value in version.listing.values())
+    )
+    if not sound:
+        raise ValueError("a field has a value that syncd never writes")
+    return version
+
+
+def path_is_ours(version: Version) -> bool:
+    """Whether the version's file and sidecar are of the archive's layout, and its name has a whole sha256."""
+    named = version.extension in EXTENSIONS and re.fullmatch("[0-9a-f]{64}", version.sha256)
+    return bool(named) and archive_path_is_ours(version.path) and archive_path_is_ours(version.sidecar_path)
