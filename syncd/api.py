@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -120,6 +120,10 @@ class OpenDentalApi:
         headers["Authorization"] = f"ODFHIR {developer_key}/{customer_key}"
         headers["Content-Type"] = "application/json"  # the vendor wants it on GET, too
         headers["Connection"] = "close"  # an idle connection is cut by the gateway just when it is used again
+
+    def when_connected(self, call: Callable[[], None]) -> None:
+        """From now on `call` when a request's connection stands, right before it is sent."""
+        self._wire.connected = call
 
     def list_documents(self, pat_num: int, offset: int, limit: int) -> Page:
         """GET /documents for one patient: documents outside mounts, and mounts; at most `limit` rows from `offset`."""
@@ -247,6 +251,8 @@ class _Wire(HTTPAdapter):
 
     sock: socket.socket | None = None
 
+    connected: Callable[[], None] | None = None
+
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
         """Have the pool make connections that show their socket."""
         pool: HTTPConnectionPool = super().get_connection_with_tls_context(*args, **kwargs)
@@ -256,6 +262,8 @@ class _Wire(HTTPAdapter):
             def connect(self) -> None:
                 super().connect()
                 wire.sock = self.sock
+                if wire.connected:
+                    wire.connected()
 
         pool.ConnectionCls = Shown
         return pool

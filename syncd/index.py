@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,9 @@ def _translated(foreign: tuple[type[Exception], ...] = (sqlite3.DatabaseError,))
 class Index:
     """The door to index.db. Not for several threads: `sibling()` opens another connection to the same file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writing: threading.Lock | None = None) -> None:
         self.path = path
+        self._writing = writing or threading.Lock()  # siblings take turns here: SQLite's own wait sleeps in long steps
         with _translated((sqlite3.DatabaseError, OSError)):
             if not path.exists():  # its -wal and -shm take over its mode. An open file is left alone: closing it here
                 path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
@@ -74,7 +76,7 @@ class Index:
 
     def sibling(self) -> Index:
         """Another connection, for another thread."""
-        return Index(self.path)
+        return Index(self.path, self._writing)
 
     def close(self) -> None:
         """Close the connection; what is not committed is gone."""
@@ -86,7 +88,7 @@ class Index:
         if self.db.conn.in_transaction:
             yield
             return
-        with _translated():
+        with self._writing, _translated():
             self.db.conn.execute("BEGIN IMMEDIATE")
             try:
                 yield

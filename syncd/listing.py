@@ -246,7 +246,16 @@ class Lists:
 
     def _moved_here(self, found: Difference, known: dict[Item, Known], now: float) -> None:
         for row in found.changed:
-            if row.item in known or not self.doors.index.reused(row.item):
+            if row.item in known:
+                continue
+            left = self.doors.index.value(
+                "SELECT mount_num FROM item WHERE pat_num = ? AND num = ? AND kind = 'mount-image'"
+                " AND vanished_at IS NULL AND ? = 'document'",
+                *(row.item.pat_num, row.item.num, row.item.kind),
+            )
+            if left is not None:  # it came out of a mount, whose own listing does not tell
+                self._fetch_mounts(row.item.pat_num, now, left)
+            if not self.doors.index.reused(row.item):
                 continue
             there = self.doors.index.elsewhere(row.item, row.date_created)
             for old in there:
@@ -363,12 +372,13 @@ class Lists:
             index.set_item(item, "missing_since_at = ?", now)  # it is there: looked for again a day later
             self._fetch_mounts(item.pat_num, now)
 
-    def _fetch_mounts(self, pat_num: int, now: float) -> None:
-        """An image of this patient may have gone into a mount: mounts have no stamp that tells."""
+    def _fetch_mounts(self, pat_num: int, now: float, only: int | None = None) -> None:
+        """An image went into a mount, or came out of `only` that one: mounts have no stamp that tells."""
         kinds = self.doors.settings.sync.kinds
         methods: list[tuple[Method, Kind]] = [("mount", "mount"), ("mount-images", "mount-image")]
-        sql = "SELECT num, revision FROM item WHERE pat_num = ? AND kind = 'mount' AND vanished_at IS NULL"
-        for mount in self.doors.index.rows(sql, pat_num):
+        sql = "SELECT num, revision FROM item WHERE pat_num = ? AND kind = 'mount' AND num = coalesce(?, num)"
+        sql += " AND vanished_at IS NULL"
+        for mount in self.doors.index.rows(sql, pat_num, only):
             for method in (method for method, kind in methods if kind in kinds):
                 owing = Owing(method, Item(pat_num, "mount", mount["num"]), mount["revision"], now)
                 self.doors.index.owe(owing, "moved", now)

@@ -167,6 +167,7 @@ class ApiLane:
             return now + claim
         step, self._prepared = self._prepared, None
         with claim:
+            self.doors.api.when_connected(claim.sent)
             outcome = self._asked(step)
             if isinstance(outcome, TransientError) and outcome.reason == "throttled":
                 claim.throttled(outcome.retry_after)

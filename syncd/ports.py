@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from syncd.errors import SyncdError
@@ -27,6 +27,10 @@ class Api(Protocol):
     Every method raises SiteError, TransientError (UnansweredError when the request may have been worked on) or
     NoSuchMethodError; listings also ListingError and OversizeError; placements also ItemError.
     """
+
+    def when_connected(self, call: Callable[[], None]) -> None:
+        """From now on `call` when a request's connection stands, right before it is sent."""
+        ...
 
     def list_documents(self, pat_num: int, offset: int, limit: int) -> Page:
         """GET /documents: documents outside mounts, and mounts. A 404 "Patient not found" is ItemError not_found."""

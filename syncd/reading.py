@@ -7,6 +7,7 @@ import datetime as dt
 import re
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,20 +15,7 @@ import click
 from click import option
 
 from syncd import config, errors, report, retrieve, scrub, wiring
-from syncd.call import (
-    FOLDER,
-    NUMBER,
-    PART,
-    Asked,
-    Call,
-    complain,
-    dry,
-    index_if_any,
-    json_too,
-    patients_option,
-    shelf_of,
-    verb,
-)
+from syncd.call import FOLDER, NUMBER, Call, asked, complain, dry, index_if_any, json_too, shelf_of, verb, written
 from syncd.catalog import Catalog, Filters, Row
 from syncd.config import Settings
 from syncd.errors import EXIT_OK, ConfigError, SiteError, UsageError
@@ -47,14 +35,14 @@ def _moment(text: str | None, settings: Settings, name: str) -> float | None:
 
 @verb(
     "find",
-    option("--patient", type=Asked(NUMBER), help="PatNum."),
-    option("--name", type=Asked(), help="Words of a patient's name."),
-    option("--born", type=Asked(), help="Birthdate, yyyy-mm-dd."),
-    option("--kind", type=Asked(click.Choice(KINDS))),
-    option("--category", type=Asked(), help="Part of an image category."),
-    option("--text", type=Asked(), help="Part of a description."),
-    option("--since", type=Asked(), metavar="TIME", help="Archived then or later."),
-    option("--until", type=Asked(), metavar="TIME", help="Archived before."),
+    asked("--patient", NUMBER, help="PatNum."),
+    asked("--name", help="Words of a patient's name."),
+    asked("--born", help="Birthdate, yyyy-mm-dd."),
+    asked("--kind", click.Choice(KINDS), metavar="|".join(KINDS)),
+    asked("--category", help="Part of an image category."),
+    asked("--text", help="Part of a description."),
+    asked("--since", metavar="TIME", help="Archived then or later."),
+    asked("--until", metavar="TIME", help="Archived before."),
     option("--current", is_flag=True, help="Only the newest version of each item."),
     option("--follow", is_flag=True, help="With --json: go on with newly archived versions."),
     option("--after", type=click.IntRange(min=0), metavar="SEQ", help="With --follow: what came after this seq."),
@@ -68,10 +56,10 @@ def find(call: Call, /, follow: bool, after: int | None, **wanted: Any) -> int:
         _follow_versions(call, after)
     if wanted["born"] and not re.fullmatch(r"\d{4}-\d\d-\d\d", wanted["born"]):
         raise UsageError("--born: write it like 1980-02-29")
-    with shelf_of(call) as shelf:
+    with shelf_of(call) as (catalog, _, settings):
         for name in ("since", "until"):
-            wanted[name] = _moment(wanted[name], shelf.settings, f"--{name}")
-        rows = shelf.catalog.find(Filters(**wanted))
+            wanted[name] = _moment(wanted[name], settings, f"--{name}")
+        rows = catalog.find(Filters(**wanted))
         if not call.as_json:
             emit(call.table(FOUND, rows))
         else:
@@ -83,10 +71,10 @@ def find(call: Call, /, follow: bool, after: int | None, **wanted: Any) -> int:
 def _follow_versions(call: Call, after: int | None) -> None:
     """New versions as they are archived, for ever; `reindex` may replace the index, so it is opened each time."""
     while True:
-        with shelf_of(call) as shelf:
+        with shelf_of(call) as (catalog, _, _):
             if after is None:
-                after = int(shelf.catalog.index.value("SELECT max(seq) FROM version") or 0)
-            rows = shelf.catalog.follow(after)
+                after = int(catalog.index.value("SELECT max(seq) FROM version") or 0)
+            rows = catalog.follow(after)
         for row in rows:
             emit_json(row)
             after = row["seq"]
@@ -97,17 +85,17 @@ def _follow_versions(call: Call, after: int | None) -> None:
 @verb("show", click.argument("wanted", metavar="ID"), json_too)
 def show(call: Call, wanted: str) -> int:
     """One item and its versions."""
-    with shelf_of(call) as shelf:
-        rows = shelf.catalog.show(shelf.catalog.resolve(wanted))
+    with shelf_of(call) as (catalog, _, _):
+        rows = catalog.show(catalog.resolve(wanted))
     return call.answer({"id": rows[0]["id"], "versions": rows}, call.table(FOUND, rows))
 
 
 @verb("history", click.argument("wanted", metavar="ID"), json_too)
 def history(call: Call, wanted: str) -> int:
     """What happened to one item, in order of time."""
-    with shelf_of(call) as shelf:
-        item = shelf.catalog.resolve(wanted)
-        events = shelf.catalog.history(item)
+    with shelf_of(call) as (catalog, _, _):
+        item = catalog.resolve(wanted)
+        events = catalog.history(item)
     rows = [event | {"details": _details(event)} for event in events]
     said = {"id": item.id, "full_id": item.full_id, "events": events}
     return call.answer(said, call.table(("at", "event", "details"), rows))
@@ -119,7 +107,7 @@ def _details(event: Row) -> str:
 
 @verb(
     "export",
-    patients_option(required=True, help="PatNum; may be repeated."),
+    option("--patient", "patients", type=NUMBER, multiple=True, required=True, help="PatNum; may be repeated."),
     option("--to", type=FOLDER, required=True, help="Folder for the copies."),
     option("--vanished", is_flag=True, help="Also what left the listings."),
     dry,
@@ -127,18 +115,16 @@ def _details(event: Row) -> str:
 )
 def export(call: Call, patients: tuple[int, ...], to: Path, vanished: bool) -> int:
     """Verified copies of a patient's documents, with names for people. 4 when an archived file is damaged."""
-    with shelf_of(call) as shelf:
+    with shelf_of(call) as (catalog, archive, settings):
         if call.dry_run:
-            rows = [row for number in patients for row in shelf.catalog.find(Filters(patient=number, current=True))]
-            sizes = [
-                r["bytes"] for r in rows if r["kind"] in retrieve.EXPORTED and vanished >= (r["state"] == "vanished")
-            ]
-            said: Row = {"would_copy": len(sizes), "bytes": sum(sizes)}
-            return call.answer(said, f"would copy {len(sizes):,} files, {report.human_bytes(sum(sizes))}")
-        zone = shelf.settings.zone
-        done = retrieve.export(shelf.catalog, shelf.archive, patients, to, zone, vanished=vanished)
-    said = {"files": done.files, "bytes": done.bytes, "damaged": done.damaged, "vanished_left_out": done.vanished}
+            rows = [row for number in patients for row in catalog.find(Filters(patient=number, current=True))]
+            rows = [row for row in rows if row["kind"] in retrieve.EXPORTED]
+            sizes = [row["bytes"] for row in rows if vanished or row["state"] != "vanished"]
+            words = f"would copy {len(sizes):,} files, {report.human_bytes(sum(sizes))}"
+            return call.answer({"would_copy": len(sizes), "bytes": sum(sizes)}, words)
+        done = retrieve.export(catalog, archive, patients, to, settings.zone, vanished=vanished)
     words = f"{done.files:,} files, {report.human_bytes(done.bytes)}; vanished and left out: {done.vanished:,}"
+    said = {"files": done.files, "bytes": done.bytes, "damaged": done.damaged, "vanished_left_out": done.vanished}
     call.answer(said, words)
     complain(errors.EXIT_DAMAGE, *(f"{name}: the archived file is damaged" for name in done.damaged))
     return errors.EXIT_DAMAGE if done.damaged else EXIT_OK
@@ -154,12 +140,12 @@ def export(call: Call, patients: tuple[int, ...], to: Path, vanished: bool) -> i
 )
 def restore(call: Call, wanted: str, to: Path, as_of: str | None) -> int:
     """A verified copy of one item: the newest version, or what syncd had by then."""
-    with shelf_of(call) as shelf:
-        item, at = shelf.catalog.resolve(wanted), _moment(as_of, shelf.settings, "--as-of")
+    with shelf_of(call) as (catalog, archive, settings):
+        item, at = catalog.resolve(wanted), _moment(as_of, settings, "--as-of")
         if call.dry_run:
-            number = shelf.catalog.as_of(item, float("inf") if at is None else at)
+            number = catalog.as_of(item, float("inf") if at is None else at)
             return call.answer({"would_copy": number}, f"would copy version {number} of {item.full_id}")
-        done = retrieve.restore(shelf.catalog, shelf.archive, item, to, at, shelf.settings.zone)
+        done = retrieve.restore(catalog, archive, item, to, at, settings.zone)
     if done.path is None:
         return complain(errors.EXIT_DAMAGE, f"{item.full_id}: the archived file of version {done.version} is damaged")
     return call.answer({"full_id": item.full_id, "version": done.version, "path": str(done.path)}, plain(done.path))
@@ -182,18 +168,28 @@ def reindex(call: Call) -> int:
     settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with Lock(settings.state_path, "reindex"):
         found = scrub.reindex(settings, archive, call.clock.now())
-    words = f"{found.versions:,} sidecars, {report.human_bytes(found.bytes)}; not syncd's: {len(found.foreign):,}"
-    words = "\n".join([words, *(f"  {plain(path)}" for path in found.foreign)])
-    return call.answer({"versions": found.versions, "bytes": found.bytes, "foreign": found.foreign}, words)
+    words = [f"{found.versions:,} sidecars, {report.human_bytes(found.bytes)}; not syncd's: {len(found.foreign):,}"]
+    words += [f"  {plain(path)}" for path in found.foreign]
+    said = {"versions": found.versions, "bytes": found.bytes, "foreign": found.foreign}
+    return call.answer(said, "\n".join(words))
+
+
+def _part(text: str) -> Fraction:
+    if not re.fullmatch("[1-9][0-9]{0,4}/[1-9][0-9]{0,4}", text) or Fraction(text) > 1:
+        raise ValueError('is not a part like "1/30" or "1/1"')
+    return Fraction(text)
+
+
+_subset = written(_part, "PART")
 
 
 @verb(
     "verify",
-    option("--subset", type=PART, default="1/1", show_default=True, help="Checked longest ago first, like 1/30."),
+    _subset("--subset", default="1/1", show_default=True, help="Checked longest ago first, like 1/30."),
     dry,
     json_too,
 )
-def verify(call: Call, subset: Any) -> int:
+def verify(call: Call, subset: Fraction) -> int:
     """Hash archived files again and compare. 4 when one is damaged or missing."""
     with index_if_any(call) as index, contextlib.ExitStack() as stack:
         archive = wiring.open_archive(call.settings)
@@ -208,11 +204,11 @@ def verify(call: Call, subset: Any) -> int:
         if alone:
             stack.enter_context(lock)
         found = scrub.verify(index, archive, _oldest_checked(Catalog(index), count), call.clock.now(), note=alone)
-    said = {"versions": found.versions, "bytes": found.bytes, "damaged": found.damaged, "missing": found.missing}
+    wrong = {"damaged": found.damaged, "missing": found.missing}
     words = f"{found.versions:,} files, {report.human_bytes(found.bytes)}"
-    call.answer(said, f"{words}; damaged: {len(found.damaged):,}, missing: {len(found.missing):,}")
-    for word, names in (("damaged", found.damaged), ("missing", found.missing)):
-        complain(errors.EXIT_DAMAGE, *(f"{name}: {word}" for name in names))
+    words += "".join(f"; {word}: {len(names):,}" for word, names in wrong.items())
+    call.answer({"versions": found.versions, "bytes": found.bytes, **wrong}, words)
+    complain(errors.EXIT_DAMAGE, *(f"{name}: {word}" for word, names in wrong.items() for name in names))
     return errors.EXIT_DAMAGE if found.damaged or found.missing else EXIT_OK
 
 

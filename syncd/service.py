@@ -10,8 +10,9 @@ import pwd
 import socket
 import stat
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Final, Self
@@ -24,6 +25,7 @@ from syncd.ports import Clock
 IN_FLIGHT_WAIT: Final = 0.02  # seconds until another look while another process has its request in flight
 READER_TRIES: Final = 20  # a reader's look at the lock takes microseconds; a starter outlasts it
 PACE_BYTES: Final = 512  # always overwritten as a whole, within one page and one sector: never half a record
+LEADS: Final = 20  # requests whose connecting is remembered
 CREDENTIAL_CAP: Final = 65_536
 _OPEN: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -112,6 +114,7 @@ class PaceFile:
 
     def __init__(self, path: Path, clock: Clock, zone: tzinfo = UTC) -> None:
         self._path, self._clock, self._zone = path, clock, zone
+        self._leads: deque[float] = deque(maxlen=LEADS)
 
     def claim(self, spacing: float) -> Claim | float:
         """The right to send one request now, to be held until its answer is in; or seconds to wait, then ask again.
@@ -128,12 +131,13 @@ class PaceFile:
                 return IN_FLIGHT_WAIT
             steady = self._clock.steady()  # read under the lock
             pace = pacing.Pace.from_json(os.pread(fd, PACE_BYTES, 0).decode("ascii", "replace"))
-            if (earliest := pacing.next_start(pace, spacing, steady)) > steady:
-                return earliest - steady
+            lead = min(self._leads) if len(self._leads) == LEADS else 0.0  # what connecting takes at the least
+            if (earliest := pacing.next_start(pace, spacing, steady + lead)) > steady + lead:
+                return earliest - steady - lead
             pace = pacing.started(pace, steady, self._today())
             _write_pace(fd, pace)
             undo.pop_all()
-            return Claim(fd, pace, self._clock)
+            return Claim(fd, pace, self._clock, self._leads)
 
     def counts(self) -> pacing.Pace:
         """The pace with today's counts, for readers; zeros when there is no such file yet, or it may not be read."""
@@ -153,9 +157,15 @@ def _write_pace(fd: int, pace: pacing.Pace) -> None:
 class Claim:
     """One request in flight. A context manager around it; leaving records how it was answered."""
 
-    def __init__(self, fd: int, pace: pacing.Pace, clock: Clock) -> None:
-        self._fd, self._pace, self._clock = fd, pace, clock
+    def __init__(self, fd: int, pace: pacing.Pace, clock: Clock, leads: deque[float]) -> None:
+        self._fd, self._pace, self._clock, self._leads = fd, pace, clock, leads
         self._throttled, self._retry_after = False, 0.0
+
+    def sent(self) -> None:
+        """The request goes out only now: the next one keeps its distance from here, however long connecting took."""
+        sent = self._clock.steady()
+        self._leads.append(sent - self._pace.last_start)
+        self._pace = replace(self._pace, last_start=sent)
 
     def throttled(self, retry_after: float | None) -> None:
         """The answer is a 429, which asked for `retry_after` seconds of quiet, or for none."""

@@ -445,7 +445,7 @@ def test_demo_shows_every_change_arriving() -> None:
 
 
 def test_demo_names_the_extra_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "syncd.demo.simulation", None)
+    monkeypatch.setitem(sys.modules, "syncd.demo.tour", None)
     result = CliRunner().invoke(cli, ["demo"])
     assert result.exit_code == errors.EXIT_USAGE
     assert "syncd[demo]" in result.stderr

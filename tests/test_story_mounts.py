@@ -66,6 +66,18 @@ def test_image_taken_out_of_a_mount_is_a_document_again(world: World) -> None:
     world.check()
 
 
+def test_image_taken_out_of_an_old_mount_vanishes_there_within_days(world: World) -> None:
+    pat = world.practice.add_patient()
+    with world.practice.as_of(world.clock.now() - 400 * DAY * 3600):
+        mount = world.practice.add_mount(pat, 3)
+    world.run(hours=2)
+    doc = world.practice.mount_images(mount)[0]["DocNum"]
+    world.practice.out_of_mount(doc)
+    world.run(hours=2 * DAY)
+    assert world.state(pat, "mount-image", doc) == "vanished"
+    world.check()
+
+
 def test_image_that_went_into_a_mount_and_out_again_is_current_as_a_document(world: World) -> None:
     pat = world.practice.add_patient()
     doc, mount = world.practice.add_document(pat), world.practice.add_mount(pat, 2)

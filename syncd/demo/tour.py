@@ -32,8 +32,8 @@ class Tour:
     """One demonstration. `quiet`: without the progress of the backfill."""
 
     def __init__(self, quiet: bool, stop: Stop, emit: Emit) -> None:
-        self._stop, self._emit = stop, emit
-        self._line = [sys.executable, "-m", "syncd.cli", *(["-q"] if quiet else [])]
+        self._stop, self._emit, self._quiet = stop, emit, quiet
+        self._line = [sys.executable, "-m", "syncd.cli"]
 
     def show(self, patients: int) -> int:
         """Mirror an invented practice, then let it change; 0 when every change arrived and nothing is owed."""
@@ -53,14 +53,14 @@ class Tour:
         return code
 
     def _mirror(self) -> int:
-        with self._running("backfill", stdout=subprocess.PIPE) as backfill:
+        with self._running(*(["-q"] if self._quiet else []), "backfill", stdout=subprocess.PIPE) as backfill:
             if not self._wait(lambda: backfill.poll() is not None, seconds=600.0):
                 return EXIT_OWED
             self._emit(backfill.communicate()[0])
         return backfill.returncode
 
     def _live(self, settings: Settings, practice: Practice) -> int:
-        with self._running("run"), contextlib.closing(wiring.open_index(settings)) as index:
+        with self._running("-q", "run"), contextlib.closing(wiring.open_index(settings)) as index:
             self._wait(lambda: Lock(settings.state_path).holder() is not None, seconds=20.0)
             self._emit("\nthe practice goes on working; each change, and when it was in the archive:")
             if not self._all_arrive(practice, Catalog(index, settings.name, settings.sync.kinds)):
@@ -69,8 +69,8 @@ class Tour:
             return EXIT_OWED if json.loads(self._said("status", "--json"))["owed"] else EXIT_OK
 
     @contextlib.contextmanager
-    def _running(self, verb: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-        with subprocess.Popen([*self._line, verb], text=True, **options) as process:  # noqa: S603 - syncd itself
+    def _running(self, *words: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        with subprocess.Popen([*self._line, *words], text=True, **options) as process:  # noqa: S603 - syncd itself
             try:
                 yield process
             finally:
