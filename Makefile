@@ -10,11 +10,11 @@ demo: $(VENV)/.ready
 	$(BIN)/syncd demo
 
 test: check
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest -n auto --cov --cov-report=term
 	$(BIN)/coverage report --include='syncd/agenda.py,syncd/config.py,syncd/diff.py,syncd/guards.py,syncd/naming.py,syncd/pacing.py,syncd/report.py' --fail-under=100
 
 quick: $(VENV)/.ready
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n auto -m "not slow"
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -19,10 +19,9 @@ from sqlite_utils import Database
 
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SiteError
-from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, PlacedName, Version
-from syncd.schema import migrations, row_checksum
+from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
+from syncd.schema import Row, attempt_of, duty_of, known_of, migrations, row_checksum
 
-Row = dict[str, Any]
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
 KIND_OF: Mapping[str, Kind] = {
     "document": "document",
@@ -222,13 +221,13 @@ class Index:
         return {
             known.item: known
             for known in map(
-                _known, self.rows(f"SELECT * FROM item WHERE pat_num = ? AND kind IN ({marks})", pat_num, *kinds)
+                known_of, self.rows(f"SELECT * FROM item WHERE pat_num = ? AND kind IN ({marks})", pat_num, *kinds)
             )
         }
 
     def known_item(self, item: Item) -> Known | None:
         """What the index says of one item."""
-        return next((_known(row) for row in self.item_rows(item)), None)
+        return next((known_of(row) for row in self.item_rows(item)), None)
 
     def item_rows(self, item: Item) -> list[Row]:
         """The item's row, in a list of one or none."""
@@ -433,7 +432,7 @@ class Index:
         """Placements in one state, those whose next look is due, oldest first."""
         due = now if now is not None else float("inf")
         sql = "SELECT * FROM attempt WHERE state = ? AND next_look_at <= ? ORDER BY next_look_at, id LIMIT ?"
-        return [_attempt(row) for row in self.rows(sql, state, due, limit)]
+        return [attempt_of(row) for row in self.rows(sql, state, due, limit)]
 
     # --- what was archived
 
@@ -469,36 +468,3 @@ class Index:
         created = str(listing.get("DateCreated") or listing.get("DateTimeSheet") or "")
         row = Listed(version.item, version.revision, stamp, created, "", version.file_name, listing)
         self._put_item(row, version.first_seen_at)
-
-
-def duty_of(row: Row) -> Duty:
-    """A row of table duty."""
-    key = (row["method"], row["pat_num"], row["num"])
-    return Duty(*key, row["revision"], row["why"], row["next_try_at"], row["failures"])
-
-
-def _known(row: Row) -> Known:
-    return Known(
-        item=Item(row["pat_num"], row["kind"], row["num"]),
-        revision=row["revision"],
-        archived_revision=row["archived_revision"],
-        images_revision=row["images_revision"],
-        date_created=row["date_created"] or "",
-        pending=bool(row["pending"]),
-        missing_since_at=row["missing_since_at"],
-        vanished=row["vanished_at"] is not None,
-        held_by=row["held_by"],
-        not_found=bool(row["not_found"]),
-    )
-
-
-def _attempt(row: Row) -> Attempt:
-    names = tuple(PlacedName(number, name) for number, name in json.loads(row["names"]))
-    seen = None if row["seen_size"] is None else (row["seen_size"], row["seen_mtime"])
-    return Attempt(
-        **{name: row[name] for name in ("id", "method", "pat_num", "num", "revision", "staging", "state", "asked_at")},
-        **{name: row[name] for name in ("placed_at", "listed_at", "why", "looks", "next_look_at")},
-        listed=json.loads(row["listed"]),
-        names=names,
-        seen=seen,
-    )

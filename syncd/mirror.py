@@ -159,7 +159,7 @@ class ApiLane:
         if self._prepared is None:
             return now + IDLE
         try:
-            claim = self._pace.claim(spacing(self.doors.settings, now, self._prepared.bulk))
+            claim = self._pace.claim(spacing(self.doors.settings, now, self.scope.backfill or self._prepared.bulk))
         except SiteError as error:  # without a pace on disk nothing is sent
             self._sites.failed(error, now)
             return now + IDLE

@@ -7,12 +7,15 @@ archived yet: `duty` (what is owed a request), `attempt` (placements whose file 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import json
+from typing import Any
 
 from sqlite_utils import Database, Migrations
 
-if TYPE_CHECKING:
-    from syncd.model import Version
+from syncd.diff import Known
+from syncd.model import Attempt, Duty, Item, PlacedName, Version
+
+Row = dict[str, Any]
 
 migrations = Migrations("syncd")
 
@@ -112,3 +115,38 @@ def row_checksum(version: Version) -> str:
     place = (version.seq, item.pat_num, item.kind, item.num, version.version, version.sidecar, version.path)
     content = (version.revision, version.sha256, version.bytes)
     return hashlib.sha256("\x1f".join(map(str, place + content)).encode()).hexdigest()[:16]
+
+
+def duty_of(row: Row) -> Duty:
+    """A row of table duty."""
+    key = (row["method"], row["pat_num"], row["num"])
+    return Duty(*key, row["revision"], row["why"], row["next_try_at"], row["failures"])
+
+
+def known_of(row: Row) -> Known:
+    """A row of table item, as far as a comparison needs it."""
+    return Known(
+        item=Item(row["pat_num"], row["kind"], row["num"]),
+        revision=row["revision"],
+        archived_revision=row["archived_revision"],
+        images_revision=row["images_revision"],
+        date_created=row["date_created"] or "",
+        pending=bool(row["pending"]),
+        missing_since_at=row["missing_since_at"],
+        vanished=row["vanished_at"] is not None,
+        held_by=row["held_by"],
+        not_found=bool(row["not_found"]),
+    )
+
+
+def attempt_of(row: Row) -> Attempt:
+    """A row of table attempt."""
+    names = tuple(PlacedName(number, name) for number, name in json.loads(row["names"]))
+    seen = None if row["seen_size"] is None else (row["seen_size"], row["seen_mtime"])
+    return Attempt(
+        **{name: row[name] for name in ("id", "method", "pat_num", "num", "revision", "staging", "state", "asked_at")},
+        **{name: row[name] for name in ("placed_at", "listed_at", "why", "looks", "next_look_at")},
+        listed=json.loads(row["listed"]),
+        names=names,
+        seen=seen,
+    )

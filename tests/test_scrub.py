@@ -14,8 +14,9 @@ from syncd.archive import Archive, Publication
 from syncd.config import Settings
 from syncd.demo.practice import Practice
 from syncd.errors import SiteError, UsageError
-from syncd.index import Index, Row
+from syncd.index import Index
 from syncd.model import Item, Version
+from syncd.schema import Row
 from syncd.scrub import adopt_all, adopt_newer, reindex, share_of, verify
 from syncd.sites import Doors
 from tests.small import DAY, Small, serving, small

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from syncd.demo.adapter import OfficeAdapter
-from syncd.index import Row
+from syncd.schema import Row
 from syncd.scrub import reindex
 from syncd.wiring import open_archive
 from tests.small import HOUR, LEAST, Small, backfilling, serving, settle, small, versions

@@ -10,7 +10,7 @@ import pytest
 from syncd import wishes
 from syncd.demo.build import Past, build_practice
 from syncd.demo.faults import Fault
-from syncd.index import Row
+from syncd.schema import Row
 from tests.world import World
 
 

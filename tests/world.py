@@ -34,10 +34,11 @@ from syncd.demo.simulation import to_toml
 from syncd.demo.site import MemoryDrop
 from syncd.demo.wire import Arrival
 from syncd.errors import ItemError, SyncdError, TransientError
-from syncd.index import Index, Row
+from syncd.index import Index
 from syncd.logs import EVENTS, KEYS
 from syncd.mirror import IDLE, Scope
 from syncd.model import Pulled, PullJob, Seen
+from syncd.schema import Row
 from syncd.wiring import Lanes, build
 from tests.truth import Expected, Findings, compare_archive
 
