@@ -7,13 +7,14 @@ is logged and taken again later; it never ends the process.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from syncd.backfill import Stop, ended
+from syncd.backfill import GIL_TURN, Stop, ended
 from syncd.errors import EXIT_OK, SyncdError
 from syncd.logs import StatusFiles
 from syncd.service import Systemd
@@ -42,6 +43,7 @@ class Daemon:
     def run(self) -> int:
         """Serve; 0 once a signal came."""
         lanes = self._lanes
+        sys.setswitchinterval(GIL_TURN)
         lanes.log.info("started", verb="run")
         scheduler = self._scheduler()
         threads = [

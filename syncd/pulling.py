@@ -24,7 +24,8 @@ from syncd.publishing import Arrival, Outcomes, Publisher
 from syncd.scrub import adopt_newer
 from syncd.sites import LANE_OF, Doors, Sites, claim_archive
 
-BATCH = 16
+BATCH = 16  # placements looked at in one turn
+FILES = 24  # files recorded in one transaction, unless one placement brought more: the other lane waits for it
 CAP = 2 << 30  # bytes: larger files are refused
 IDLE = 0.25
 LOOK_AGAIN = 300.0  # an unanswered placement is judged five minutes after it was asked for
@@ -114,7 +115,8 @@ class PullLane:
         taken: list[Attempt] = []
         for attempt in attempts:  # no two files of one item in a batch: the second has to know of the first
             found = self._targets(attempt)
-            if seen.isdisjoint(target.item for target in found):
+            room = not targets or len(targets) + len(found) <= FILES
+            if room and seen.isdisjoint(target.item for target in found):
                 targets += found
                 taken.append(attempt)
                 seen |= {target.item for target in found}
@@ -149,7 +151,8 @@ class PullLane:
         if attempt.method not in METHODS:  # a document of unknown name: whatever the office wrote into its own folder
             names = self._names(folder) or []
             return [Target(attempt, _item(attempt), folder + names[0], None, new())] if len(names) == 1 else []
-        known = self._documents(attempt.pat_num) if attempt.method == "thumbnails" else {}
+        sql = "SELECT num FROM item WHERE pat_num = ? AND kind = 'document'"
+        known = {row["num"] for row in self._doors.index.rows(sql, attempt.pat_num)}
         twice = {name for name, times in Counter(named.file_name for named in attempt.names).items() if times > 1}
         return [
             Target(
@@ -166,10 +169,6 @@ class PullLane:
             return self._doors.drop.names(folder)
         except ItemError:  # there, but not to be read: removing it will fail as well, and be tried again
             return []
-
-    def _documents(self, pat_num: int) -> dict[int, str | None]:
-        sql = "SELECT num, sha256 FROM item WHERE pat_num = ? AND kind = 'document'"
-        return {row["num"]: row["sha256"] for row in self._doors.index.rows(sql, pat_num)}
 
     def _checked(self, target: Target, outcome: Pulled | SyncdError) -> Arrival | SyncdError:
         """Whether a pulled file may be archived, and as what."""
@@ -220,7 +219,8 @@ class PullLane:
         if target.attempt.method == "mount-images":
             mount_revision = target.attempt.revision
             return mount_revision, image_revision(mount_revision, target.named.file_name)
-        made_from = self._documents(target.item.pat_num).get(target.item.num) or ""
+        sql = "SELECT sha256 FROM item WHERE pat_num = ? AND kind = 'document' AND num = ?"
+        made_from = str(self._doors.index.value(sql, target.item.pat_num, target.item.num) or "")
         return made_from, thumbnail_revision(made_from, target.named.file_name)
 
     def _patients(self, pat_nums: set[int]) -> None:

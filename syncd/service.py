@@ -131,7 +131,7 @@ class PaceFile:
                 return IN_FLIGHT_WAIT
             steady = self._clock.steady()  # read under the lock
             pace = pacing.Pace.from_json(os.pread(fd, PACE_BYTES, 0).decode("ascii", "replace"))
-            lead = min(self._leads) if len(self._leads) == LEADS else 0.0  # what connecting takes at the least
+            lead = 0.8 * min(self._leads) if len(self._leads) == LEADS else 0.0  # connecting takes more than that
             if (earliest := pacing.next_start(pace, spacing, steady + lead)) > steady + lead:
                 return earliest - steady - lead
             pace = pacing.started(pace, steady, self._today())

@@ -1,6 +1,7 @@
 """A whole simulated practice that runs: database, HTTP API, SFTP site, and a configuration to reach it."""
 
 import secrets
+import sys
 import tempfile
 import tomllib
 from dataclasses import dataclass, field
@@ -69,6 +70,7 @@ class Simulation:
         temporary one). `outside`: use that SFTP server instead. `practice`: an existing one instead of one built from
         `patients` and `seed`.
         """
+        sys.setswitchinterval(0.0005)  # arrivals are stamped on time although the office writes files
         scratch = []
         if folder is None:
             scratch.append(tempfile.TemporaryDirectory(prefix="simulated-site-"))
