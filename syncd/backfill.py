@@ -56,16 +56,27 @@ class Wanted:
 
 
 class Stop:
-    """The wish of a signal: which one, and an event that every wait listens to."""
+    """The wish of a signal to stop. `event` is what the lanes wait on; only `wait`, in the main thread, sets it.
+
+    A signal handler runs in the midst of anything, also of a wait that holds the event's own lock: it must not set it.
+    """
 
     def __init__(self) -> None:
         self.event = threading.Event()
+        self.asked = False
         self.terminated = False
 
     def __call__(self, terminated: bool = False) -> None:
-        """Stop soon."""
-        self.terminated = terminated
-        self.event.set()
+        """Stop soon. Safe in a signal handler."""
+        self.asked, self.terminated = True, terminated
+
+    def wait(self, seconds: float) -> bool:
+        """Wait in the main thread; True as soon as a stop was asked for."""
+        if not self.asked:
+            self.event.wait(seconds)
+        if self.asked:
+            self.event.set()
+        return self.asked
 
 
 def since(index: Index, now: float, whole: bool) -> float:
@@ -132,7 +143,7 @@ def watch(look: Look, stop: Stop, over: threading.Event, show: Callable[[Progres
             shown_at = now
         if code is not None:
             return code
-        stop.event.wait(GLANCE)
+        stop.wait(GLANCE)
 
 
 class Look:
@@ -149,7 +160,7 @@ class Look:
 
     def verdict(self, stop: Stop) -> int | None:
         """The exit code once it is decided, in the order of precedence."""
-        if stop.event.is_set():
+        if stop.asked:
             return EXIT_TERMINATED if stop.terminated else EXIT_INTERRUPTED
         now, wanted = self.clock.now(), self._wanted
         codes = set()

@@ -141,7 +141,7 @@ def _follow(call: Call, wanted: Wanted, stop: Stop, quiet: bool) -> int:
         wishes.make(index, "backfill", sorted(wanted.patients) if wanted.patients else None, clock.now())
         with Meter(quiet, _free_bytes(settings)) as meter:
             code = backfill.watch(Look(settings, index, clock, wanted, requests), stop, ended, show)
-        if ended.is_set() and not stop.event.is_set():
+        if ended.is_set() and not stop.asked:
             call.say("`syncd run` ended; the work goes on when it starts again")
             code = errors.EXIT_LIMIT
         return _summary(call, index, wanted, wanted.since, requests(), code)

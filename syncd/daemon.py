@@ -56,12 +56,12 @@ class Daemon:
         self._systemd.ready()
         self._tell(report=True)
         try:
-            while not self._stop.event.wait(GLANCE):
+            while not self._stop.wait(GLANCE):
                 try:
                     self._glance()
                 except SyncdError as error:  # a disk that fails is a state; the lanes say which
                     self._lanes.log.error("turn_failed", where="watch", exc_info=error)  # noqa: TRY400 - our Log
-                    self._stop.event.wait(AFTER_A_BUG)
+                    self._stop.wait(AFTER_A_BUG)
         finally:
             self._systemd.stopping()
             scheduler.shutdown(wait=True)

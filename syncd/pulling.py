@@ -30,6 +30,7 @@ CAP = 2 << 30  # bytes: larger files are refused
 IDLE = 0.25
 LOOK_AGAIN = 300.0  # an unanswered placement is judged five minutes after it was asked for
 LATE_LOOKS = (600.0, 3600.0, DAY)  # its name is emptied again at these ages: late writes happen
+AFTER_A_CUT = 60.0
 PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
 WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
 DROP_SWEPT_EVERY = DAY
@@ -121,9 +122,10 @@ class PullLane:
                 taken.append(attempt)
                 seen |= {target.item for target in found}
         outcomes = self._doors.drop.pull([PullJob(target.remote, target.local, CAP) for target in targets])
-        for outcome in outcomes:
-            if isinstance(outcome, TransientError):
+        for target, outcome in zip(targets, outcomes, strict=True):
+            if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
+                self._doors.index.set_attempt(target.attempt.id, target.attempt.state, now + AFTER_A_CUT)
                 break
         else:
             self._sites.works("drop", now)

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from syncd import errors
+from syncd.backfill import Stop
 from syncd.call import Call, Verbs
 from syncd.cli import cli
 from syncd.demo.build import Past
@@ -462,3 +464,14 @@ def test_readme_lists_every_reason_and_every_exit_code() -> None:
 def test_call_of_a_bare_archive_has_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(errors.UsageError):
         _ = Call(archive=tmp_path).settings
+
+
+def test_signal_in_the_midst_of_a_wait_does_not_block_the_process() -> None:
+    stop = Stop()
+    with stop.event._cond:  # where a handler can find the main thread: inside Event.wait, its lock held
+        asking = threading.Thread(target=stop, daemon=True)
+        asking.start()
+        asking.join(5)
+        assert not asking.is_alive()
+    assert stop.wait(5)
+    assert stop.event.is_set()

@@ -307,3 +307,12 @@ def test_late_files_of_an_unreachable_site_are_removed_when_it_is_back(world: Wo
     assert set(world.site.files) == {"syncd/somebody-elses.pdf"}
     del world.site.files["syncd/somebody-elses.pdf"]
     settle(world)
+
+
+def test_file_whose_reading_breaks_the_connection_holds_up_no_other(world: World) -> None:
+    world.drop.poison = "*"
+    world.run(hours=2)
+    assert set(world.site.files) == {world.drop.poison}
+    assert archived(world) >= 5
+    world.drop.poison = ""
+    settle(world)

@@ -85,13 +85,15 @@ class RecordedLog:
 class DropInMemory:
     """`ports.Drop` over the office's `MemoryDrop`. `broken`: every call ends with this error. `calls` counts them.
 
-    `meddle`: called between the two looks of a pull, as another writer on the site.
+    `meddle`: called between the two looks of a pull, as another writer on the site. `poison`: a path whose reading
+    breaks the connection, so that it and what comes after it in the call is not read; "*" is the next one.
     """
 
     site: MemoryDrop
     broken: SyncdError | None = None
     calls: int = 0
     meddle: Callable[[PullJob], None] | None = None
+    poison: str = ""
 
     def _talk(self) -> None:
         self.calls += 1
@@ -104,7 +106,11 @@ class DropInMemory:
         if not jobs:
             return []
         self._talk()
-        return [self._pulled(job) for job in jobs]
+        paths = [_text(job.remote) for job in jobs]
+        self.poison = paths[0] if self.poison == "*" else self.poison
+        whole = paths.index(self.poison) if self.poison in paths else len(jobs)
+        cut: list[Pulled | SyncdError] = [TransientError("drop_unreachable") for _ in jobs[whole:]]
+        return [*(self._pulled(job) for job in jobs[:whole]), *cut]
 
     def _pulled(self, job: PullJob) -> Pulled | SyncdError:
         found = self.site.files.get(_text(job.remote))

@@ -48,7 +48,7 @@ class Tour:
                 f"A simulated practice with {patients} invented patients; one request every 0.05 s.\n\nbackfill:"
             )
             code = self._mirror() or self._live(settings, simulation.practice)
-        if self._stop.event.is_set():
+        if self._stop.asked:
             return EXIT_TERMINATED if self._stop.terminated else EXIT_INTERRUPTED
         return code
 
@@ -83,7 +83,7 @@ class Tour:
     def _wait(self, there: Callable[[], bool], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while not there():
-            if time.monotonic() > deadline or self._stop.event.wait(POLL):
+            if time.monotonic() > deadline or self._stop.wait(POLL):
                 return False
         return True
 
