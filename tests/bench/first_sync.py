@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from syncd.demo.build import Past
 from syncd.demo.simulation import OutsideSite, Simulation
 from syncd.demo.wire import Arrival
 
@@ -130,14 +131,17 @@ def main() -> int:
     options.add_argument("--patients", type=int, default=300)
     options.add_argument("--interval", type=float, default=0.05)
     options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--documents", type=float, default=12.0, help="median a patient")
+    options.add_argument("--sheets", type=float, default=4.0, help="median a patient")
     options.add_argument("--keep", type=Path, help="leave configuration, archive and logs in this folder")
     asked = options.parse_args()
     base = Path(tempfile.mkdtemp(prefix="first-sync-"))
     table: dict[str, object] = {}
     base.chmod(0o755)  # the account logs in below it
     (base / "site").mkdir()
-    with openssh(base / "site") as (site, home):  # noqa: SIM117 - the second needs the first
-        with Simulation.start(asked.patients, asked.seed, asked.interval, outside=site) as simulation:
+    with openssh(base / "site") as (site, home):
+        past = Past(documents=asked.documents, sheets=asked.sheets)
+        with Simulation.start(asked.patients, asked.seed, asked.interval, outside=site, past=past) as simulation:
             archive = base / "archive"
             archive.mkdir()
             config = simulation.write_config(base / "practice", archive)
