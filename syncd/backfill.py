@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from syncd.catalog import Catalog
 from syncd.config import Settings
 from syncd.errors import EXIT_HELD, EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OK, EXIT_OWED, EXIT_TERMINATED, REASONS
-from syncd.index import Index
+from syncd.index import FAILING_AFTER, Index
 from syncd.pacing import spacing
 from syncd.ports import Clock
 from syncd.wiring import Lanes
@@ -187,7 +187,10 @@ class Look:
             for rows, times in (
                 ("attempt WHERE state IN ('asked', 'placed', 'unanswered')", ()),
                 ("attempt WHERE state = 'cleaning' AND next_look_at <= ?", (now,)),
-                (f"duty {here} AND why != 'refetch' AND next_try_at <= ?", (now + HORIZON,)),
+                (
+                    f"duty {here} AND why != 'refetch' AND failures < ? AND next_try_at <= ?",
+                    (FAILING_AFTER, now + HORIZON),
+                ),
                 (f"item {here} AND thumbnail_due = 1 AND thumbnails_after_at <= ?", (now + HORIZON,)),
             )
         )

@@ -139,6 +139,7 @@ class Duty:
     why: str
     next_try_at: float
     failures: int = 0
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

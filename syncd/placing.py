@@ -94,6 +94,8 @@ class Places:
             return None
         row = rows[0]
         extension = FIXED_EXTENSION.get(duty.method) or own_extension(row["file_name"])
+        if duty.failure == "refused" and duty.failures % 2 and duty.method not in FIXED_EXTENSION:
+            extension = None  # perhaps for the extension's sake: this time the office takes its own file name
         listed = {"file_name": row["file_name"], "fields": row["fields"], "mount_num": row["mount_num"]}
         return self._write_down(duty, None if duty.method == "mount-images" else extension, listed_at, listed, now)
 

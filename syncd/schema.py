@@ -120,7 +120,7 @@ def row_checksum(version: Version) -> str:
 def duty_of(row: Row) -> Duty:
     """A row of table duty."""
     key = (row["method"], row["pat_num"], row["num"])
-    return Duty(*key, row["revision"], row["why"], row["next_try_at"], row["failures"])
+    return Duty(*key, row["revision"], row["why"], row["next_try_at"], row["failures"], row["failure"])
 
 
 def known_of(row: Row) -> Known:

@@ -25,6 +25,8 @@ from syncd.demo.simulation import Simulation
 from syncd.screen import plain, table
 from syncd.service import Lock
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 README = Path(__file__).parent.parent / "README.md"
 EXIT_CODES = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
 STATUS_KEYS = (

@@ -26,6 +26,8 @@ from syncd.mirror import Scope
 from syncd.service import Lock, read_credentials
 from tests.world import Expected, RecordedLog, compare_archive
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 KILLS = int(os.environ.get("SYNCD_TEST_KILLS", "3"))  # more by hand: SYNCD_TEST_KILLS=20
 SEED = int(os.environ.get("SYNCD_TEST_SEED", "1"))
 SYNCD = Path(sys.executable).with_name("syncd")

@@ -26,6 +26,8 @@ from syncd.logs import open_logs
 from syncd.model import PullJob
 from tests.world import START, RecordedLog, World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 SYNCD = Path(sys.executable).with_name("syncd")
 DAY = 86_400.0
 SECRETS = {

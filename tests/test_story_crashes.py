@@ -25,6 +25,8 @@ from syncd.wiring import open_archive
 from tests.small import HOUR, LEAST, Small, backfilling, serving, settle, small, versions
 from tests.world import DropInMemory, World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 SHARDS = 16  # so that several workers share the points
 PAIRS = 64
 FEWEST_POINTS = 200  # of the undisturbed run: "no call was seen" must not pass for "no crash did harm"

@@ -10,7 +10,9 @@ import pytest
 
 from syncd.demo.site import DropFile
 from syncd.model import PullJob
-from tests.small import HOUR, LEAST, METHODS, backfilling, failing, serving, settle, small, troubles, versions
+from tests.small import HOUR, LEAST, METHODS, backfilling, failing, serving, settle, small, troubles, verdict, versions
+
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
 
 FAULTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "504 before the work": ("gateway_timeout", {"when": "before", "seconds": 60.0}),
@@ -198,9 +200,21 @@ def test_one_refused_document_is_failing_and_holds_up_nothing(tmp_path: Path) ->
     assert failing(world) == {"refused": 1}
     assert troubles(world) == {}
     assert len(versions(world)) == LEAST  # all the rest: a letter, a mount and its three images, a sheet
+    assert verdict(world) == 3  # its next try is due within the hour, but three were enough for a backfill
     world.office.faults.clear(fault)
     settle(world)
     assert failing(world) == {}
+
+
+def test_document_refused_under_its_own_extension_is_asked_for_into_a_folder(tmp_path: Path) -> None:
+    one = small()
+    world = backfilling(tmp_path, one)
+    words = {"status": 400, "text": "SftpAddress has an invalid file extension"}
+    world.office.faults.add("status", times=1, **words, **one.request("document"))
+    world.run(hours=0.5)
+    addresses = [str(call.params["SftpAddress"]) for call in world.sent("/documents/DownloadSftp", DocNum=one.document)]
+    assert [address.endswith("/") for address in addresses] == [False, True]
+    settle(world)
 
 
 def test_document_without_its_file_waits_for_the_next_listing(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from syncd.demo.faults import Fault
 from syncd.schema import Row
 from tests.world import World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:

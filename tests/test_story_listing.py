@@ -12,6 +12,8 @@ from syncd.demo.build import Past
 from syncd.naming import archive_path_is_ours
 from tests.world import World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 HOSTILE = [
     "../../../etc/cron.d/x.jpg",
     "..\\..\\windows\\x.jpg",

@@ -10,6 +10,8 @@ import pytest
 from syncd.demo.schema import NEVER
 from tests.world import World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 DAY = 24.0
 
 

@@ -18,6 +18,8 @@ from syncd.errors import REASONS, SiteError, TransientError
 from tests.small import HOUR, backfilling, failing, serving, settle, small, troubles, verdict, versions
 from tests.world import World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 # fault of every request -> the state it is known by, and the most requests in two hours of it
 OUTAGES: dict[str, tuple[dict[str, Any], str, int]] = {
     "econnector_down": ({"kind": "econnector_down"}, "econnector_down", 14),

@@ -16,6 +16,8 @@ from syncd.demo.schema import NEVER
 from syncd.model import KINDS, Item
 from tests.world import World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 DAY = 24.0
 FULL = Past(documents=6, mounts=1.5, sheets=3, raw=0.02, urls=0.02, old_sheets=0.1, odd_names=0.1, deleted=0.0)
 

@@ -1,6 +1,5 @@
 """The methods of the vendor's page "API Documents" that move files to or from an SFTP site."""
 
-import posixpath
 from contextlib import suppress
 
 from syncd.demo.call import Call, NotTaken, Row
@@ -49,7 +48,8 @@ def _composite(call: Call, mount_num: int) -> tuple[str, bytes]:
 
 
 def _extension(name: str) -> str:
-    return posixpath.splitext(name)[1].lower()
+    _, dot, extension = name.rpartition(".")  # as .NET's Path.GetExtension: `...jpg` has one, too
+    return f"{dot}{extension}".lower()
 
 
 def _folder(target: Target) -> Target:
