@@ -97,7 +97,8 @@ class Publisher:
         same_bytes = newest is not None and newest.sha256 == arrival.sha256
         # A sheet is rendered anew at each call: another revision, not other bytes, makes its new version.
         rendered_again = newest is not None and arrival.item.kind == "sheet" and newest.revision == arrival.revision
-        if newest is not None and (same_bytes or rendered_again):
+        # A file that rotted is no copy: what was fetched is then a version of its own, and the damaged one stays.
+        if newest is not None and (same_bytes or rendered_again) and self._doors.archive.intact(newest):
             self._adopt_unknown(held, now)
             if newest.revision == arrival.revision or rendered_again:
                 return Publication(newest, None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from syncd import wishes
 from syncd.demo.site import DropFile
 from syncd.model import PullJob
 from tests.small import HOUR, LEAST, METHODS, backfilling, failing, serving, settle, small, troubles, verdict, versions
@@ -215,6 +216,21 @@ def test_document_refused_under_its_own_extension_is_asked_for_into_a_folder(tmp
     addresses = [str(call.params["SftpAddress"]) for call in world.sent("/documents/DownloadSftp", DocNum=one.document)]
     assert [address.endswith("/") for address in addresses] == [False, True]
     settle(world)
+
+
+def test_retry_of_a_damaged_file_archives_good_bytes_beside_it(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run(hours=3)
+    (content,) = world.media(one.patient, "document", one.document)
+    (name,) = world.archive.glob(f"patients/{one.patient}/document-{one.document}/1-*[!n]")
+    damaged = bytes([content[0] ^ 1]) + content[1:]
+    name.chmod(0o600)
+    name.write_bytes(damaged)
+    wishes.make(world.index, "retry", [[one.patient, "document", one.document]], world.clock.now())
+    world.run(hours=3)
+    assert world.media(one.patient, "document", one.document) == [damaged, content]
+    assert world.item(one.patient, "document", one.document)["current_version"] == 2
 
 
 def test_document_without_its_file_waits_for_the_next_listing(tmp_path: Path) -> None:
