@@ -114,7 +114,7 @@ class Office:
     def _arrive(self, request: Request) -> Arrival:
         fields = {**request.query, **request.fields()}
         params = {name: value for name, value in fields.items() if name not in _HIDDEN}
-        arrival = Arrival(self.clock.now(), time.monotonic(), request.method, request.path, params)
+        arrival = Arrival(self.clock.now(), request.came or time.monotonic(), request.method, request.path, params)
         with self._lock:
             self.arrivals.append(arrival)
             self._in_flight += 1

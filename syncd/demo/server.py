@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ BASE = "/api/v1"
 """Where the API begins on its server."""
 
 _HEADER = "HTTP_"
+_CAME = "syncd.came"
+_SO_TIMESTAMPNS = 35  # socket(7): the kernel says when bytes arrived, however late a thread gets to read them
 
 
 def below_base(path: str) -> str:
@@ -34,11 +37,17 @@ class _Connection(WSGIRequestHandler):
 
     protocol_version = "HTTP/1.1"
     open_links: ClassVar[set[socket.socket]]
+    came: float = 0.0
 
     def setup(self) -> None:
         super().setup()
+        with suppress(OSError):  # reset before the first byte: the reading ends the same way
+            self.came = _arrived(self.connection)
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.open_links.add(self.connection)
+
+    def make_environ(self) -> WSGIEnvironment:
+        return super().make_environ() | {_CAME: self.came}
 
     def finish(self) -> None:
         self.open_links.discard(self.connection)
@@ -57,6 +66,7 @@ class HttpServer:
         self._links: set[socket.socket] = set()
         connection = type("_OwnConnection", (_Connection,), {"open_links": self._links})
         self._server = make_server(host, port, self._application, threaded=True, request_handler=connection)
+        self._server.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.port = self._server.server_port
         self.url = f"http://{host}:{self.port}{BASE}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="http", daemon=True)
@@ -83,13 +93,24 @@ class HttpServer:
         return _body(environ, response)
 
 
+def _arrived(connection: socket.socket) -> float:
+    """Wait for the first byte; when it came to this machine, in its monotonic seconds."""
+    _, notes, _, _ = connection.recvmsg(1, 256, socket.MSG_PEEK)
+    now = time.monotonic()
+    for _, kind, note in notes:
+        if kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = struct.unpack("@qq", note[:16])
+            return now - max(0.0, time.time() - float(seconds) - float(nanoseconds) / 1e9)
+    return now
+
+
 def _request(environ: WSGIEnvironment) -> Request:
     headers = {key.removeprefix(_HEADER).replace("_", "-"): environ[key] for key in environ if key.startswith(_HEADER)}
     headers["Content-Type"] = environ.get("CONTENT_TYPE", "")
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
     query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))
-    return Request(environ["REQUEST_METHOD"], below_base(path), query, headers, body)
+    return Request(environ["REQUEST_METHOD"], below_base(path), query, headers, body, environ[_CAME])
 
 
 def _body(environ: WSGIEnvironment, response: Response) -> Iterator[bytes]:

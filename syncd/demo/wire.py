@@ -26,13 +26,17 @@ class Effect:
 
 @dataclass(frozen=True)
 class Request:
-    """One request. `path` below the API's base, as `/documents/7`; `query` decoded; header names in any case."""
+    """One request. `path` below the API's base, as `/documents/7`; `query` decoded; header names in any case.
+
+    `came`: when its first byte reached this machine, in monotonic seconds; 0 where nobody knows.
+    """
 
     method: str
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    came: float = 0.0
 
     def header(self, name: str) -> str:
         """The header's value, or an empty string."""
