@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -27,6 +28,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 from syncd.diff import revision
 from syncd.errors import (
+    REASONS,
     ItemError,
     ListingError,
     NoSuchMethodError,
@@ -89,6 +91,8 @@ class _Answer:
             return json.loads(self.body.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ListingError("the answer is not whole, valid JSON") from error
+        except MemoryError as error:
+            raise OversizeError("an answer does not fit into memory") from error
 
 
 class OpenDentalApi:
@@ -227,8 +231,12 @@ class OpenDentalApi:
                 raise TimeoutError  # what was cut may look like a whole answer
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise self._lost(error, placing) from error
+        except MemoryError as error:
+            no_room = "an answer does not fit into memory"
+            raise (UnansweredError("api_error", no_room) if placing else OversizeError(no_room)) from error
         finally:
             timer.cancel()
+            self._wire.close()  # nothing is kept, also where the office does not say that it will close
         if len(content) > self._cap:
             too_large = "an answer is over the size cap"
             raise UnansweredError("api_error", too_large) if placing else OversizeError(too_large)
@@ -243,7 +251,7 @@ class OpenDentalApi:
             return SiteError("tls_failed")
         if placing and not unsent:
             return UnansweredError("api_unreachable", "the connection was cut, or time ran out, during a placement")
-        return TransientError("api_unreachable")
+        return TransientError("api_unreachable", f"{REASONS['api_unreachable'][1]} ({urlsplit(self._url).hostname})")
 
 
 class _Wire(HTTPAdapter):

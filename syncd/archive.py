@@ -21,15 +21,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
 from syncd.model import Item, Patient, Version
 from syncd.naming import archive_path_is_ours
-from syncd.sidecar import SCHEMA_VERSION, iso, path_is_ours, sidecar_content, version_from_sidecar
+from syncd.sidecar import SCHEMA_VERSION, decode, encode, iso, path_is_ours, sidecar_content, version_from_sidecar
 
 MARKER: Final = ".syncd-archive"
-_ROOT_NAMES: Final = {MARKER, "incoming", "published", "patients", "lost+found"}
+ROOT_NAMES: Final = frozenset({MARKER, "incoming", "published", "patients", "damaged", "lost+found"})
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a planted FIFO must not block the opening
 _FOLDER: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -39,6 +39,7 @@ _SITE: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "archive_full"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "archive_read_only"),
     **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ENODEV), "archive_missing"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "resources_exhausted"),
     errno.EIO: "disk_error",
 }
 _PATIENT: Final = {"pat_num", "last_name", "first_name", "preferred", "birthdate", "status"}
@@ -50,6 +51,15 @@ class Publication:
 
     version: Version
     source: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What lies at one name of a folder; `mode_is_right`: it is the contract's (0400 and 0700, or with the group's)."""
+
+    kind: Literal["file", "folder", "other"]
+    bytes: int
+    mode_is_right: bool
 
 
 @contextlib.contextmanager
@@ -127,9 +137,22 @@ class _Folders:
     def own(self, descriptor: int, mode: int) -> None:
         """The modes of the contract; where there is a group, it may read and enter, too."""
         if self._gid is not None:
-            mode |= (mode & 0o500) >> 3
             os.fchown(descriptor, -1, self._gid)
-        os.fchmod(descriptor, mode)
+        os.fchmod(descriptor, self._shared(mode))
+
+    def _shared(self, mode: int) -> int:
+        return mode if self._gid is None else mode | (mode & 0o500) >> 3
+
+    def entry(self, relative: str, name: str) -> Entry | None:
+        """What lies at a name of a folder; None where it has just gone."""
+        try:
+            seen = os.stat(name, dir_fd=self.get(relative), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if stat.S_ISDIR(seen.st_mode):
+            return Entry("folder", 0, stat.S_IMODE(seen.st_mode) == self._shared(0o700))
+        right = stat.S_IMODE(seen.st_mode) == self._shared(0o400)
+        return Entry("file" if stat.S_ISREG(seen.st_mode) else "other", seen.st_size, right)
 
     def settle(self, relative: str) -> None:
         """For a folder without content: its mode, and its own entry and those above, which a crash may have left."""
@@ -159,8 +182,8 @@ def _write(folders: _Folders, content: bytes, name: str = "") -> str:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(descriptor)
             folders.own(descriptor, 0o400)
+            os.fsync(descriptor)  # the mode, too, is durable only now
     except OSError:
         _remove(name, incoming)
         raise
@@ -169,7 +192,7 @@ def _write(folders: _Folders, content: bytes, name: str = "") -> str:
 
 def _put(folders: _Folders, content: Mapping[str, object], relative: str, name: str) -> None:
     """Write a small file in place of what bears its name, atomically; its folder is still to be synced."""
-    temporary = _write(folders, json.dumps(content, sort_keys=True, indent=1).encode())
+    temporary = _write(folders, encode(content))
     os.replace(temporary, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folders.get(relative))
     folders.touched.add(relative)
 
@@ -180,12 +203,12 @@ def _settle(folders: _Folders, name: str, size: int) -> None:
     with _open_regular(name, incoming) as file:
         if os.fstat(file.fileno()).st_size != size:
             raise ItemError("io_error", "the pulled file has another size")
+        folders.own(file.fileno(), 0o400)
         try:
             os.fsync(file.fileno())
         except OSError:
             _remove(name, incoming)
             raise
-        folders.own(file.fileno(), 0o400)
 
 
 def _read_version(relative: str, folder: int) -> Version | None:
@@ -282,12 +305,13 @@ def _commit(folders: _Folders, publication: Publication) -> None:
 
 class Archive:
     """One practice's archive. `reserve`: bytes to leave free; `group`: its members may read what is published.
+    `owner`: the machine that may write; empty: whoever comes, for readers.
 
     Every method may raise SiteError archive_missing, archive_read_only, archive_full or disk_error.
     """
 
-    def __init__(self, root: Path, reserve: int, group: str | None = None) -> None:
-        self.root = root
+    def __init__(self, root: Path, reserve: int, group: str | None = None, owner: str = "") -> None:
+        self.root, self._owner = root, owner
         self._reserve = reserve
         self._expected: str | None = None
         self.publishing = threading.Lock()  # held by whoever numbers, publishes and records
@@ -308,6 +332,8 @@ class Archive:
                 found = folders.marker.get("id")
                 if marked and (not isinstance(found, str) or self._expected not in (None, found)):
                     raise SiteError("archive_missing")
+                if marked and self._owner and folders.marker.get("owner", self._owner) != self._owner:
+                    raise SiteError("archive_taken")
                 yield folders
         finally:
             folders.close()
@@ -318,8 +344,16 @@ class Archive:
             if folders.entries("").keys() - {"lost+found", "incoming"}:
                 raise SiteError("archive_missing", "a new archive needs an empty folder")
             content = {"schema_version": SCHEMA_VERSION, "id": archive_id, "created": iso(time.time())}
+            content |= {"owner": self._owner} if self._owner else {}
             _put(folders, content, "", MARKER)
             folders.sync()
+
+    def take_over(self, owner: str) -> None:
+        """From now on only the machine `owner` (service.owner_id) writes here: any other finds archive_taken."""
+        with self._opened() as folders:
+            if owner and folders.marker.get("owner") != owner:
+                _put(folders, folders.marker | {"owner": owner}, "", MARKER)
+                folders.sync()
 
     def marker_id(self) -> str | None:
         """The id in the marker; None where there is no folder, no marker, or none of ours."""
@@ -338,6 +372,7 @@ class Archive:
             raise SiteError("archive_read_only")
         if state.f_bavail * state.f_frsize < self._reserve or (state.f_files and not state.f_favail):
             raise SiteError("archive_full")
+        self.take_over(self._owner)  # one that was made before there were owners
 
     def free_bytes(self) -> int:
         """What the file system leaves to this user."""
@@ -350,6 +385,11 @@ class Archive:
         with self._opened() as folders:
             folders.get("incoming", make=True)
         return self.root / "incoming" / secrets.token_hex(16)
+
+    def discard(self, path: Path) -> None:
+        """Remove one file of ARCHIVE/incoming, if it is there; what a disk keeps is removed at the next start."""
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
     def clear_incoming(self) -> int:
         """Remove what an earlier process left in flight; the number of files. Only the lock's holder may ask."""
@@ -391,15 +431,66 @@ class Archive:
         return [each for each in found if isinstance(each, Version)]
 
     def highest_version(self, item: Item) -> int:
-        """The highest number of a file in the item's folder, whatever its sidecar says; 0 for none."""
+        """The highest number of a file of the item, set aside or not, whatever its sidecar says; 0 for none."""
         with self._opened() as folders:
-            names = folders.entries(f"patients/{item.pat_num}/{item.id}")
+            tops = (f"{top}/{item.pat_num}/{item.id}" for top in ("patients", "damaged"))
+            names = [name for top in tops for name in folders.entries(top)]
         return max((int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))), default=0)
+
+    def open_file(self, path: str) -> io.BufferedReader:
+        """A file of the archive, for reading. Raises ItemError io_error when it is not there or no regular file."""
+        folder, _, name = path.rpartition("/")
+        with self._opened() as folders:
+            return _open_regular(name, folders.get(folder))
 
     def open_media(self, version: Version) -> io.BufferedReader:
         """The archived file, for reading. Raises ItemError io_error when it is not there or no regular file."""
+        return self.open_file(version.path)
+
+    def survey(self, relative: str = "") -> dict[str, Entry]:
+        """What lies in one folder, sorted by name; nothing where there is none. No symlink is followed."""
         with self._opened() as folders:
-            return _open_regular(Path(version.path).name, folders.get(version.folder))
+            found = {name: folders.entry(relative, name) for name in folders.entries(relative)}
+            return {name: entry for name, entry in found.items() if entry is not None}
+
+    def set_aside(self, path: str) -> str:
+        """Move what is no longer what was archived to ARCHIVE/damaged, durably; its new path. Nothing is deleted."""
+        (folder, _, name), aside = path.rpartition("/"), f"damaged/{Path(path).parent.relative_to('patients')}"
+        with self._opened() as folders:
+            source, target = folders.get(folder), folders.get(aside, make=True)
+            folders.settle(aside)
+            taken = folders.entries(aside)
+            free = next(each for each in (name, *(f"{name}.{n}" for n in range(2, 1000))) if each not in taken)
+            os.rename(name, free, src_dir_fd=source, dst_dir_fd=target)
+            folders.touched |= {folder, aside}
+            folders.sync()
+        return f"{aside}/{free}"
+
+    def read_sidecar(self, version: Version) -> Version | None:
+        """The first sidecar of a version as it was written, whether or not its file is there; None for no sound one."""
+        with contextlib.suppress(ItemError), self.open_file(version.sidecar_path) as file:
+            found = decode(file.read())
+            return found if found is not None and found.sidecar_path == version.sidecar_path else None
+        return None
+
+    def settle_mode(self, path: str) -> None:
+        """Give a file or folder the mode of the contract again."""
+        folder, _, name = path.rpartition("/")
+        with self._opened() as folders:
+            entry, descriptor = folders.entry(folder, name), os.open(name, _READ, dir_fd=folders.get(folder))
+            try:
+                folders.own(descriptor, 0o700 if entry is not None and entry.kind == "folder" else 0o400)
+            finally:
+                os.close(descriptor)
+
+    def write_sidecar(self, version: Version) -> None:
+        """Write a sidecar that is missing, durably. Raises ItemError where something bears its name."""
+        name = Path(version.sidecar_path).name
+        with self._opened() as folders:
+            if _size(name, folders.get(version.folder)) is not None:
+                raise ItemError("io_error", "a sidecar is there already")
+            _put(folders, sidecar_content(version), version.folder, name)
+            folders.sync()
 
     def intact(self, version: Version) -> bool:
         """Whether the file is there with the bytes that were archived. A read error is SiteError disk_error."""
@@ -420,7 +511,7 @@ class Archive:
         One patient's folder is open at a time.
         """
         with self._opened() as folders:
-            yield from sorted(folders.entries("").keys() - _ROOT_NAMES)
+            yield from sorted(folders.entries("").keys() - ROOT_NAMES)
             yield from (f"patients/{name}" for name, is_patient in _patients(folders).items() if not is_patient)
         for pat_num in self.patients():
             with self._opened() as folders:

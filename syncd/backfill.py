@@ -12,9 +12,11 @@ from syncd.catalog import Catalog
 from syncd.config import Settings
 from syncd.errors import EXIT_HELD, EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OK, EXIT_OWED, EXIT_TERMINATED, REASONS
 from syncd.index import FAILING_AFTER, Index
+from syncd.mirror import CLOCK_SLACK
 from syncd.pacing import spacing
 from syncd.ports import Clock
-from syncd.wiring import Lanes
+from syncd.report import HOUR
+from syncd.wiring import Lanes, open_pulse
 
 RESUMED_WITHIN = 24 * 3600.0  # an interrupted backfill younger than this is gone on with
 HORIZON = 3600.0  # what is due within the hour is waited for
@@ -92,13 +94,16 @@ def since(index: Index, now: float, whole: bool) -> float:
 def run(lanes: Lanes, wanted: Wanted, stop: Stop, show: Callable[[Progress], None]) -> int:
     """Take turns until every owed item was tried and none is due within the hour; the exit code."""
     sys.setswitchinterval(GIL_TURN)
-    over = threading.Event()
+    lanes.pull_lane.due("copy")
+    over, pulse = threading.Event(), open_pulse(lanes.settings, lanes.clock)
     errors: list[BaseException] = []
 
-    def take_turns(turn: Callable[[float], float]) -> None:
+    def take_turns(name: str, turn: Callable[[float], float]) -> None:
+        pulse.works(name)
         try:
             while not (stop.event.is_set() or over.is_set()):
                 wait = turn(lanes.clock.now()) - lanes.clock.now()
+                pulse.works(name)
                 if wait > 0:
                     stop.event.wait(min(wait, 1.0))
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that ends the verb
@@ -106,17 +111,24 @@ def run(lanes: Lanes, wanted: Wanted, stop: Stop, show: Callable[[Progress], Non
             over.set()
 
     threads = [
-        threading.Thread(target=take_turns, args=(turn,), daemon=True)
-        for turn in (lanes.api_lane.turn, lanes.pull_lane.turn)
+        threading.Thread(target=take_turns, args=(name, turn), daemon=True)
+        for name, turn in (("api", lanes.api_lane.turn), ("pull", lanes.pull_lane.turn))
     ]
     for thread in threads:
         thread.start()
     look = Look(lanes.settings, lanes.index, lanes.clock, wanted, lambda: lanes.api_lane.requests)
+
+    def show_and_beat(progress: Progress) -> None:
+        pulse.beat()
+        show(progress)
+
     try:
-        code = watch(look, stop, over, show)
+        code = watch(look, stop, over, show_and_beat)
     finally:
         over.set()
         lanes.abandoned = not ended(threads)
+        if not lanes.abandoned:
+            pulse.close()
     if errors:
         raise errors[0]
     if code in (EXIT_OK, EXIT_OWED, EXIT_HELD) and wanted.patients is None:
@@ -154,6 +166,7 @@ class Look:
     ) -> None:
         self.clock = clock
         self._settings, self._index, self._wanted, self._requests = settings, index, wanted, requests
+        self._since = wanted.since
         self._catalog = Catalog(index, settings.name)
         only = wanted.patients
         self._mine = "" if only is None else f" AND pat_num IN ({', '.join(map(str, sorted(only)))})"
@@ -163,8 +176,12 @@ class Look:
         if stop.asked:
             return EXIT_TERMINATED if stop.terminated else EXIT_INTERRUPTED
         now, wanted = self.clock.now(), self._wanted
+        if now < self._since:  # the clock went back: what is polled from now on counts
+            self._since = now - CLOCK_SLACK
         codes = set()
-        for row in self._index.rows("SELECT reason, failures FROM site"):
+        for row in self._index.rows("SELECT reason, failures, since_at FROM site"):
+            if row["reason"] == "throttled" and now - row["since_at"] <= HOUR:
+                continue  # a wait that was asked for
             code = REASONS[row["reason"]][2]
             met = row["failures"] >= (1 if code in AT_ONCE or row["reason"] == "bad_answers" else GIVE_UP_AFTER)
             codes |= {code} if met else set()
@@ -179,7 +196,7 @@ class Look:
 
     def _work_left(self, now: float) -> bool:
         """Whether a list was not polled yet, or anything is under way or due within the hour."""
-        if self._index.meta_time("roster_at") < self._wanted.since or self._lists()[0] < self._lists()[1]:
+        if self._index.meta_time("roster_at") < self._since or self._lists()[0] < self._lists()[1]:
             return True
         here = "JOIN patient USING (pat_num) WHERE left_at IS NULL"
         return any(
@@ -201,7 +218,7 @@ class Look:
         row = self._index.rows(
             f"SELECT count(*) AS lists, sum({tried}) AS tried FROM list JOIN patient USING (pat_num)"  # noqa: S608
             f" WHERE left_at IS NULL{self._mine}",
-            *(self._wanted.since, self.clock.now()),
+            *(self._since, self.clock.now()),
         )[0]
         return row["tried"] or 0, row["lists"]
 

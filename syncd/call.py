@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from syncd import config, errors, scrub, wiring
+from syncd import audit, config, copies, errors, scrub, wiring
 from syncd.archive import MARKER, Archive
 from syncd.backfill import Stop
 from syncd.catalog import Catalog
@@ -28,6 +28,7 @@ from syncd.index import Index
 from syncd.logs import Log, open_logs
 from syncd.screen import emit, emit_json, local, table
 from syncd.service import Lock, SystemClock, become_owner
+from syncd.sites import settle_audit, tell_audit_head
 
 EXIT_CODES: Final = """\b
 Exit codes:
@@ -73,6 +74,7 @@ class Call:
     as_json: bool = False
     dry_run: bool = False
     clock: SystemClock = field(default_factory=SystemClock)
+    actor: str = field(default_factory=audit.actor)  # before this process becomes the owner of the state
 
     @cached_property
     def settings(self) -> Settings:
@@ -126,7 +128,7 @@ class Verbs(click.Group):
 
 def complain(code: int, *messages: str) -> int:
     """One line each on stderr; the code."""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         for message in messages:
             click.echo(f"syncd: {message}", err=True)
     return code
@@ -228,8 +230,44 @@ def locked(call: Call, verb: str) -> Iterator[tuple[Log, Index]]:
     settings = call.settings
     become_owner(settings.state_path)
     settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with Lock(settings.state_path, verb), contextlib.closing(wiring.open_index(settings)) as index:
-        yield open_logs(settings, os.environ, call.verbose), index
+    with Lock(settings.state_path, verb):
+        copies.refuse_torn(settings.state_path / "index.db")
+        with contextlib.closing(wiring.open_index(settings)) as index:
+            yield open_logs(settings, os.environ, call.verbose), index
+
+
+def record(call: Call, index: Index, verb: str, **facts: object) -> None:
+    """Tell the audit log what somebody does here: ids, counts, and which filters were given, never their text.
+
+    A disk that fails is no reason to refuse what is asked for.
+    """
+    if call.archive is not None:
+        return  # a bare archive, perhaps of another machine: no log goes with it
+    try:
+        index.record(verb, call.clock.now(), call.actor, None, **facts)
+    except SiteError as error:
+        call.say(f"this call does not come into the audit log: {error}")
+    settle(call, index)
+
+
+def settle(call: Call, index: Index) -> None:
+    """Bring into the audit log what waits for it. A log that cannot be written gets it later; this is said."""
+    try:
+        settle_audit(index, wiring.open_audit(call.settings), call.clock.now())
+    except SiteError as error:
+        call.say(f"not in the audit log yet: {error}")
+
+
+@contextlib.contextmanager
+def on_record(call: Call, log: Log, index: Index, verb: str) -> Iterator[None]:
+    """The mirror works in here: start and stop stand in the audit log, and its last line then in the journal."""
+    try:
+        record(call, index, "started", what=verb)
+        tell_audit_head(wiring.open_audit(call.settings), log)
+        yield
+    finally:
+        record(call, index, "stopped", what=verb)
+        tell_audit_head(wiring.open_audit(call.settings), log)
 
 
 @contextlib.contextmanager
@@ -282,6 +320,7 @@ def _bare(call: Call, path: Path) -> Iterator[Shelf]:
         if last == "0" or index.meta("adopted_up_to") != last:
             call.say("the archive is read into an index in your cache; the first time takes a while")
             scrub.adopt_all(index, archive, settings, call.clock.now())
+            index.run("DELETE FROM audit_entry")  # no log goes with a bare archive
             at_rest = call.clock.now() - (path / MARKER).stat().st_mtime > AT_REST
             index.remember("adopted_up_to", last if at_rest else None)
         yield Catalog(index), archive, settings

@@ -20,6 +20,7 @@ from syncd.schema import row_checksum
 
 Row = dict[str, Any]
 Condition = tuple[str, object]  # SQL with one mark, and the value for it
+NEVER_READ_AFTER: Final = 24  # tries in vain, a quarter of an hour or more apart, of a list that was never read
 _OPEN: Final = (  # methods by name, and not "all but thumbnails": so the table's primary key finds an item's duties
     "d.why IN ('listed', 'repair', 'moved', 'retry')"
     " AND d.method IN ('document', 'mount', 'mount-image', 'mount-images', 'sheet')"
@@ -183,10 +184,11 @@ class Catalog:
         return StatusFacts(
             **self._owed_facts(),
             **self._one(_ARCHIVED),
-            **self._list_facts(page_rows),
+            **self._list_facts(page_rows, now),
             **self._one(f"SELECT {_ODD_COUNTS} FROM item i WHERE {_ODD}"),
             **self._one(_THUMBNAILS),
             **self._one(_LEFTOVERS),
+            roster_read_at=self.index.meta_time("roster_at") or None,
             troubles=tuple(Trouble(**row) for row in self.index.rows("SELECT * FROM site ORDER BY since_at")),
             holds=tuple(Hold(**row) for row in self.index.rows(_HOLDS)),
             incidents=tuple(Incident(**row) for row in self.index.rows(_INCIDENTS, now - days * DAY)),
@@ -206,16 +208,17 @@ class Catalog:
                 owed, requests = row["items"], row["calls"]
         return {"owed": owed, "owed_requests": requests, "failing": failing}
 
-    def _list_facts(self, page_rows: int) -> Row:
+    def _list_facts(self, page_rows: int, now: float) -> Row:
         names: list[ListName] = ["documents"] if self.kinds - {"sheet"} else []
         wanted = ", ".join(f"'{name}'" for name in (*names, *(["sheets"] if "sheet" in self.kinds else [])))
         sql = (
             "SELECT count(*) AS lists, count(DISTINCT pat_num) AS patients, coalesce(sum(l.rows / ? + 1), 0) AS"
             " sweep_requests, coalesce(sum(polled_at = 0), 0) AS lists_never_polled, coalesce(sum(l.rows), 0) AS items,"
-            " min(nullif(polled_at, 0)) AS oldest_polled_at, max(nullif(polled_at, 0)) AS last_listed_at"
+            " min(nullif(polled_at, 0)) AS oldest_polled_at, max(nullif(polled_at, 0)) AS last_listed_at,"
+            " coalesce(sum(failures > 0 AND (polled_at > 0 OR failures >= ?) AND polled_at < ?), 0) AS lists_unreadable"
             f" FROM list l JOIN patient USING (pat_num) WHERE left_at IS NULL AND l.name IN ({wanted})"
         )
-        return self._one(sql, page_rows)
+        return self._one(sql, page_rows, NEVER_READ_AFTER, now - DAY)
 
 
 _ARCHIVED: Final = (

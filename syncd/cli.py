@@ -28,6 +28,8 @@ from syncd.call import (
     index_of,
     json_too,
     locked,
+    on_record,
+    settle,
     signals,
     verb,
 )
@@ -36,13 +38,14 @@ from syncd.config import Settings
 from syncd.daemon import Daemon
 from syncd.errors import EXIT_OK, LockHeldError, SiteError, UsageError
 from syncd.index import Index
-from syncd.logs import Log
+from syncd.logs import Log, StatusFiles, open_logs
 from syncd.mirror import Scope
 from syncd.naming import parse_guard_id
-from syncd.screen import Meter, emit
+from syncd.screen import Meter, emit, open_closed_streams
 from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
 
 __all__ = ["cli", "main", "reading"]  # importing `reading` told the group of its verbs
+INDEX_AGAIN: Final = 60  # seconds until another look at an index that cannot be opened
 WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
 POLL: Final = 0.2
 Held = tuple[Log, Index]  # what the holder of the lock works with
@@ -70,13 +73,50 @@ def run(call: Call) -> int:
     if call.dry_run:
         emit(f"{settings.name}: configuration and credentials can be read; the daemon would start")
         return EXIT_OK
-    with signals(stop), locked(call, "run") as held, _lanes(call, credentials, held, Scope()) as lanes:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(signals(stop))
+        _wait_for_index(call, stop)
+        if stop.asked:
+            return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
+        held = stack.enter_context(locked(call, "run"))
+        stack.enter_context(on_record(call, *held, "run"))
+        lanes = stack.enter_context(_lanes(call, credentials, held, Scope()))
         Daemon(lanes, stop, Systemd(os.environ), partial(_describe, settings, held[1])).run()
     return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
 
 
+def _wait_for_index(call: Call, stop: Stop) -> None:
+    """Until the index can be opened, say everywhere what to do, and look again each minute.
+
+    The daemon lives on, as for all trouble outside; it leaves the lock free, so that `syncd reindex` can be called.
+    """
+    settings, systemd, told = call.settings, Systemd(os.environ), False
+    files = StatusFiles(settings.log_path, settings.log.max_size, settings.log.keep)
+    while not stop.asked:
+        try:
+            with locked(call, "run"):
+                return
+        except SiteError as error:
+            said, _ = _status(settings, None, blind=error)
+            files.write_json(said)
+            if not told:
+                open_logs(settings, os.environ, call.verbose).error("state_changed", lane="index", reason=error.reason)
+                files.append_report(report.text(said, settings.zone))
+                complain(error.exit_code, str(error))
+            told = True
+        systemd.ready()
+        systemd.status(str(said["message"]))
+        for _ in range(INDEX_AGAIN):
+            systemd.watchdog()
+            if stop.wait(1.0):
+                return
+
+
 def _describe(settings: Settings, index: Index) -> tuple[report.Report, str]:
-    said, _ = _status(settings, index)
+    try:
+        said, _ = _status(settings, index)
+    except SiteError as error:
+        said, _ = _status(settings, None, blind=error)
     return said, report.text(said, settings.zone)
 
 
@@ -101,6 +141,7 @@ def mirror(
     with signals(stop), contextlib.ExitStack() as stack:
         try:
             held = stack.enter_context(locked(call, "backfill"))
+            stack.enter_context(on_record(call, *held, "backfill"))
         except LockHeldError:
             holder = Lock(call.settings.state_path).holder()
             if holder is None or holder.verb != "run":
@@ -138,7 +179,7 @@ def _follow(call: Call, wanted: Wanted, stop: Stop, quiet: bool) -> int:
             ended.set()
 
     with contextlib.closing(wiring.open_index(settings)) as index:
-        wishes.make(index, "backfill", sorted(wanted.patients) if wanted.patients else None, clock.now())
+        wishes.make(index, "backfill", sorted(wanted.patients) if wanted.patients else None, clock.now(), call.actor)
         with Meter(quiet, _free_bytes(settings)) as meter:
             code = backfill.watch(Look(settings, index, clock, wanted, requests), stop, ended, show)
         if ended.is_set() and not stop.asked:
@@ -169,7 +210,7 @@ def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests
     said |= {"reason": trouble.reason if trouble else None, "exit_code": code}
     if trouble and code in (*backfill.AT_ONCE, errors.EXIT_REMOTE):
         complain(code, trouble.detail)
-    with contextlib.suppress(BrokenPipeError):  # nobody reads: the exit code is still told
+    with contextlib.suppress(OSError):  # nobody reads, or the disk is full: the exit code is still told
         call.answer(said, words)
     return code
 
@@ -177,13 +218,19 @@ def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests
 # --- how it is
 
 
-def _status(settings: Settings, index: Index | None, days: float = 7) -> tuple[report.Report, report.StatusFacts]:
-    """The status of this moment, with or without an index; without a lock."""
+def _status(
+    settings: Settings, index: Index | None, days: float = 7, blind: SiteError | None = None
+) -> tuple[report.Report, report.StatusFacts]:
+    """The status of this moment, with or without an index; without a lock. `blind`: why the index cannot be read."""
     clock, facts = SystemClock(), report.StatusFacts()
     now = clock.now()
     if index is not None:
         facts = Catalog(index, settings.name, settings.sync.kinds).status_facts(now, settings.api.page_limit, days)
     holder, counts = Lock(settings.state_path).holder(), wiring.open_pace(settings, clock).counts()
+    troubles = report.silent_parts(holder.signs if holder else None, clock.steady(), now)
+    if blind is not None:
+        troubles += (report.Trouble("index", blind.reason, str(blind), now, now, backfill.GIVE_UP_AFTER),)
+    facts = replace(facts, troubles=facts.troubles + troubles)
     around = report.Surroundings(
         practice=settings.name,
         version=__version__,
@@ -195,9 +242,21 @@ def _status(settings: Settings, index: Index | None, days: float = 7) -> tuple[r
         reserve_bytes=settings.archive.reserve,
     )
     said = report.status(facts, around, now)
-    if index is None:
+    if index is None and blind is None:
         said["message"] = "syncd never ran here: start the service, or call `syncd backfill`"
     return said, facts
+
+
+def _standing(
+    call: Call, days: float = 7, failing: bool = False
+) -> tuple[report.Report, report.StatusFacts, list[Row]]:
+    """The status, its facts, and the failing items if asked for. An index that cannot be read is a state to tell."""
+    try:
+        with index_if_any(call) as index:
+            rows = list(Catalog(index).failing()) if failing and index else []
+            return *_status(call.settings, index, days), rows
+    except SiteError as error:
+        return *_status(call.settings, None, days, error), []
 
 
 @verb(
@@ -210,9 +269,7 @@ def _status(settings: Settings, index: Index | None, days: float = 7) -> tuple[r
 def status(call: Call, failing: bool, since: float, watch: bool) -> int:
     """State, who must act, freshness, what is owed, failing, budget, space, incidents."""
     while True:
-        with index_if_any(call) as index:
-            said, _ = _status(call.settings, index, since / report.DAY)
-            rows = list(Catalog(index).failing()) if failing and index else []
+        said, _, rows = _standing(call, since / report.DAY, failing)
         if watch and sys.stdout.isatty():
             click.clear()
         words = report.text(said, call.settings.zone)
@@ -227,8 +284,7 @@ def status(call: Call, failing: bool, since: float, watch: bool) -> int:
 @verb("health", duration("--max-age", help="Of the oldest list; default: 1.3 x the floor."), json_too)
 def health(call: Call, max_age: float | None) -> int:
     """One line; 0 when healthy, 8 when not."""
-    with index_if_any(call) as index:
-        said, facts = _status(call.settings, index)
+    said, facts, _ = _standing(call)
     healthy, line = report.health(said, facts, max_age, said["floor_seconds"], call.clock.now())
     limit = max_age or report.HEALTH_FACTOR * said["floor_seconds"]
     call.answer({"healthy": healthy, "health": line, "max_age_seconds": limit}, line)
@@ -263,8 +319,11 @@ def _wish(call: Call, wish: str, argument_of: Callable[[Index], object]) -> int:
 
 def _granted(call: Call, index: Index, wish: str, argument: object) -> str:
     with contextlib.suppress(LockHeldError), locked(call, wish) as (log, own_index):
-        return wishes.grant(own_index, log, wish, argument, call.clock.now())
-    number, deadline = wishes.make(index, wish, argument, call.clock.now()), call.clock.steady() + WISH_WAIT
+        granted = wishes.grant(own_index, log, wish, argument, call.clock.now(), call.actor)
+        settle(call, own_index)
+        return granted
+    number = wishes.make(index, wish, argument, call.clock.now(), call.actor)
+    deadline = call.clock.steady() + WISH_WAIT
     while call.clock.steady() < deadline:
         said = wishes.outcome(index, number)
         if said is not None:
@@ -334,6 +393,7 @@ def demo(call: Call, patients: int) -> int:
 
 def main() -> None:
     """The entry point."""
+    open_closed_streams()
     cli(prog_name="syncd")
 
 

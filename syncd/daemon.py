@@ -1,7 +1,8 @@
 """The daemon: APScheduler says what is due and only marks it; two threads take the lanes' turns; one loop watches.
 
 The watchdog is fed by progress: every lane must have ended a turn lately. A turn that fails for a reason nobody foresaw
-is logged and taken again later; it never ends the process.
+is logged and taken again later; it never ends the process. The signs of life in the lock file are stricter: there a
+part lives only while its turns succeed, and `status`, a process of its own, judges how old they are.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from syncd.backfill import GIL_TURN, Stop, ended
 from syncd.errors import EXIT_OK, SyncdError
 from syncd.logs import StatusFiles
+from syncd.schema import Row
 from syncd.service import Systemd
-from syncd.wiring import Lanes
+from syncd.sites import tell_audit_head
+from syncd.wiring import Lanes, open_audit, open_pulse
 
 TURN_LIMIT = 300.0  # seconds without the end of a turn that leave the watchdog hungry
 GLANCE = 1.0
 AFTER_A_BUG = 30.0
+OVER_AFTER = 1800.0  # a turn that failed did so by chance if none has since, and nothing had to be done
 STATUS_JSON_EVERY = 60
-IDENTITY_EVERY = 86_400
+TOLD_LATE = 3  # periods of status.json: then the scheduler is late, and the main loop writes it by itself
+CALM = ("ok", "catching_up")
+UPKEEP_EVERY = 3600
+IDENTITY_EVERY = AUDIT_HEAD_EVERY = 86_400
 
 Describe = Callable[[], tuple[dict[str, object], str]]
 
@@ -38,7 +45,12 @@ class Daemon:
         self._files = StatusFiles(lanes.settings.log_path, log.max_size, log.keep)
         self._marks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._turned_at = dict.fromkeys(("api", "pull"), lanes.clock.steady())
-        self._state: object = None
+        self._state: list[Row] = []
+        self._said = CALM
+        self._told_at = self._ticked_at = 0.0
+        self._pulse = open_pulse(lanes.settings, lanes.clock)
+        for part in (*self._turned_at, "scheduler", "clock", "log"):
+            self._pulse.works(part)
 
     def run(self) -> int:
         """Serve; 0 once a signal came."""
@@ -46,6 +58,7 @@ class Daemon:
         sys.setswitchinterval(GIL_TURN)
         lanes.log.info("started", verb="run")
         scheduler = self._scheduler()
+        self._mark_upkeep()
         threads = [
             threading.Thread(target=self._take_turns, args=(name, turn), daemon=True)
             for name, turn in (("api", lanes.api_lane.turn), ("pull", lanes.pull_lane.turn))
@@ -67,6 +80,8 @@ class Daemon:
             scheduler.shutdown(wait=True)
             lanes.abandoned = not ended(threads)
             lanes.log.info("stopped", verb="run")
+            if not lanes.abandoned:
+                self._pulse.close()
         return EXIT_OK
 
     def _scheduler(self) -> BackgroundScheduler:
@@ -76,42 +91,79 @@ class Daemon:
             executors={"default": ThreadPoolExecutor(1)},
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
         )
-        tell, report = (lambda: self._tell(report=False)), (lambda: self._tell(report=True))
+        tell, report = self._ticked, (lambda: self._tell(report=True))
         for work, seconds in (
             (lambda: self._lanes.api_lane.due("identity"), IDENTITY_EVERY),
+            (self._mark_upkeep, UPKEEP_EVERY),
+            (self._tell_audit_head, AUDIT_HEAD_EVERY),
             (tell, STATUS_JSON_EVERY),
             (report, self._lanes.settings.status.every),
         ):
             scheduler.add_job(self._marks.put, "interval", args=(work,), seconds=seconds)
         return scheduler
 
+    def _mark_upkeep(self) -> None:
+        """The lane knows when each was done last: a mark may come too often, never too seldom."""
+        self._lanes.pull_lane.due("scrub")
+        self._lanes.pull_lane.due("copy")
+
     def _take_turns(self, name: str, turn: Callable[[float], float]) -> None:
-        clock, stop = self._lanes.clock, self._stop.event
+        clock, stop, failed_at = self._lanes.clock, self._stop.event, float("-inf")
         while not stop.is_set():
             try:
                 wait = turn(clock.now()) - clock.now()
+                if wait <= 0 or clock.steady() - failed_at > OVER_AFTER:  # between failures, idle turns prove nothing
+                    failed_at = float("-inf")
+                    self._pulse.works(name)
             except Exception as error:  # the shell's catching place: a bug takes a turn, not the mirror
                 self._lanes.log.error("turn_failed", where=name, exc_info=error)  # noqa: TRY400 - our Log has no exception()
+                failed_at = clock.steady()
+                self._pulse.ails(name, getattr(error, "reason", "lane_stuck"))
                 wait = AFTER_A_BUG
             self._turned_at[name] = clock.steady()
             if wait > 0:
                 stop.wait(min(wait, GLANCE))
 
     def _glance(self) -> None:
+        clock = self._lanes.clock
+        if clock.now() != self._ticked_at:  # a clock that stands still lets nothing fall due
+            self._ticked_at = clock.now()
+            self._pulse.works("clock")
+        self._pulse.beat()
         while not self._marks.empty():
             self._marks.get()()
         oldest = min(self._turned_at.values())
-        if self._lanes.clock.steady() - oldest < TURN_LIMIT:
+        if clock.steady() - oldest < TURN_LIMIT:
             self._systemd.watchdog()
         state = self._lanes.index.rows("SELECT lane, reason FROM site ORDER BY lane")
-        if state != self._state:
+        if state != self._state or clock.steady() - self._told_at > TOLD_LATE * STATUS_JSON_EVERY:
             self._state = state
             self._tell(report=False)
 
+    def _ticked(self) -> None:
+        """The scheduler's mark of every minute: so it lives."""
+        self._pulse.works("scheduler")
+        self._tell(report=False)
+
     def _tell(self, report: bool) -> None:
         """status.json at every change and every minute; status.log for people when its time has come."""
+        self._told_at = self._lanes.clock.steady()
         status, text = self._describe()
-        self._files.write_json(status)
+        if self._files.write_json(status):
+            self._pulse.works("log")
+        self._log_change((str(status["state"]), str(status["reason"])))
         self._systemd.status(str(text.splitlines()[0] if text else ""))
         if report:
             self._files.append_report(text)
+
+    def _tell_audit_head(self) -> None:
+        tell_audit_head(open_audit(self._lanes.settings), self._lanes.log)
+
+    def _log_change(self, said: tuple[str, str]) -> None:
+        """What no lane has logged: trouble that only shows from outside, or by its age, and its end."""
+        before, self._said = self._said, said
+        told = {str(row["reason"]) for row in self._state}
+        if said == before or said[1] in told or (said[0] in CALM and before[0] in CALM):
+            return
+        log = self._lanes.log.info if said[0] in CALM else self._lanes.log.warning
+        log("state_changed", state=said[0], reason=said[1])

@@ -46,6 +46,7 @@ DISK_REASONS: Final = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "archive_full"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "archive_read_only"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "archive_missing"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "resources_exhausted"),
 }
 Packet = tuple[int, bytes]  # its type, and all behind its number
 
@@ -244,9 +245,16 @@ class SftpDrop:
             return [_seen(reply) for reply in session.answers((LSTAT, _string(path)) for path in paths)]
 
     def names(self, folder: bytes) -> list[bytes] | None:
-        """All names in a folder but `.` and `..`; None where there is no such folder. ItemError: it cannot be read."""
+        """All names in a folder but `.` and `..`; None where there is no such folder. ItemError: it cannot be read.
+
+        One that ends in `/` is a folder of ours: a link in its place is not followed, its target is not ours to empty.
+        """
         found: list[bytes] = []
         with self._talking() as session:
+            if folder.endswith(b"/"):
+                seen = _seen(session.ask(LSTAT, _string(folder.rstrip(b"/"))))
+                if seen and stat.S_IFMT(seen.mode) not in (0, stat.S_IFDIR):
+                    raise ItemError("not_a_file")
             kind, body = session.ask(OPENDIR, _string(folder or b"."))
             if kind == HANDLE:
                 while (reply := session.ask(READDIR, body))[0] == NAME:
@@ -263,8 +271,13 @@ class SftpDrop:
         """True: nothing of that name is there any more. A path that ends in `/` is an empty folder to remove."""
         asked = [(RMDIR if path.endswith(b"/") else REMOVE, _string(path.rstrip(b"/"))) for path in paths]
         with self._talking() as session:
-            gone = [_number(body) in (OK, NO_SUCH_FILE) for _, body in session.answers(asked)]
-            return [done or not _seen(session.ask(LSTAT, path)) for done, (_, path) in zip(gone, asked, strict=True)]
+            answers = zip(asked, session.answers(asked), strict=True)
+            codes = [(kind, path, _number(body)) for (kind, path), (_, body) in answers]
+            # of a folder, "no such file" is not believed: OpenSSH says so where something else bears the name, too
+            return [
+                code == OK or (code, kind) == (NO_SUCH_FILE, REMOVE) or not _seen(session.ask(LSTAT, path))
+                for kind, path, code in codes
+            ]
 
     def close(self) -> None:
         """Drop the connection; the next call makes a new one."""
@@ -303,6 +316,7 @@ class SftpDrop:
     def _log_in(self, transport: paramiko.Transport) -> _Session:
         options = transport.get_security_options()
         options.ciphers = [name for mode in ("gcm", "ctr") for name in options.ciphers if mode in name]
+        options.digests = [name for name in options.digests if "sha2" in name]
         signatures = {"ssh-rsa": ["rsa-sha2-512", "rsa-sha2-256"]}  # of a key that bears this name
         options.key_types = [name for pin in self._pins for name in signatures.get(pin.get_name(), [pin.get_name()])]
         transport.auth_timeout = transport.channel_timeout = 2 * self._connect_timeout  # the watchdog comes first
@@ -385,7 +399,7 @@ def _attributes(body: bytes, at: int) -> tuple[Seen, int]:
     at += flags & 8
     for _ in range(2 * _number(body, at) if flags >> 31 else 0):
         at += 4 + _number(body, at + 4)  # each of the pairs' strings, seen from the number before it
-    return Seen(size, mtime, stat.S_IFMT(mode) in (0, stat.S_IFREG)), at + 4 * (flags >> 31)
+    return Seen(size, mtime, stat.S_IFMT(mode) in (0, stat.S_IFREG), mode), at + 4 * (flags >> 31)
 
 
 def _names(body: bytes) -> Iterator[bytes]:

@@ -32,14 +32,44 @@ _IT: Final = "practice_it"
 # reason -> (who must act, what is wrong and what to do, exit code while it lasts): the documented list of `status`, the
 # most urgent first. Of several troubles `status` names the first.
 REASONS: Final[dict[str, tuple[Who, str, int]]] = {
+    "not_responding": (
+        _IT,
+        "syncd holds the lock but has shown no sign of life for 15 minutes: restart the service",
+        1,
+    ),
+    "index_lost": (
+        _IT,
+        "index.db is new or another one and does not know this archive: stop the service, `syncd reindex`, start it",
+        13,
+    ),
     "archive_missing": (
         _IT,
         "the archive is not mounted, or has no marker, or is another archive: mount the right disk",
         13,
     ),
+    "archive_taken": (
+        _IT,
+        "another installation has taken over this archive: stop one of the two; `syncd reindex` here takes it back",
+        13,
+    ),
     "archive_read_only": (_IT, "the archive cannot be written: check the file system and its permissions", 13),
     "archive_full": (_IT, "free space is below [archive] reserve: make room or enlarge the disk", 13),
     "disk_error": (_IT, "a local disk reports errors: check the disk of the state or archive folder", 13),
+    "resources_exhausted": (
+        _IT,
+        "this machine is out of open files or memory: end other programs, or raise the limits of the service",
+        5,
+    ),
+    "lane_stuck": (
+        _IT,
+        "a part of syncd hangs, or fails again and again: restart the service, and report it with syncd.log",
+        1,
+    ),
+    "clock_stuck": (
+        _IT,
+        "this machine's clock stands still: check its time synchronisation, then restart the service",
+        1,
+    ),
     "other_database": (
         _IT,
         "the key leads to another practice's database: numbers mean other people there; see `syncd held`",
@@ -82,13 +112,39 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         "Open Dental refuses to place files: check that the office reaches [drop] address with its user and password",
         5,
     ),
+    "throttled_long": (
+        "integrator",
+        "Open Dental answered nothing but 429 for an hour: find what else uses this key, or ask Open Dental",
+        5,
+    ),
     "throttled": ("nobody", "Open Dental asked for fewer requests (429); syncd waits as told", 5),
     "disappearances_held": (
         _IT,
         "many documents left the listings at once: see `syncd held`, then approve or reject",
         6,
     ),
+    "archive_damaged": (
+        _IT,
+        "archived files are not what they were: `syncd verify` names them, `syncd verify --repair` mends what it can",
+        4,
+    ),
     "items_failing": (_IT, "some documents cannot be fetched: see `syncd status --failing`", 3),
+    "roster_unread": (
+        "open_dental",
+        "the list of patients could not be read for a day: new patients are missed; see syncd.log, ask Open Dental",
+        5,
+    ),
+    "lists_unreadable": (
+        "open_dental",
+        "lists of some patients could not be read for a day: see listing_refused in syncd.log, ask Open Dental",
+        3,
+    ),
+    "sweep_overdue": (
+        _IT,
+        "some lists were not read for longer than promised: see the incidents and syncd.log, restart the service",
+        3,
+    ),
+    "log_unwritable": (_IT, "the log folder cannot be written: make room, or check its disk; syncing goes on", 3),
     "catching_up": ("nobody", "documents are owed and being fetched", 3),
     "paused": (_IT, "paused by hand until the time shown: `syncd resume` ends it", 9),
     "not_running": (_IT, "no syncd holds the lock: start the service", 0),

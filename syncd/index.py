@@ -18,9 +18,9 @@ from typing import Any
 from sqlite_utils import Database
 
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
-from syncd.errors import SiteError
+from syncd.errors import SiteError, SyncdError
 from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
-from syncd.schema import Row, attempt_of, duty_of, known_of, migrations, row_checksum
+from syncd.schema import Row, attempt_of, duty_of, known_of, migrations, refuse_later, row_checksum
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
 KIND_OF: Mapping[str, Kind] = {
@@ -66,10 +66,13 @@ class Index:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
                 self.db.enable_wal()
-                if migrations.pending(self.db):
-                    with self.transaction():
+                refuse_later(self.db)
+                with self.transaction():
+                    if migrations.pending(self.db):
                         migrations.apply(self.db)
-        except SiteError:
+                    # Where opening for writing fails SQLite opens for reading, for good, and only a write shows it.
+                    self.db.conn.execute("DELETE FROM meta WHERE FALSE")
+        except SyncdError:
             connection.close()
             raise
 
@@ -131,6 +134,17 @@ class Index:
     def meta_time(self, key: str) -> float:
         """A remembered time, 0 when there is none."""
         return float(self.meta(key) or 0)
+
+    def record(self, verb: str, at: float, actor: str = "daemon", entry: str | None = None, **facts: object) -> None:
+        """Owe the audit log a line, in the transaction of what it tells of. Facts are ids, digests and counts only.
+
+        `entry`: its name, where the same thing must not be told twice; else one is drawn.
+        """
+        self.run(
+            "INSERT OR IGNORE INTO audit_entry (entry, at, actor, verb, facts)"
+            " VALUES (coalesce(?, lower(hex(randomblob(8)))), ?, ?, ?, ?)",
+            *(entry, at, actor, verb, json.dumps({name: fact for name, fact in facts.items() if fact is not None})),
+        )
 
     def reserve_seqs(self, count: int, above: int) -> range:
         """`count` new sequence numbers, committed before anything carries them: rising, never used again.
@@ -317,6 +331,8 @@ class Index:
         with self.transaction():
             for each in gone:
                 with_mount = became if became is None or each is item else f"{became.partition('/')[0]}/{each.id}"
+                if (known := self.known_item(each)) is not None and not known.vanished:
+                    self.record("vanished", now, item=each.full_id, became=with_mount)
                 assignments = "vanished_at = ?, became = coalesce(?, became), thumbnail_due = 0, held_by = NULL"
                 self._update(each, assignments, now, with_mount)
                 sql = "DELETE FROM duty WHERE pat_num = ? AND kind = ? AND num = ?"
@@ -384,6 +400,11 @@ class Index:
         )
         return duty.failures + 1
 
+    def put_off(self, duty: Duty, until: float) -> None:
+        """Not to be tried before `until`; no failure."""
+        sql = "UPDATE duty SET next_try_at = ? WHERE pat_num = ? AND method = ? AND num = ?"
+        self.run(sql, until, duty.pat_num, duty.method, duty.num)
+
     def duty_done(self, method: str, pat_num: int, num: int, revision: str | None = None) -> None:
         """The duty is fulfilled, unless a newer revision was listed in the meantime: then it is owed still."""
         with self.transaction():
@@ -440,7 +461,7 @@ class Index:
         """Record one sidecar and make it the item's newest. Its file is durable already."""
         item = version.item
         with self.transaction():
-            self.db.conn.execute(
+            cursor = self.db.conn.execute(
                 "INSERT OR IGNORE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(version.seq, item.pat_num, item.kind, item.num, version.version, version.sidecar),
@@ -449,6 +470,9 @@ class Index:
                     *(json.dumps(version.flags), version.source_revision, now, row_checksum(version)),
                 ),
             )
+            if cursor.rowcount:
+                facts = {name: getattr(version, name) for name in ("seq", "version", "sidecar", "sha256")}
+                self.record("stored", now, entry=f"seq-{version.seq}", item=item.full_id, **facts)
             if not self.item_rows(item):
                 self._put_archived_item(version)
             self.db.conn.execute(

@@ -6,16 +6,25 @@ then counts as not read. Only a complete listing says that something is missing.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Sequence
 from typing import Protocol
 
 from syncd import guards
 from syncd.diff import Difference, Known, Owing, compare, last_page, local_time, ripe, same_row
-from syncd.errors import ItemError, ListingError, NoSuchMethodError, OversizeError, SiteError, SyncdError
+from syncd.errors import (
+    ItemError,
+    ListingError,
+    NoSuchMethodError,
+    OversizeError,
+    SiteError,
+    SyncdError,
+    TransientError,
+)
 from syncd.index import Index
 from syncd.logs import Log
-from syncd.model import Duty, Item, Kind, Listed, ListKey, Method, Page, Patient
+from syncd.model import Duty, Item, Kind, Listed, ListKey, ListName, Method, Page, Patient
 from syncd.naming import extension_of, media_type
 from syncd.publishing import Arrival, Publisher
 from syncd.sites import Doors, Sites
@@ -24,6 +33,7 @@ TRIES = 3
 SMALLER = {100: 10, 1000: 10, 10: 2}  # Limit after an answer over the size cap
 BAD_LIST_AGAIN = 900.0
 LEFT_LIST_AGAIN = 3600.0
+LANE_OF_LIST: dict[ListName, str] = {"documents": "listings", "sheets": "sheets"}  # without sheets all else goes on
 
 
 class Step(Protocol):
@@ -181,7 +191,7 @@ class Lists:
         self.departed: list[int] = []
         self.settled: list[tuple[ListKey, int, float | None]] = []  # lists that were read, for the agenda
         self.postponed: list[tuple[ListKey, float]] = []
-        self._bad_answers = guards.Breaker()
+        self._bad_answers: dict[ListName, guards.Breaker] = {name: guards.Breaker() for name in LANE_OF_LIST}
         self._publisher = Publisher(doors)
 
     def roster(self, patients: Sequence[Patient], now: float) -> None:
@@ -203,7 +213,7 @@ class Lists:
         """The roster could not be read: everybody stays, and it is asked for again later."""
         self.roster_not_before = now + BAD_LIST_AGAIN
         self.doors.log.warning("listing_refused", list="roster", failure=type(error).__name__)
-        if isinstance(error, ListingError):
+        if not isinstance(error, (SiteError, TransientError)):  # those are a state of the API already
             self._sites.failed(SiteError("bad_answers"), now, lane="roster")
 
     def refused(self, key: ListKey, error: SyncdError, now: float) -> None:
@@ -216,8 +226,9 @@ class Lists:
             self.doors.log.warning(
                 "listing_refused", pat_num=key[0], list=key[1], failure=type(error).__name__, failures=failures
             )
-        if isinstance(error, ListingError) and self._bad_answers.failed("listing", key):
-            self._sites.failed(SiteError("bad_answers"), now, lane="listings")
+        failure, whose = ("not_found", key[0]) if left else ("listing", key)  # of many patients: no patient's matter
+        if isinstance(error, (ItemError, ListingError)) and self._bad_answers[key[1]].failed(failure, whose):
+            self._sites.failed(SiteError("bad_answers"), now, lane=LANE_OF_LIST[key[1]])
 
     def complete(self, key: ListKey, rows: Sequence[Listed], now: float) -> None:
         """Take over one complete listing: all actions are computed, then carried out in one transaction."""
@@ -235,8 +246,8 @@ class Lists:
                 self._upload(row, now)
         else:
             index.apply_listing(key, found, len(rows), newest, now)
-        self._bad_answers.succeeded()
-        self._sites.works("listings", now)
+        self._bad_answers[key[1]].succeeded()
+        self._sites.works(LANE_OF_LIST[key[1]], now)
         self.settled.append((key, len(rows), newest if found.changed else None))
         self.doors.log.debug("list_polled", pat_num=key[0], list=key[1], rows=len(rows))
 
@@ -329,6 +340,7 @@ class Lists:
         index.run("UPDATE guard SET items = items + ? WHERE id = ?", len(items), guard)
         for item in items:
             index.set_item(item, "held_by = ?", guard)
+        index.record("guard_held", now, guard=f"guard-{guard}", scope=scope, count=len(items))
         self.doors.log.warning("guard_held", guard=f"guard-{guard}", count=len(items), rows=of_items)
 
     def _release(self, now: float) -> None:
@@ -385,6 +397,8 @@ class Lists:
 
     def _vanish(self, item: Item, now: float, became: str | None = None) -> None:
         for each in self.doors.index.vanish(item, now, became):
+            with contextlib.suppress(SiteError):  # an archive that is away: then the scrub finds it
+                self._publisher.adopt_unknown(each, now)
             self.doors.log.info("item_moved" if became else "item_vanished", item=each.full_id, became=became or "")
 
     def _upload(self, row: Listed, now: float) -> None:
@@ -401,7 +415,7 @@ class Lists:
         self._publisher.take([arrival], now, lambda _: None)
 
 
-def end_guard(index: Index, log: Log, guard: int, state: str, now: float) -> None:
+def end_guard(index: Index, log: Log, guard: int, state: str, now: float, actor: str = "daemon") -> None:
     """End a hold: `approved`, `agreed` or `over`: the ordinary rule goes on; `rejected`: kept until seen again.
 
     A rejected guard's items carry its number negated: never held again, never vanished while the listing lacks them.
@@ -409,4 +423,5 @@ def end_guard(index: Index, log: Log, guard: int, state: str, now: float) -> Non
     with index.transaction():
         index.run("UPDATE guard SET state = ?, ended_at = ? WHERE id = ?", state, now, guard)
         index.run("UPDATE item SET held_by = ? WHERE held_by = ?", -guard if state == "rejected" else None, guard)
+        index.record("guard_ended", now, actor, guard=f"guard-{guard}", state=state)
     log.info("guard_ended", guard=f"guard-{guard}", state=state)

@@ -28,12 +28,20 @@ from syncd.errors import REASONS
 from syncd.report import iso
 
 EVENTS: Final[dict[str, str]] = {
+    "archive_scrubbed": "the day's part of the archive was hashed again",
+    "audit_head": "the last line of the audit log now: who wrote the log anew cannot have changed this",
+    "clock_jumped": "the machine's clock was set; waits and due times were put right",
+    "damage_found": "an archived file, sidecar or row is not what it was; see `syncd verify`",
+    "damage_set_aside": "a damaged file was moved to ARCHIVE/damaged and is fetched again",
     "document_archived": "new bytes of an item are in the archive",
     "drop_cleaned": "a staged file was removed from the drop",
     "drop_leftover": "a staged file could not be removed from the drop; syncd tries again",
+    "drop_open_to_others": "other users of the SFTP site may look into the drop folder: chmod 700 on the site",
     "guard_ended": "what a guard held was approved, rejected, or agreed with by seven listings",
     "guard_held": "unusually many disappearances are held; see `syncd held`",
     "identity_checked": "known items were compared with the database behind the key",
+    "index_copied": "the day's copy of the index is in STATE/copies",
+    "index_copy_failed": "the day's copy of the index could not be made; syncd tries again",
     "item_failed": "one item could not be fetched; syncd tries again with growing distance",
     "item_moved": "an item is now under another patient; its files stay where they are",
     "item_recovered": "an item that had failed is archived",
@@ -53,16 +61,18 @@ EVENTS: Final[dict[str, str]] = {
     "thumbnails_settled": "a patient's thumbnails are archived",
     "turn_failed": "a lane met an error that syncd does not know; please report it",
     "unlisted_event": "an event without a place in this list",
+    "version_healed": "a damaged version has its own bytes again",
+    "version_unhealable": "a damaged version cannot be fetched again: put it back from a backup",
     "wish_taken": "an order of a command was taken up",
 }
 _KEYS: Final = """
 practice item list pat_num mount_num kind num version seq bytes method mode reason who failure failures state now guard
 count rows lane became attempt looks pid verb exit_code message_code exception where logger log_level lines_lost
-next_try_at wait_seconds
+next_try_at wait_seconds n hash
 """
 KEYS: Final = frozenset(_KEYS.split())
 _WORDS: Final = re.compile(r"[A-Za-z0-9_.:/+ -]{0,200}")
-_ALWAYS_SHOWN: Final = frozenset({"started", "stopped", "state_changed"})
+_ALWAYS_SHOWN: Final = frozenset({"audit_head", "started", "stopped", "state_changed"})
 _PRIORITY: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # sd-daemon(3)
 Event = MutableMapping[str, object]
 _DEEPEST: Final = 6  # frames and causes that an exception is described by
@@ -120,8 +130,8 @@ class StatusFiles:
     def __init__(self, log_path: Path, max_size: int = 20_000_000, keep: int = 10) -> None:
         self._report, self._json = CappedFile(log_path / "status.log", max_size, keep), log_path / "status.json"
 
-    def write_json(self, status: Mapping[str, object]) -> None:
-        """Replace status.json; it is made anew each minute."""
+    def write_json(self, status: Mapping[str, object]) -> bool:
+        """Replace status.json; it is made anew each minute. Whether it could be written."""
         draft = self._json.with_suffix(".new")
         with contextlib.suppress(OSError):
             draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,6 +139,8 @@ class StatusFiles:
             draft.touch(0o600)
             draft.write_text(json.dumps(status) + "\n", "utf-8")
             draft.replace(self._json)
+            return True
+        return False
 
     def append_report(self, text: str) -> None:
         """Add lines to status.log."""

@@ -27,7 +27,7 @@ from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step, end_gu
 from syncd.model import Item, Kind, Listed, Method
 from syncd.pacing import spacing
 from syncd.placing import QUIET, Places, PlaceStep
-from syncd.sites import LANE_OF, Doors, Sites
+from syncd.sites import LANE_OF, Doors, Sites, put_times_right
 
 if TYPE_CHECKING:
     from syncd.service import PaceFile
@@ -36,6 +36,8 @@ PLACED_CAP = 200  # files on the drop that are not pulled yet
 ROSTER_EVERY = 900.0
 ROSTER_SHARE = 0.02  # of the budget, at most, for reading the roster again and again
 IDENTITY_EVERY = DAY
+CLOCK_SLACK = 60.0  # seconds: a clock that is slewed never leaps so far between two turns
+BLIPS = 2  # answers 429 in a row that are no state yet: other software shares the key
 BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be marked
 IDLE = 0.5
 FIRST_TRIES = 64  # duties looked at in one turn; those found in the archive cost no request
@@ -125,9 +127,14 @@ class ApiLane:
         self.lists = Lists(doors, sites)
         self.places = Places(doors, sites, self.lists, bulk=scope.backfill)
         policy = Policy.for_interval(doors.settings.api.min_interval, 0)
-        self.agenda = Agenda((), Policy(rest=float("inf")) if scope.backfill else policy, now)
+        self._policy = Policy(rest=float("inf")) if scope.backfill else policy
+        self.agenda = Agenda((), self._policy, now)
         self.refill(now)
         self._prepared: Step | None = None
+        self._in_hand: tuple[Step, object] | None = None  # answered, and not recorded yet
+        self._throttles = BLIPS  # 429 in a row; not 0 at first, for a row of the last process may stand
+        self._clock = (now, doors.clock.steady())
+        self._refetch_after = 0.0
         self._patient: int | None = None
         self._quiet = 0.0 if scope.backfill else QUIET
         self._probes: list[guards.Probe] = []
@@ -148,12 +155,18 @@ class ApiLane:
 
     def turn(self, now: float) -> float:
         """Send the next request if the pace allows; seconds since the epoch of the next turn."""
+        self._note_clock(now)
+        if self._in_hand is not None:
+            self._record(*self._in_hand, now)  # raises while the index takes nothing: then nothing is asked, either
         for verb, argument in wishes.grant_all(self.doors.index, self.doors.log, now):
             self._granted(verb, argument, now)
         wait = self._sites.wait_until("api", "listings")
         at_limit = self.scope.max_requests is not None and self.requests >= self.scope.max_requests
         if wait > now or at_limit:
             return now + IDLE
+        if isinstance(self._prepared, PlaceStep) and self._prepared.outdated(now):
+            self._prepared.abandon()  # an outage or a 429 came between: its list is read again first
+            self._prepared = None
         if self._prepared is None:
             self._prepared = self._guarded(lambda: self.choose(now), now)
         if self._prepared is None:
@@ -166,6 +179,7 @@ class ApiLane:
         if isinstance(claim, float):
             return now + claim
         step, self._prepared = self._prepared, None
+        self._in_hand = step, UnansweredError("api_error", "a bug came between")  # until there is an outcome
         with claim:
             self.doors.api.when_connected(claim.sent)
             outcome = self._asked(step)
@@ -173,9 +187,44 @@ class ApiLane:
                 claim.throttled(outcome.retry_after)
         self.requests += 1
         done_at = self.doors.clock.now()
-        self._prepared = self._guarded(lambda: self._taken(step, outcome, done_at), done_at)
-        self._tell_agenda(done_at)
+        self._in_hand = step, outcome
+        self._record(step, outcome, done_at)
         return done_at
+
+    def _record(self, step: Step, outcome: object, now: float) -> None:
+        """Take over the answer in hand. What cannot be taken over counts as not answered; what cannot even be written
+        down as that stays in hand: else its list would never be polled again.
+        """
+        try:
+            self._prepared = self._taken(step, outcome, now)
+        except Exception as error:
+            self._prepared = step.failed(UnansweredError("api_error", "the answer could not be recorded"), now)
+            self._in_hand = None
+            self._tell_agenda(now)
+            if not isinstance(error, SiteError):
+                raise
+            self._sites.failed(error, now)
+        self._in_hand = None
+        self._tell_agenda(now)
+
+    def _note_clock(self, now: float) -> None:
+        """See whether the machine's clock was set: no wait may last for the length of the leap, nothing comes early."""
+        steady = self.doors.clock.steady()
+        leap = (now - self._clock[0]) - (steady - self._clock[1])
+        if abs(leap) > CLOCK_SLACK:
+            self._clock_leapt(leap, now)
+        self._clock = now, steady
+
+    def _clock_leapt(self, leap: float, now: float) -> None:
+        put_times_right(self.doors.index, now, went_back=leap < 0)
+        self.doors.log.warning("clock_jumped", wait_seconds=leap)
+        self._refetch_after = now + DAY  # until then the clock is right again, or what is due is due
+        self.identity_at = min(self.identity_at, now + IDENTITY_EVERY)
+        self.lists.roster_not_before = min(self.lists.roster_not_before, now)
+        if leap < 0:
+            self.scope.since = min(self.scope.since, now - CLOCK_SLACK)
+            self.agenda = Agenda((), self._policy, now)
+            self.refill(now)
 
     def _granted(self, verb: str, argument: object, now: float) -> None:
         """A wish was granted that changes what is next."""
@@ -209,13 +258,19 @@ class ApiLane:
 
     def _taken(self, step: Step, outcome: object, now: float) -> Step | None:
         probing = isinstance(step, ProbeStep)
+        if isinstance(outcome, TransientError) and outcome.reason == "throttled":
+            self.doors.log.warning("throttled", wait_seconds=outcome.retry_after or 0.0)
+            self._throttles += 1
+            if self._throttles > BLIPS:
+                self._sites.failed(outcome, now, lane="throttle")
+            return step
+        if self._throttles:
+            self._sites.works("throttle", now)
+            self._throttles = 0
         if not isinstance(outcome, SyncdError):
             if not probing:
                 self._sites.works("api", now)
             return step.take(outcome, now)
-        if isinstance(outcome, TransientError) and outcome.reason == "throttled":
-            self.doors.log.warning("throttled", wait_seconds=outcome.retry_after or 0.0)
-            return step
         answered = isinstance(outcome, (ItemError, ListingError, OversizeError, NoSuchMethodError))
         placing = isinstance(step, PlaceStep)
         lane = LANE_OF.get(outcome.reason) if isinstance(outcome, SiteError) else None
@@ -255,7 +310,7 @@ class ApiLane:
         """The most useful request, or None: nothing is worth one now."""
         if now >= self.identity_at:
             return self._identity(now)
-        if self._sites.reason("database") == "other_database":
+        if self._sites.reason("database") == "other_database" or self._sites.reason("archive") == "index_lost":
             return None
         if self._sites.reason("api") and not self.answers:
             return ProbeStep(self)
@@ -303,7 +358,7 @@ class ApiLane:
 
     def _refetch(self, now: float) -> Step | None:
         """An idle slot: fetch again what has no usable stamp, or was placed while its stamp was young."""
-        if self.scope.backfill or not self._may_place(now):
+        if self.scope.backfill or now < self._refetch_after or not self._may_place(now):
             return None
         self._quiet = QUIET
         index = self.doors.index
@@ -346,7 +401,7 @@ class ApiLane:
     def probed(self, said: guards.Probe, now: float) -> Step | None:
         """One more answer; after the last the verdict."""
         self._probes.append(said)
-        self._to_probe.pop()
+        self._to_probe[-1:] = []  # none is left where the verdict could not be recorded at first
         if self._to_probe:
             return IdentityStep(self, self._to_probe[-1])
         self.identified(guards.identity(self._probes), len(self._probes), now)
@@ -370,8 +425,16 @@ class ApiLane:
             return
         self.identity_at = now + 900.0 if verdict == "other_database" else now + IDENTITY_EVERY
         self._sites.failed(SiteError(verdict), now)
-        if index.value("SELECT 1 FROM guard WHERE scope = 'database' AND state = 'held'") is None:
-            index.run(
-                "INSERT INTO guard (scope, reason, made_at, items, of_items) VALUES ('database', ?, ?, ?, ?)",
-                *(verdict, now, sum(p.answer != "agrees" for p in self._probes), count),
-            )
+        held = index.rows("SELECT id, reason FROM guard WHERE scope = 'database' AND state = 'held'")
+        for row in held:
+            if row["reason"] != verdict:  # what is held from now on is another thing to decide
+                end_guard(index, self.doors.log, row["id"], "over", now)
+        if verdict not in {row["reason"] for row in held}:
+            differ = sum(p.answer != "agrees" for p in self._probes)
+            with index.transaction():
+                index.run(
+                    "INSERT INTO guard (scope, reason, made_at, items, of_items) VALUES ('database', ?, ?, ?, ?)",
+                    *(verdict, now, differ, count),
+                )
+                guard = index.value("SELECT max(id) FROM guard")
+                index.record("guard_held", now, guard=f"guard-{guard}", scope="database", count=differ)

@@ -167,11 +167,15 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Attributes of a remote name: size in bytes, mtime in whole seconds of the site's clock."""
+    """Attributes of a remote name: size in bytes, mtime in whole seconds of the site's clock.
+
+    `mode`: as st_mode, 0 where the site tells none; two looks may differ in it.
+    """
 
     size: int
     mtime: int
     regular: bool
+    mode: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

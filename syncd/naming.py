@@ -54,9 +54,10 @@ _HTML: Final = re.compile(
 )
 _JSON: Final = re.compile(rb'\{\s*["}]|\[\s*[\[{"\]]|"[^"\\\x00-\x1f]*["\\]')
 
-_N: Final = "[1-9][0-9]{0,17}"  # every vendor key: a positive 64-bit integer
+_N: Final = "([1-9][0-9]{0,18})"  # every vendor key: a positive 64-bit integer, with random keys a large one
+_LARGEST: Final = 2**63 - 1
 _SANE: Final = re.compile(r"[a-z0-9]{1,8}")
-_ITEM_ID: Final = re.compile(rf"(?:({_N})/)?({'|'.join(KINDS)})-({_N})")
+_ITEM_ID: Final = re.compile(rf"(?:{_N}/)?({'|'.join(KINDS)})-{_N}")
 _ARCHIVE_PATH: Final = re.compile(
     r"\.syncd-archive|incoming/[0-9a-f]{32}|published/index\.db"
     rf"|patients/{_N}/patient\.json"
@@ -95,16 +96,21 @@ def is_staging_name(name: bytes, practice: str) -> str | None:
     return found[1].decode() if found else None
 
 
+def _holdable(found: re.Match[str]) -> bool:
+    """Whether the numbers of an ID or a path fit into 64 bits, as the vendor's keys and the index's columns do."""
+    return all(int(number) <= _LARGEST for number in found.groups() if number and number.isdigit())
+
+
 def parse_id(text: str) -> tuple[int | None, Kind, int]:
     """`document-34` or `101/document-34` as (pat_num or None, kind, num). The text is not echoed: it may be a name."""
-    if not (found := _ITEM_ID.fullmatch(text)):
+    if not (found := _ITEM_ID.fullmatch(text)) or not _holdable(found):
         raise UsageError("that is not an ID: write for example document-34 or 101/document-34")
     return int(found[1]) if found[1] else None, cast("Kind", found[2]), int(found[3])
 
 
 def parse_guard_id(text: str) -> int:
     """The number of `guard-7`."""
-    if not (found := re.fullmatch(rf"guard-({_N})", text)):
+    if not (found := re.fullmatch(f"guard-{_N}", text)) or not _holdable(found):
         raise UsageError("that is not an ID: write for example guard-7")
     return int(found[1])
 
@@ -204,4 +210,5 @@ def export_name(version: Version, numbered: bool = False) -> str:
 
 def archive_path_is_ours(relative: str) -> bool:
     """Whether a path below the archive is of the layout of design.md section 5."""
-    return _ARCHIVE_PATH.fullmatch(relative) is not None
+    found = _ARCHIVE_PATH.fullmatch(relative)
+    return found is not None and _holdable(found)

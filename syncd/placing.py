@@ -14,16 +14,18 @@ from datetime import datetime
 
 from syncd import guards
 from syncd.diff import DAY, HOUR, revision
-from syncd.errors import ItemError, SiteError, SyncdError, TransientError, UnansweredError
+from syncd.errors import ItemError, NoSuchMethodError, SiteError, SyncdError, TransientError, UnansweredError
 from syncd.index import KIND_OF
 from syncd.listing import Lists, ListStep, Step
-from syncd.model import Attempt, Duty, Item, Kind, ListName, Method, PlacedName
+from syncd.model import Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName
 from syncd.naming import own_extension, staging_name
 from syncd.pacing import retry_delay
 from syncd.publishing import Publisher
 from syncd.sites import Doors, Sites
 
 FRESH = HOUR
+MISSING_AGAIN = 4 * HOUR
+RESTLESS = 24  # revisions of one item in a day: a stamp that moves by itself; from then on one an hour
 QUIET = 900.0  # seconds without a new image before a patient's thumbnails are asked for
 GIVE_UP_THUMBNAILS = 3
 THUMBNAILS_AGAIN = 30 * DAY
@@ -65,6 +67,42 @@ class PlaceStep:
         """Not sent: nothing can be on the drop."""
         self._places.unsent(self._attempt, self._duty)
 
+    def outdated(self, now: float) -> bool:
+        """Whether its listing is too old by now: its number may mean another patient's file since."""
+        return self._duty is not None and not is_fresh(self._attempt.listed_at, now)
+
+
+class OwnerStep:
+    """GET one image that only a mount's answer named, before it is placed by itself: is it this patient's at all?"""
+
+    bulk = False
+
+    def __init__(self, places: Places, duty: Duty) -> None:
+        self._places, self._duty = places, duty
+
+    def ask(self) -> Listed | None:
+        """GET /documents/N, which answers for images in mounts, too."""
+        return self._places.doors.api.document(self._duty.num)
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """Place it, or let it go: the answer that named it was about somebody else's mount."""
+        owner = answer.item if isinstance(answer, Listed) else None
+        if owner is not None and owner.pat_num == self._duty.pat_num:
+            return self._places.proven(self._duty, now)
+        self._places.disown(self._duty, now)
+        return None
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """An office that lacks the method cannot be asked; what else it says is a failure of this image."""
+        if isinstance(error, NoSuchMethodError):
+            return self._places.proven(self._duty, now)
+        if not isinstance(error, (SiteError, TransientError)):
+            count_failure(self._places.doors, self._duty, "refused", now)
+        return None
+
+    def abandon(self) -> None:
+        """The duty stands."""
+
 
 class Places:
     """Prepares placements and records what became of the requests."""
@@ -74,17 +112,35 @@ class Places:
         self._sites, self._lists, self._bulk = sites, lists, bulk
         self._publisher = Publisher(doors)
         self._alike = guards.Breaker()
+        self._proven: set[tuple[int, int]] = set()  # (PatNum, DocNum) of images whose owner was asked for
 
     def prepare(self, duty: Duty, now: float) -> Step | None:
         """The request this duty needs next, or None when it needed none: its bytes are archived already."""
         if duty.why in ("listed", "retry") and self._adopted(duty, now):
             return None
+        if duty.why == "listed" and self._put_off(duty, now):
+            return None
+        if self._is_missing(duty):
+            self.doors.index.put_off(duty, now + MISSING_AGAIN)
+            return None
         name: ListName = "sheets" if duty.method == "sheet" else "documents"
         listed_at = self.doors.index.polled_at(duty.pat_num, name)
-        if now - listed_at > FRESH:
+        if not is_fresh(listed_at, now):
             return ListStep(self._lists, (duty.pat_num, name), self._lists.limit)
+        if duty.method == "mount-image" and (duty.pat_num, duty.num) not in self._proven:
+            return OwnerStep(self, duty)
         attempt = self._journalled(duty, listed_at, now)
         return PlaceStep(self, attempt, duty, self._bulk or duty.why == "refetch") if attempt else None
+
+    def _is_missing(self, duty: Duty) -> bool:
+        """Whether the last complete listing lacks it (of an image: its mount). In a database that was restored the
+        number may be another patient's by now, and the request would not say whose file it wants.
+        """
+        known = self.doors.index.known_item(Item(duty.pat_num, *_item_of(duty)))
+        if duty.method == "mount-image" and known is not None:
+            mount_num = self.doors.index.item_rows(known.item)[0]["mount_num"]
+            known = self.doors.index.known_item(Item(duty.pat_num, "mount", mount_num or 0))
+        return known is not None and (known.missing_since_at is not None or known.vanished)
 
     def _journalled(self, duty: Duty, listed_at: float, now: float) -> Attempt | None:
         kind_item = Item(duty.pat_num, *_item_of(duty))
@@ -121,6 +177,30 @@ class Places:
         )
         return replace(attempt, id=self.doors.index.journal(attempt))
 
+    def proven(self, duty: Duty, now: float) -> Step | None:
+        """The image is this patient's, as far as the office can tell: its placement may follow."""
+        self._proven.add((duty.pat_num, duty.num))
+        return self.prepare(duty, now)
+
+    def disown(self, duty: Duty, now: float) -> None:
+        """The image is not this patient's, or not there any more: nothing of it is placed."""
+        self.doors.log.warning("listing_refused", pat_num=duty.pat_num, list="mount", failure="ListingError")
+        self.doors.index.duty_done(duty.method, duty.pat_num, duty.num)
+        self.doors.index.vanish(Item(duty.pat_num, *_item_of(duty)), now, None)
+
+    def _put_off(self, duty: Duty, now: float) -> bool:
+        """Whether the item changed so often today that it waits for an hour since the last time."""
+        (row,) = self.doors.index.rows(
+            "SELECT count(*) AS times, max(archived_at) AS last_at FROM version"
+            " WHERE pat_num = ? AND kind = ? AND num = ? AND archived_at > ?",
+            *(duty.pat_num, KIND_OF[duty.method], duty.num, now - DAY),
+        )
+        if row["times"] < RESTLESS or now - row["last_at"] >= HOUR:
+            return False
+        sql = "UPDATE duty SET next_try_at = ? WHERE pat_num = ? AND method = ? AND num = ?"
+        self.doors.index.run(sql, row["last_at"] + HOUR, duty.pat_num, duty.method, duty.num)
+        return True
+
     # --- what is archived already
 
     def _adopted(self, duty: Duty, now: float) -> bool:
@@ -128,8 +208,8 @@ class Places:
             return self._adopted_images(duty, now)
         item = Item(duty.pat_num, *_item_of(duty))
         held = self.doors.archive.read_item(item)
-        matching = [version for version in held if version.revision == duty.revision]
-        if not matching or not self.doors.archive.intact(matching[-1]):
+        # Only the newest one: an item that went back to an earlier revision is fetched, and becomes current, again.
+        if not held or held[-1].revision != duty.revision or not self.doors.archive.intact(held[-1]):
             return False
         with self.doors.index.transaction():
             self._publisher.adopt(held, now)
@@ -139,7 +219,8 @@ class Places:
     def _adopted_images(self, duty: Duty, now: float) -> bool:
         """Whether every image that DownloadMount named for this revision of the mount is in the archive."""
         found = self.doors.archive.mount_images(duty.pat_num, duty.num)
-        matching = [version for version in found if version.source_revision == duty.revision]
+        newest = {version.item: version for version in found}  # in order of versions, image by image
+        matching = [version for version in newest.values() if version.source_revision == duty.revision]
         named = next((version.mount_images for version in reversed(matching) if version.mount_images), ())
         have = {version.item.num for version in matching if self.doors.archive.intact(version)}
         if not named or not have.issuperset(named):
@@ -221,21 +302,27 @@ class Places:
             self.doors.index.run("UPDATE duty SET failures = 0, next_try_at = ? WHERE failure = ?", now, failure)
 
     def unsent(self, attempt: Attempt, duty: Duty | None, cleaning: bool = False, now: float = 0.0) -> None:
-        """No file of it can be on the drop, or at most a fragment to clean."""
-        if cleaning:
-            self.doors.index.set_attempt(attempt.id, "cleaning", now)
-        else:
-            self.doors.index.forget_attempt(attempt.id)
-        if duty is None:
-            sql = "UPDATE patient SET thumbnails_after_at = 0 WHERE pat_num = ?"
-            self.doors.index.run(sql, attempt.pat_num)
-        else:
-            sql = "UPDATE duty SET busy = 0 WHERE pat_num = ? AND method = ? AND num = ?"
-            self.doors.index.run(sql, duty.pat_num, duty.method, duty.num)
+        """No file of it can be on the drop, or at most a fragment to clean. A duty must not stay busy without it."""
+        index = self.doors.index
+        with index.transaction():
+            if cleaning:
+                index.set_attempt(attempt.id, "cleaning", now)
+            else:
+                index.forget_attempt(attempt.id)
+            if duty is None:
+                index.run("UPDATE patient SET thumbnails_after_at = 0 WHERE pat_num = ?", attempt.pat_num)
+            else:
+                sql = "UPDATE duty SET busy = 0 WHERE pat_num = ? AND method = ? AND num = ?"
+                index.run(sql, duty.pat_num, duty.method, duty.num)
 
     def thumbnails_failed(self, pat_num: int, now: float) -> None:
         """Count a failed call; after the third, again in 30 days."""
         thumbnails_failed(self.doors, pat_num, now)
+
+
+def is_fresh(listed_at: float, now: float) -> bool:
+    """Whether a listing is young enough to place from; one of the future was read before the clock was set back."""
+    return abs(now - listed_at) <= FRESH
 
 
 def thumbnails_failed(doors: Doors, pat_num: int, now: float) -> None:

@@ -6,15 +6,18 @@ index. A crash between any two of them heals: what is published and not recorded
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from syncd import repair
 from syncd.archive import Publication
 from syncd.diff import local_time, refetch_at, stamp_age
 from syncd.errors import SyncdError
 from syncd.model import FieldValue, Item, Version
 from syncd.naming import is_image
+from syncd.schema import row_is_sound
 from syncd.sites import Doors
 
 
@@ -76,7 +79,7 @@ class Publisher:
                     self._record(arrival, version, plan.source is not None, now)
             settle(outcomes)
         for arrival in arrivals:
-            arrival.source.unlink(missing_ok=True)
+            self._doors.archive.discard(arrival.source)
         return outcomes
 
     def adopt(self, versions: Sequence[Version], now: float) -> None:
@@ -92,19 +95,48 @@ class Publisher:
 
     def _plan(self, arrival: Arrival, now: float) -> Publication:
         """What to write: a version, one more sidecar (seq 0, no source), or nothing (a known version, no source)."""
+        highest = self._highest(arrival.item)
+        self._heal(arrival)
         held = self._doors.archive.read_item(arrival.item)
-        newest = held[-1] if held else None
+        self._adopt_unknown(held, now)  # also where other bytes follow: what a crash left unrecorded is a version, too
+        newest = held[-1] if held and held[-1].version >= highest else None  # what is set aside is followed, not aped
         same_bytes = newest is not None and newest.sha256 == arrival.sha256
         # A sheet is rendered anew at each call: another revision, not other bytes, makes its new version.
         rendered_again = newest is not None and arrival.item.kind == "sheet" and newest.revision == arrival.revision
         # A file that rotted is no copy: what was fetched is then a version of its own, and the damaged one stays.
         if newest is not None and (same_bytes or rendered_again) and self._doors.archive.intact(newest):
-            self._adopt_unknown(held, now)
             if newest.revision == arrival.revision or rendered_again:
                 return Publication(newest, None)
             return Publication(self._version(arrival, newest.version, newest.sidecar + 1, now, newest.extension), None)
-        number = self._doors.archive.highest_version(arrival.item) + 1
-        return Publication(self._version(arrival, number, 1, now, arrival.extension), arrival.source)
+        return Publication(self._version(arrival, highest + 1, 1, now, arrival.extension), arrival.source)
+
+    def _highest(self, item: Item) -> int:
+        """The highest number that a version of the item ever had, in the archive or in the index; 0 for none."""
+        sql = "SELECT max(version) FROM version WHERE pat_num = ? AND kind = ? AND num = ?"
+        recorded = self._doors.index.value(sql, item.pat_num, item.kind, item.num) or 0
+        return max(self._doors.archive.highest_version(item), recorded)
+
+    def _heal(self, arrival: Arrival) -> None:
+        """Give the newest recorded version its file back where that is gone or rotted, and these are its bytes.
+
+        Its place, number and sidecar stay; a sidecar that is gone, too, is made of this listing if it is the same one.
+        """
+        archive, item = self._doors.archive, arrival.item
+        sql = "SELECT * FROM version WHERE pat_num = ? AND kind = ? AND num = ? AND sidecar = 1"
+        sql += " ORDER BY version DESC LIMIT 1"
+        for row in self._doors.index.rows(sql, item.pat_num, item.kind, item.num):
+            names = ("seq", "revision", "listed_at", "placed_at", "archived_at", "media_type", "method")
+            told = {name: row[name] for name in (*names, "source_revision")}
+            remade = self._version(arrival, row["version"], 1, row["archived_at"], row["extension"])
+            version = replace(remade, flags=tuple(json.loads(row["flags"])), **told)
+            if row["sha256"] != arrival.sha256 or not row_is_sound(row) or archive.intact(version):
+                continue
+            sidecar = archive.read_sidecar(version)
+            if sidecar is None and row["revision"] != arrival.revision:
+                continue
+            if Path(version.path).name in archive.survey(version.folder):
+                archive.set_aside(version.path)
+            archive.publish([Publication(sidecar or version, arrival.source)])
 
     def _version(self, arrival: Arrival, number: int, sidecar: int, now: float, extension: str) -> Version:
         first_seen = self._doors.index.value(
@@ -138,6 +170,10 @@ class Publisher:
             Publication(replace(plan.version, seq=seq), plan.source) for plan, seq in zip(plans, numbers, strict=True)
         ]
 
+    def adopt_unknown(self, item: Item, now: float) -> None:
+        """Record what a crash left published and unrecorded of an item that will not be owed again."""
+        self._adopt_unknown(self._doors.archive.read_item(item), now)
+
     def _adopt_unknown(self, held: Sequence[Version], now: float) -> None:
         known = "SELECT 1 FROM version WHERE seq = ?"
         unknown = [version for version in held if self._doors.index.value(known, version.seq) is None]
@@ -149,6 +185,7 @@ class Publisher:
         if self._doors.index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
             index.put_version(version, now)
         index.set_item(item, "refetch_at = ?", self._again_at(arrival, now))
+        repair.settle(index, self._doors.archive, self._doors.log, item, now)
         if new_bytes:
             self._owe_thumbnail(version)
             self._doors.log.info(

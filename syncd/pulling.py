@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
+from syncd import copies, repair
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.index import KIND_OF
-from syncd.model import Attempt, FieldValue, Item, Kind, PlacedName, Pulled, PullJob, Version
+from syncd.model import Attempt, FieldValue, Item, Kind, PlacedName, Pulled, PullJob, Seen, Version
 from syncd.naming import check_body, extension_of, is_staging_name, media_type, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher
-from syncd.scrub import adopt_newer
-from syncd.sites import LANE_OF, Doors, Sites, claim_archive
+from syncd.scrub import Scrub, adopt_newer
+from syncd.sites import LANE_OF, Doors, Sites, claim_archive, settle_audit
 
 BATCH = 16  # placements looked at in one turn
 FILES = 24  # files recorded in one transaction, unless one placement brought more: the other lane waits for it
@@ -30,10 +32,11 @@ CAP = 2 << 30  # bytes: larger files are refused
 IDLE = 0.25
 LOOK_AGAIN = 300.0  # an unanswered placement is judged five minutes after it was asked for
 LATE_LOOKS = (600.0, 3600.0, DAY)  # its name is emptied again at these ages: late writes happen
-AFTER_A_CUT = 60.0
+AFTER_A_CUT = 60.0  # seconds; four times as long each time, up to an hour
 PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
 WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
 DROP_SWEPT_EVERY = DAY
+ARCHIVE_SEEN_EVERY = 300.0
 DEEPEST = 8  # folders within a folder of ours
 METHODS = {"mount-images": "DownloadMount", "thumbnails": "Thumbnails"}
 
@@ -55,19 +58,63 @@ class PullLane:
     def __init__(self, doors: Doors, sites: Sites) -> None:
         self._doors, self._sites = doors, sites
         self._publisher = Publisher(doors)
+        self._scrub = Scrub(doors, sites)
+        self._copy_due = False
         self._recovered = False
+        self._archive_seen_at = 0.0
 
     def turn(self, now: float) -> float:
         """Pull what is placed, judge what went unanswered, clean; seconds since the epoch of the next turn."""
+        self._settle_audit(now)
         wait = self._sites.wait_until("drop", "archive")
-        if wait > now or self._sites.reason("database") == "other_database":
-            return now + IDLE
         try:
-            busy = self._turn(now)
+            if wait > now or self._sites.reason("database") == "other_database":
+                busy = self._recovered and self._sites.reason("archive") is None and self._spare(now)
+            else:
+                busy = self._turn(now) or self._spare(now)
         except (SiteError, TransientError) as error:
             self._sites.failed(error, now, lane=LANE_OF.get(error.reason, "drop"))
             return now + IDLE
         return now if busy else now + IDLE
+
+    def _settle_audit(self, now: float) -> None:
+        """What both lanes did goes to the audit log; one that cannot be written is a state, and the work goes on."""
+        if self._sites.wait_until("audit") > now:
+            return
+        try:
+            if settle_audit(self._doors.index, self._doors.audit, now):
+                self._sites.works("audit", now)
+        except SiteError as error:
+            self._sites.failed(error, now, lane="audit")
+
+    def due(self, mark: Literal["scrub", "copy"]) -> None:
+        """The scheduler says that something is due; the lane does it when it has nothing else to do."""
+        if mark == "scrub":
+            self._scrub.due()
+        else:
+            self._copy_due = True
+
+    def _spare(self, now: float) -> bool:
+        """An idle turn: the day's copy of the index, then a slice of the scrub; whether there is more to do at once."""
+        if self._copy_due:
+            self._copy_due = False
+            self._copy_index(now)
+        try:
+            return self._scrub.turn(now)
+        except SiteError:
+            self._scrub.abandon()
+            raise
+
+    def _copy_index(self, now: float) -> None:
+        settings, index = self._doors.settings, self._doors.index
+        day = dt.datetime.fromtimestamp(now, settings.zone).date().isoformat()
+        if index.value("SELECT 1 FROM version LIMIT 1") is None:
+            return
+        try:
+            if copies.make(index, settings.state_path / "copies", day):
+                self._doors.log.info("index_copied")
+        except SiteError as error:  # the mirror goes on; the next mark tries again
+            self._doors.log.warning("index_copy_failed", reason=error.reason)
 
     def start(self, now: float) -> None:
         """Before the first turn of any lane; an archive that is missing is a state, and the next turn tries again."""
@@ -90,12 +137,15 @@ class PullLane:
         if not self._recovered:
             self._recover(now)
         placed = index.attempts("placed", now, BATCH)
-        if placed or self._sites.reason("archive"):
-            claim_archive(self._doors)
+        if placed or self._sites.reason("archive") or not 0 <= now - self._archive_seen_at < ARCHIVE_SEEN_EVERY:
+            claim_archive(self._doors)  # also while nothing is placed: an unmounted disk is told within minutes
+            repair.look_for_lost(index, self._doors.archive, self._doors.log, now)
+            self._archive_seen_at = now
             self._sites.works("archive", now)
         if self._sites.reason("drop"):
             self._doors.drop.look([self._doors.settings.drop.folder.encode()])
-            self._sites.works("drop", now)
+            if not placed:  # else its reading must show that the trouble is over: each broken one costs a login
+                self._sites.works("drop", now)
         if placed:
             self._pull(placed, now)
             return True
@@ -125,7 +175,9 @@ class PullLane:
         for target, outcome in zip(targets, outcomes, strict=True):
             if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
-                self._doors.index.set_attempt(target.attempt.id, target.attempt.state, now + AFTER_A_CUT)
+                looks, state = target.attempt.looks, target.attempt.state
+                wait = AFTER_A_CUT * 4 ** min(looks, 3)
+                self._doors.index.set_attempt(target.attempt.id, state, now + wait, looks=looks + 1)
                 break
         else:
             self._sites.works("drop", now)
@@ -185,10 +237,10 @@ class PullLane:
         try:
             flags = check_body(outcome.head, outcome.tail, outcome.size, extension, answered)
         except ItemError as error:
-            target.local.unlink(missing_ok=True)
+            self._doors.archive.discard(target.local)
             return error
         if not answered and not properly_ended(outcome.head, outcome.tail):
-            target.local.unlink(missing_ok=True)
+            self._doors.archive.discard(target.local)
             return ItemError("timeout_60s")
         fields: Mapping[str, FieldValue] = json.loads(str(attempt.listed.get("fields") or "{}"))
         source, named_revision = self._source(target)
@@ -380,7 +432,8 @@ class PullLane:
         paths = [folder + name for name in names]
         kept = [path for path, removed in zip(paths, self._doors.drop.remove(paths), strict=True) if not removed]
         if depth < DEEPEST and all(self._emptied(path + b"/", depth + 1) for path in kept):
-            return self._doors.drop.remove([folder])[0]
+            remove = self._doors.drop.remove  # by its name where somebody put another thing in its place
+            return remove([folder])[0] or remove([folder.rstrip(b"/")])[0]
         return False
 
     def _cleaned(self, attempt: Attempt, clean: bool, now: float) -> None:
@@ -401,6 +454,8 @@ class PullLane:
         """Once a day: remove names of ours that are older than a day and that no open attempt claims; how many."""
         settings, index, drop = self._doors.settings, self._doors.index, self._doors.drop
         folder = settings.drop.folder.encode()
+        if _open_to_others(*drop.look([b".", folder])):
+            self._doors.log.warning("drop_open_to_others")
         claimed = {row["staging"].rstrip("/").encode() for row in index.rows("SELECT staging FROM attempt")}
         stale = 0
         for name in self._names(folder) or []:
@@ -413,6 +468,11 @@ class PullLane:
         if stale:
             self._doors.log.info("drop_cleaned", count=stale)
         return stale
+
+
+def _open_to_others(login: Seen | None, folder: Seen | None) -> bool:
+    """Whether other users of the site may enter both folders, and list or change the inner one."""
+    return bool(login and folder and login.mode & folder.mode & stat.S_IXOTH and folder.mode & 0o006)
 
 
 def _older_than_a_day(day: str, now: float) -> bool:

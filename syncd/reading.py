@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import itertools
+import os
 import re
 import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 from click import option
 
-from syncd import config, errors, report, retrieve, scrub, wiring
-from syncd.call import FOLDER, NUMBER, Call, asked, complain, dry, index_if_any, json_too, shelf_of, verb, written
+from syncd import config, errors, report, retrieve, scrub, wiring, wishes
+from syncd.audit import Problem
+from syncd.call import (
+    FOLDER,
+    NUMBER,
+    Call,
+    asked,
+    complain,
+    dry,
+    index_if_any,
+    json_too,
+    record,
+    settle,
+    shelf_of,
+    verb,
+    written,
+)
 from syncd.catalog import Catalog, Filters, Row
+from syncd.checker import CODES, HARMLESS, Code, Finding, Tally
 from syncd.config import Settings
 from syncd.errors import EXIT_OK, ConfigError, SiteError, UsageError
-from syncd.model import KINDS, Item, Version
-from syncd.screen import emit, emit_json, plain, table
-from syncd.service import Lock, become_owner, read_credentials
+from syncd.logs import open_logs
+from syncd.model import KINDS, Version
+from syncd.repair import OUTCOMES, mend
+from syncd.screen import emit, emit_json, local, plain, table
+from syncd.service import Lock, become_owner, network_file_system, owner_id, read_credentials
+from syncd.sites import audit_head
 
+SHOWN: Final = 1000  # rows that `find` has in hand before it shows the first
+NAMED: Final = 50  # patients that one line of the audit log names; of more it gives no number
 FOUND: Final = ("full_id", "version", "state", "category", "description", "bytes", "archived_at", "path")
 
 
@@ -60,6 +83,9 @@ def find(call: Call, /, follow: bool, after: int | None, **wanted: Any) -> int:
         for name in ("since", "until"):
             wanted[name] = _moment(wanted[name], settings, f"--{name}")
         rows = catalog.find(Filters(**wanted))
+        first = list(itertools.islice(rows, SHOWN))
+        _record_find(call, catalog, wanted, first)
+        rows = itertools.chain(first, rows)
         if not call.as_json:
             emit(call.table(FOUND, rows))
         else:
@@ -68,8 +94,20 @@ def find(call: Call, /, follow: bool, after: int | None, **wanted: Any) -> int:
     return EXIT_OK
 
 
+def _record_find(call: Call, catalog: Catalog, wanted: Row, first: list[Row]) -> None:
+    """Whose documents are shown stands in the audit log before they are; of very many only that they are more."""
+    filters = sorted(name for name, value in wanted.items() if value not in (None, False))
+    shown = sorted({row["pat_num"] for row in first})
+    more = len(first) == SHOWN or None
+    pat_nums = None if len(shown) > NAMED or more else shown
+    facts = {"pat_num": wanted["patient"], "pat_nums": pat_nums, "more": more}
+    record(call, catalog.index, "find", filters=filters, count=len(first), **facts)
+
+
 def _follow_versions(call: Call, after: int | None) -> None:
     """New versions as they are archived, for ever; `reindex` may replace the index, so it is opened each time."""
+    with shelf_of(call) as (catalog, _, _):
+        record(call, catalog.index, "find", filters=["follow"], seq=after, more=True)
     while True:
         with shelf_of(call) as (catalog, _, _):
             if after is None:
@@ -86,7 +124,9 @@ def _follow_versions(call: Call, after: int | None) -> None:
 def show(call: Call, wanted: str) -> int:
     """One item and its versions."""
     with shelf_of(call) as (catalog, _, _):
-        rows = catalog.show(catalog.resolve(wanted))
+        item = catalog.resolve(wanted)
+        rows = catalog.show(item)
+        record(call, catalog.index, "show", item=item.full_id)
     return call.answer({"id": rows[0]["id"], "versions": rows}, call.table(FOUND, rows))
 
 
@@ -96,6 +136,7 @@ def history(call: Call, wanted: str) -> int:
     with shelf_of(call) as (catalog, _, _):
         item = catalog.resolve(wanted)
         events = catalog.history(item)
+        record(call, catalog.index, "history", item=item.full_id)
     rows = [event | {"details": _details(event)} for event in events]
     said = {"id": item.id, "full_id": item.full_id, "events": events}
     return call.answer(said, call.table(("at", "event", "details"), rows))
@@ -122,6 +163,8 @@ def export(call: Call, patients: tuple[int, ...], to: Path, vanished: bool) -> i
             sizes = [row["bytes"] for row in rows if vanished or row["state"] != "vanished"]
             words = f"would copy {len(sizes):,} files, {report.human_bytes(sum(sizes))}"
             return call.answer({"would_copy": len(sizes), "bytes": sum(sizes)}, words)
+        options = ["vanished"] if vanished else None
+        record(call, catalog.index, "export", pat_nums=[*patients], filters=options)
         done = retrieve.export(catalog, archive, patients, to, settings.zone, vanished=vanished)
     words = f"{done.files:,} files, {report.human_bytes(done.bytes)}; vanished and left out: {done.vanished:,}"
     said = {"files": done.files, "bytes": done.bytes, "damaged": done.damaged, "vanished_left_out": done.vanished}
@@ -145,6 +188,7 @@ def restore(call: Call, wanted: str, to: Path, as_of: str | None) -> int:
         if call.dry_run:
             number = catalog.as_of(item, float("inf") if at is None else at)
             return call.answer({"would_copy": number}, f"would copy version {number} of {item.full_id}")
+        record(call, catalog.index, "restore", item=item.full_id, filters=["as_of"] if as_of else None)
         done = retrieve.restore(catalog, archive, item, to, at, settings.zone)
     if done.path is None:
         return complain(errors.EXIT_DAMAGE, f"{item.full_id}: the archived file of version {done.version} is damaged")
@@ -168,6 +212,7 @@ def reindex(call: Call) -> int:
     settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with Lock(settings.state_path, "reindex"):
         found = scrub.reindex(settings, archive, call.clock.now())
+        archive.take_over(owner_id())
     words = [f"{found.versions:,} sidecars, {report.human_bytes(found.bytes)}; not syncd's: {len(found.foreign):,}"]
     words += [f"  {plain(path)}" for path in found.foreign]
     said = {"versions": found.versions, "bytes": found.bytes, "foreign": found.foreign}
@@ -186,37 +231,115 @@ _subset = written(_part, "PART")
 @verb(
     "verify",
     _subset("--subset", default="1/1", show_default=True, help="Checked longest ago first, like 1/30."),
+    option("--repair", is_flag=True, help="Set what is damaged aside, and fetch it again."),
     dry,
     json_too,
 )
-def verify(call: Call, subset: Fraction) -> int:
-    """Hash archived files again and compare. 4 when one is damaged or missing."""
+def verify(call: Call, subset: Fraction, repair: bool) -> int:
+    """Hash archived files again, compare them with index and sidecars. 4 when something is damaged or missing."""
     with index_if_any(call) as index, contextlib.ExitStack() as stack:
         archive = wiring.open_archive(call.settings)
         if index is None or archive.marker_id() != (index.meta("archive_id") or ""):
             raise SiteError("archive_missing")
         total = index.value("SELECT count(*) FROM version WHERE sidecar = 1")
-        count = scrub.share_of(total, subset)
         if call.dry_run:
-            return call.answer({"would_verify": count}, f"would verify {count:,} of {total:,} files")
+            count = scrub.share_of(total, subset)
+            words = f"would verify {count:,} of {total:,} files" + (" and repair what is damaged" if repair else "")
+            return call.answer({"would_verify": count}, words)
         lock = Lock(call.settings.state_path, "verify")
-        alone = lock.holder() is None  # beside the daemon it only reads, and notes nothing
+        alone = lock.holder() is None  # beside the daemon it only reads, and asks it for the repair
         if alone:
             stack.enter_context(lock)
-        found = scrub.verify(index, archive, _oldest_checked(Catalog(index), count), call.clock.now(), note=alone)
-    wrong = {"damaged": found.damaged, "missing": found.missing}
-    words = f"{found.versions:,} files, {report.human_bytes(found.bytes)}"
-    words += "".join(f"; {word}: {len(names):,}" for word, names in wrong.items())
-    call.answer({"versions": found.versions, "bytes": found.bytes, **wrong}, words)
-    complain(errors.EXIT_DAMAGE, *(f"{name}: {word}" for word, names in wrong.items() for name in names))
-    return errors.EXIT_DAMAGE if found.damaged or found.missing else EXIT_OK
+        tally, now = Tally(), call.clock.now()
+        found = list(scrub.verify(index, archive, tally, now, subset, alone))
+        outcomes = dict.fromkeys(found, "")
+        if alone:
+            log = open_logs(call.settings, os.environ, call.verbose)
+            scrub.note(index, log, found, now, whole=subset == 1)
+            if repair:
+                outcomes = {each: mend(index, archive, log, each, now, actor=call.actor) for each in found}
+        elif repair:
+            wishes.make(index, "repair", scrub.wish_of(found), now, call.actor)
+        settle(call, index)
+        broken = wiring.open_audit(call.settings).verify(audit_head(index)).problem
+    return _verified(call, tally, outcomes, broken, "handed to `syncd run`" if repair and not alone else "")
 
 
-def _oldest_checked(catalog: Catalog, count: int) -> Iterator[Version]:
-    sql = "SELECT pat_num, kind, num, version FROM version WHERE sidecar = 1 ORDER BY checked_at, seq LIMIT ?"
-    for row in catalog.index.rows(sql, count):
-        versions = catalog.versions(Item(row["pat_num"], row["kind"], row["num"]))
-        yield next(each for each in versions if (each.version, each.sidecar) == (row["version"], 1))
+def _verified(call: Call, tally: Tally, outcomes: dict[Finding, str], broken: Problem | None, handed: str) -> int:
+    """What was found, and what became of it; 4 unless everything is whole now."""
+    named: dict[str, list[str]] = {code: [each.name for each in outcomes if each.code == code] for code in CODES}
+    became = {word: [each.name for each, said in outcomes.items() if said == word] for word in OUTCOMES}
+    words = [f"{tally.versions:,} files, {report.human_bytes(tally.bytes)}"]
+    words[0] += "".join(f"; {code.replace('_', ' ')}: {len(names):,}" for code, names in named.items() if names)
+    words += [f"  {word}: {len(names):,}" for word, names in became.items() if names] + ([handed] if handed else [])
+    words += [f"  {plain(each.path)}" for each in outcomes if each.code in HARMLESS]
+    said = {"versions": tally.versions, "bytes": tally.bytes, **named, "outcomes": became}
+    call.answer(said | {"audit_log": str(broken) if broken else None}, "\n".join(words))
+    wrong = [(each, said) for each, said in outcomes.items() if each.code not in HARMLESS and said != "healed"]
+    complain(errors.EXIT_DAMAGE, *(f"{each.name}: {said or each.code}: {_advice(each, said)}" for each, said in wrong))
+    complain(errors.EXIT_DAMAGE, *([str(broken)] if broken else []))
+    return errors.EXIT_DAMAGE if wrong or broken else EXIT_OK
+
+
+def _advice(found: Finding, outcome: str) -> str:
+    return CODES[cast("Code", outcome or found.code)][1]
+
+
+# --- who did what
+
+
+@verb(
+    "audit",
+    option("--patient", type=NUMBER, help="What concerns this PatNum, and what may."),
+    option("--since", metavar="TIME", help="Done then or later."),
+    option("--verify", "check", is_flag=True, help="Check that the log is whole; 4 when it is not."),
+    json_too,
+)
+def audit(call: Call, patient: int | None, since: str | None, check: bool) -> int:
+    """Who did what: everything that was stored, marked, decided, looked at or copied out."""
+    if check:
+        if patient is not None or since is not None:
+            raise UsageError("--verify checks the whole log: give it alone")
+        return _verify_audit(call)
+    settings = call.settings
+    after = _moment(since, settings, "--since") or 0.0
+    become_owner(settings.state_path)
+    for facts in wiring.open_audit(settings).facts():
+        if dt.datetime.fromisoformat(facts["at"]).timestamp() >= after and _concerns(facts, patient):
+            emit_json(facts) if call.as_json else emit(_line(facts, settings.zone))
+    return EXIT_OK
+
+
+def _concerns(facts: Row, patient: int | None) -> bool:
+    """Whether this is about the patient, or showed so many that it may have been."""
+    if patient is None or facts.get("pat_num") == patient or patient in (facts.get("pat_nums") or ()):
+        return True
+    items = [facts.get("item"), facts.get("became"), *(facts.get("items") or ())]
+    if any(str(item).startswith(f"{patient}/") for item in items) or facts.get("scope") == f"patient-{patient}":
+        return True
+    return facts["verb"] == "find" and facts.get("pat_num") is None and facts.get("pat_nums") is None
+
+
+def _line(facts: Row, zone: dt.tzinfo) -> str:
+    known = {"n", "at", "actor", "verb", "entry", "prev", "hash"}
+    told = "  ".join(f"{name}: {plain(_words(value))}" for name, value in facts.items() if name not in known)
+    return f"{facts['n']:>8}  {local(facts['at'], zone)}  {facts['actor']:<8}  {facts['verb']:<11}  {told}".rstrip()
+
+
+def _words(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _verify_audit(call: Call) -> int:
+    """Check the chain, against the last line that the index knows of."""
+    with index_if_any(call) as index:
+        known = audit_head(index) if index else None
+        found = wiring.open_audit(call.settings).verify(known)
+    problems = [] if found.problem is None else [str(found.problem)]
+    words = f"{found.lines:,} lines are whole" + (f", up to {found.head.hash[:12]}" if found.lines else "")
+    call.answer({"lines": found.lines, "head": found.head.hash, "problems": problems}, words)
+    complain(errors.EXIT_DAMAGE, *problems)
+    return errors.EXIT_DAMAGE if problems else EXIT_OK
 
 
 # --- whether all is in order
@@ -278,6 +401,9 @@ def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:
         yield "failed", "archive", "a new archive needs an existing, empty folder", "practice_it"
     else:
         yield "ok", "archive", "an empty folder: the first start makes it the archive", "nobody"
+    if kind := network_file_system(path):
+        words = f"a network's ({kind}): only one machine may write there, and `verify` matters more"
+        yield "warning", "file system", words, "practice_it"
     free, reserve = archive.free_bytes(), settings.archive.reserve
     words = f"{report.human_bytes(free)} free, {report.human_bytes(reserve)} of it reserved"
     yield "failed" if free < reserve else "warning" if free < 2 * reserve else "ok", "space", words, "practice_it"

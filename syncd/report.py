@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from syncd.config import Settings
@@ -23,6 +23,7 @@ DAY: Final = 24 * HOUR
 LIVELY: Final = 30 * 60.0  # a first sync shows life within it; a blocked site may recover within it
 HEALTH_FACTOR: Final = 1.3  # of the floor: the polling policy lets no list rest longer than 1.15 of it
 FIRST_SYNC_SHARE: Final = 0.01  # of all lists: fewer that were never polled are new patients, not a first sync
+SILENT: Final = 15 * 60.0  # without a sign of life: then somebody is told
 SUPPOSED_BYTES: Final = 500_000  # of one file, before anything is archived
 SUPPOSED_ITEMS: Final = 8  # on one list, before any was polled: a median of 12 documents and 4 sheets a patient
 TIERS: Final = (("free, 5 s", 5.0), ("paid, 1.1 s", 1.1), ("enterprise, 0.5 s", 0.5), ("unthrottled, 0.05 s", 0.05))
@@ -50,6 +51,17 @@ class Trouble:
     since_at: float
     next_try_at: float
     failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """Signs of life of the lock's holder; times are steady (seconds since boot).
+
+    `beat_at`: of its main loop. `parts`: when each last did its work, and the reason why not since, or "".
+    """
+
+    beat_at: float
+    parts: Mapping[str, tuple[float, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,7 @@ class StatusFacts:
 
     `owed_requests`: calls that the owed items take. `thumbnail_calls`: patients with an image whose thumbnail is due.
     `sweep_requests`: pages of all lists, as far as their lengths are known. `oldest_polled_at`: of the lists that were
-    polled at all.
+    polled at all. `lists_unreadable`: read in vain for a day.
     """
 
     owed: int = 0
@@ -103,6 +115,8 @@ class StatusFacts:
     sweep_requests: int = 0
     oldest_polled_at: float | None = None
     last_listed_at: float | None = None
+    lists_unreadable: int = 0
+    roster_read_at: float | None = None
     drop_leftovers: int = 0
     troubles: tuple[Trouble, ...] = ()
     holds: tuple[Hold, ...] = ()
@@ -183,21 +197,54 @@ def worst(troubles: tuple[Trouble, ...]) -> Trouble | None:
 def blocks(trouble: Trouble) -> bool:
     """Whether somebody must act before work goes on; trouble that may pass by itself only once it came twice."""
     who, _, exit_code = REASONS[trouble.reason]
-    return exit_code in _BLOCKING or (who != "nobody" and trouble.failures >= _BLIPS)
+    lasting = who != "nobody" and trouble.failures >= _BLIPS and trouble.reason != "log_unwritable"
+    return exit_code in _BLOCKING or lasting
+
+
+def silent_parts(signs: Signs | None, steady: float, now: float) -> tuple[Trouble, ...]:
+    """What hangs in the process that holds the lock. `steady`: seconds since boot; `now`: since the epoch."""
+    if signs is None:
+        return ()
+    if steady - signs.beat_at > SILENT:
+        return (Trouble("process", "not_responding", "", now - (steady - signs.beat_at), now, _BLIPS),)
+    return tuple(
+        _silent(part, reason, now - (steady - at), now)
+        for part, (at, reason) in signs.parts.items()
+        if steady - at > SILENT
+    )
+
+
+def _silent(part: str, reason: str, since_at: float, now: float) -> Trouble:
+    reason = {"clock": "clock_stuck", "log": "log_unwritable"}.get(part, reason if reason in REASONS else "lane_stuck")
+    failures = 1 if part == "log" else _BLIPS  # syncing goes on without a log
+    return Trouble(part, reason, f"{REASONS[reason][1]} ({part})", since_at, now, failures)
+
+
+def _ripened(facts: StatusFacts, now: float) -> StatusFacts:
+    """Throttling is a wait that was asked for; for an hour without one good answer somebody has to look."""
+    long = {t for t in facts.troubles if t.reason == "throttled" and now - t.since_at > HOUR}
+    changed = (replace(t, reason="throttled_long", detail="") if t in long else t for t in facts.troubles)
+    return replace(facts, troubles=tuple(changed)) if long else facts
 
 
 def _state(facts: StatusFacts, around: Surroundings, now: float) -> tuple[State, str]:
     """The first that applies, the worst before the rest, and the reason for it."""
+    unread = not facts.lists and facts.roster_read_at is None
+    roster_age = now - facts.roster_read_at if facts.roster_read_at else 0.0
+    blind = next((t for t in facts.troubles if t.lane == "index"), None)  # then nothing else is known
     blocking = worst(tuple(t for t in facts.troubles if blocks(t)))
     trouble = worst(facts.troubles)
     claims: tuple[tuple[object, State, str], ...] = (
         ((around.paused_until or now) > now, "paused", "paused"),
+        (blind, "blocked", blind.reason if blind else ""),
         (around.holder is None, "stopped", "not_running"),
         (blocking, "blocked", blocking.reason if blocking else ""),
         (trouble, "degraded", trouble.reason if trouble else ""),
         (facts.holds or facts.held, "degraded", "disappearances_held"),
+        (roster_age > floor_seconds(facts, around.budget), "degraded", "roster_unread"),
+        (facts.lists_unreadable, "degraded", "lists_unreadable"),
         (facts.failing, "degraded", "items_failing"),
-        (facts.owed or facts.lists_never_polled, "catching_up", "catching_up"),
+        (facts.owed or facts.lists_never_polled or unread, "catching_up", "catching_up"),
     )
     return next(((state, reason) for applies, state, reason in claims if applies), ("ok", "ok"))
 
@@ -217,7 +264,10 @@ def _moments(
 
 def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     """`status --json`: every key of the contract (design.md section 3), and more figures that people ask for."""
+    facts, floor = _ripened(facts, now), floor_seconds(facts, around.budget)
     state, reason = _state(facts, around, now)
+    if state in ("ok", "catching_up") and not _fresh(facts, HEALTH_FACTOR * floor, now)[0]:
+        state, reason = "degraded", "sweep_overdue"
     trouble = next((t for t in facts.troubles if t.reason == reason), None)
     since, next_try_at = _moments(facts, around, state, trouble)
     message = trouble.detail if trouble and trouble.detail else REASONS[reason][1]
@@ -232,11 +282,12 @@ def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     said |= {"last_complete_sweep_at": iso(swept), "last_archived_at": iso(facts.last_archived_at)}
     said |= {"oldest_list_seconds": None if swept is None else max(0.0, round(now - swept, 1))}
     said |= {"requests_today": around.requests_today, "throttled_today": around.throttled_today}
-    said |= {"requests_a_day": int(DAY / budget.spacing), "floor_seconds": round(floor_seconds(facts, budget))}
+    said |= {"requests_a_day": int(DAY / budget.spacing), "floor_seconds": round(floor)}
     said |= {"archive_free_bytes": around.free_bytes, "archive_reserve_bytes": around.reserve_bytes}
     said |= {"guards": [_hold(hold) for hold in facts.holds]}
     said |= {"incidents": [_incident(each, now) for each in facts.incidents]}
-    healthy, line = health(said, facts, None, floor_seconds(facts, budget), now)
+    said |= {"lists_unreadable": facts.lists_unreadable, "roster_read_at": iso(facts.roster_read_at)}
+    healthy, line = health(said, facts, None, floor, now)
     return said | {"healthy": healthy, "health": line}
 
 
@@ -258,27 +309,35 @@ def health(said: Report, facts: StatusFacts, max_age: float | None, floor: float
     """
     if said["state"] == "paused":
         return True, f"healthy: paused until {said['next_try_at']}"
-    blocked = max((now - t.since_at for t in facts.troubles if blocks(t)), default=0.0)
-    if said["state"] == "blocked" and blocked > LIVELY:
-        return False, f"unhealthy: {said['reason']} for {human_duration(blocked)}: {said['message']}"
-    limit = HEALTH_FACTOR * floor if max_age is None else max_age
+    facts = _ripened(facts, now)
+    since = [now - t.since_at for t in facts.troubles if blocks(t)]
+    since += [now - hold.made_at for hold in facts.holds if hold.scope == "all"]  # nothing new may be true any more
+    lasts = max(since, default=0.0)
+    if said["state"] != "stopped" and (lasts > LIVELY or any(t.lane == "index" for t in facts.troubles)):
+        return False, f"unhealthy: {said['reason']} for {human_duration(lasts)}: {said['message']}"
+    healthy, words = _fresh(facts, HEALTH_FACTOR * floor if max_age is None else max_age, now)
+    if said["state"] in ("stopped", "degraded"):
+        words += "; syncd is not running" if said["state"] == "stopped" else f"; {said['reason']}: {said['message']}"
+    return healthy, f"{'healthy' if healthy else 'unhealthy'}: {words}"
+
+
+def _fresh(facts: StatusFacts, limit: float, now: float) -> tuple[bool, str]:
+    """Whether no list is older than `limit` seconds, or a first sync goes on; and how it stands."""
     if not facts.lists or facts.lists_never_polled > FIRST_SYNC_SHARE * facts.lists:
-        return _first_sync_health(facts, now)
+        return _first_sync_lives(facts, now)
     age = max(0.0, now - (facts.oldest_polled_at or 0.0))
-    running = "" if said["state"] != "stopped" else "; syncd is not running"
-    words = f"the oldest list was read {human_duration(age)} ago, the limit is {human_duration(limit)}{running}"
-    return (True, f"healthy: {words}") if age <= limit else (False, f"unhealthy: {words}")
+    return age <= limit, f"the oldest list was read {human_duration(age)} ago, the limit is {human_duration(limit)}"
 
 
-def _first_sync_health(facts: StatusFacts, now: float) -> tuple[bool, str]:
+def _first_sync_lives(facts: StatusFacts, now: float) -> tuple[bool, str]:
     done = f"first sync, {facts.lists - facts.lists_never_polled} of {facts.lists} lists read"
     waits = [t for t in facts.troubles if REASONS[t.reason][0] == "nobody" and t.next_try_at > now]
     if waits:
-        return True, f"healthy: {done}; a wait that was asked for ends {iso(waits[0].next_try_at)}"
+        return True, f"{done}; a wait that was asked for ends {iso(waits[0].next_try_at)}"
     last = max(facts.last_listed_at or 0.0, facts.last_archived_at or 0.0)
     if now - last <= LIVELY:
-        return True, f"healthy: {done}"
-    return False, f"unhealthy: {done}, and nothing was listed or archived for {human_duration(LIVELY)}"
+        return True, done
+    return False, f"{done}, and nothing was listed or archived for {human_duration(LIVELY)}"
 
 
 def plan(facts: StatusFacts, budget: Budget) -> Report:

@@ -13,6 +13,7 @@ from typing import Any
 from sqlite_utils import Database, Migrations
 
 from syncd.diff import Known
+from syncd.errors import ConfigError
 from syncd.model import Attempt, Duty, Item, PlacedName, Version
 
 Row = dict[str, Any]
@@ -61,10 +62,17 @@ CREATE TABLE version (
     media_type TEXT NOT NULL, path TEXT NOT NULL, listed_at REAL NOT NULL, placed_at REAL NOT NULL,
     archived_at REAL NOT NULL, method TEXT NOT NULL, flags TEXT NOT NULL, source_revision TEXT,
     checked_at REAL NOT NULL,  -- when its bytes were last hashed and found right
-    checksum TEXT NOT NULL,    -- over the columns that decide: a flipped bit in this file is noticed
+    checksum TEXT NOT NULL,    -- over all columns but checked_at: a flipped bit in this file is noticed
     UNIQUE (pat_num, kind, num, version, sidecar)
 ) STRICT;
 CREATE INDEX version_checked ON version (checked_at) WHERE sidecar = 1;
+CREATE TABLE damage (
+    path TEXT PRIMARY KEY,    -- of the file or sidecar that is not what was archived, relative to the archive
+    pat_num INTEGER NOT NULL, kind TEXT NOT NULL, num INTEGER NOT NULL, seq INTEGER, code TEXT NOT NULL,
+    state TEXT NOT NULL,      -- wanted: a person asked for the repair; found; queued: fetched again; unhealable
+    found_at REAL NOT NULL,
+    seen_at REAL              -- a person was told that it cannot be healed
+) STRICT, WITHOUT ROWID;
 CREATE TABLE duty (
     method TEXT NOT NULL, pat_num INTEGER NOT NULL, num INTEGER NOT NULL, kind TEXT NOT NULL, revision TEXT NOT NULL,
     why TEXT NOT NULL, since_at REAL NOT NULL, next_try_at REAL NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
@@ -87,9 +95,14 @@ CREATE TABLE guard (
 ) STRICT;
 CREATE TABLE wish (
     id INTEGER PRIMARY KEY AUTOINCREMENT, verb TEXT NOT NULL, argument TEXT NOT NULL, made_at REAL NOT NULL,
-    taken_at REAL, done_at REAL, outcome TEXT
+    taken_at REAL, done_at REAL, outcome TEXT,
+    actor TEXT NOT NULL DEFAULT 'daemon'  -- who made it, as the audit log names people
 ) STRICT;
 CREATE INDEX wish_waiting ON wish (id) WHERE done_at IS NULL;
+CREATE TABLE audit_entry (   -- done, and not in the audit log yet: written with what it tells of, gone once it is there
+    id INTEGER PRIMARY KEY AUTOINCREMENT, entry TEXT NOT NULL UNIQUE,  -- its name in the log
+    at REAL NOT NULL, actor TEXT NOT NULL, verb TEXT NOT NULL, facts TEXT NOT NULL  -- JSON: ids, digests, counts
+) STRICT;
 CREATE TABLE site (
     lane TEXT PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL, since_at REAL NOT NULL,
     next_try_at REAL NOT NULL, failures INTEGER NOT NULL
@@ -109,12 +122,34 @@ def first_tables(db: Database) -> None:
             db.conn.execute(statement)
 
 
+def refuse_later(db: Database) -> None:
+    """Raise ConfigError where a later syncd migrated this index: what this one would write there is not known."""
+    known = {migration.name for migration in migrations.pending(Database(memory=True))}
+    later = {migration.name for migration in migrations.applied(db)} - known
+    if later:
+        found = f"index.db is of schema {len(known | later)}, this syncd knows schema {len(known)}"
+        raise ConfigError((f"{found}: install the later syncd again, or put back the index from before it",))
+
+
 def row_checksum(version: Version) -> str:
-    """16 hex digits over all that decides where and what a version is: a silently wrong row is noticed."""
+    """16 hex digits over all that a row of table version says but `checked_at`: a silently wrong row is noticed."""
     item = version.item
     place = (version.seq, item.pat_num, item.kind, item.num, version.version, version.sidecar, version.path)
-    content = (version.revision, version.sha256, version.bytes)
-    return hashlib.sha256("\x1f".join(map(str, place + content)).encode()).hexdigest()[:16]
+    content = (version.revision, version.sha256, version.bytes, version.extension, version.media_type)
+    times = (float(version.listed_at), float(version.placed_at), float(version.archived_at))
+    return _checksum((*place, *content, *times, version.method, json.dumps(version.flags), version.source_revision))
+
+
+def row_is_sound(row: Row) -> bool:
+    """Whether a row of table version is what was once written."""
+    names = "seq pat_num kind num version sidecar path revision sha256 bytes extension media_type listed_at placed_at"
+    told = (row[name] for name in f"{names} archived_at method flags source_revision".split())
+    return bool(_checksum(tuple(told)) == row["checksum"])
+
+
+def _checksum(values: tuple[object, ...]) -> str:
+    text = "\x1f".join(map(str, values))
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def duty_of(row: Row) -> Duty:

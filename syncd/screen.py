@@ -5,6 +5,7 @@ Texts of the practice may hold anything: whatever a terminal would obey is repla
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
 import json
@@ -12,12 +13,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Final, Self
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from syncd import backfill
@@ -28,10 +30,10 @@ _WIDE: Final = 240  # columns where no terminal limits them
 
 
 def emit(text: str) -> None:
-    """One block of text on stdout. BrokenPipeError when nobody reads it any more; nothing else is written then."""
+    """One block of text on stdout. OSError when nobody reads it any more or its disk is full: then it is given up."""
     try:
         click.echo(text.removesuffix("\n"))
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes there
         raise
 
@@ -66,6 +68,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(line.rstrip() for line in paper.getvalue().splitlines())
 
 
+def open_closed_streams() -> None:
+    """Where whoever started this process closed stdin, stdout or stderr: else a file of ours would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for the process's whole life
+
+
 class Meter:
     """Shows how far a backfill is: a bar on a terminal, else a line a minute, the first at once, one more at the end.
 
@@ -77,7 +86,11 @@ class Meter:
         self._quiet, self._free, self._terminal = quiet, free_bytes, sys.stderr.isatty()
         self._started: tuple[float, int] | None = None  # when, and the requests until then
         self._lined_at, self._words = float("-inf"), ""
-        columns = TextColumn("{task.description}"), BarColumn(40), TextColumn("{task.fields[words]}")
+        columns = (  # on a narrow terminal the figures are wrapped, nothing is cut
+            TextColumn("{task.description}", table_column=Column(width=9, no_wrap=True)),
+            BarColumn(12, table_column=Column(width=12, no_wrap=True)),
+            TextColumn("{task.fields[words]}", table_column=Column()),
+        )
         console = Console(stderr=True, highlight=False)
         self._bar = Progress(*columns, console=console, disable=quiet or not self._terminal, transient=True)
         self._task = self._bar.add_task("counting", total=None, words="")
@@ -105,18 +118,19 @@ class Meter:
 
     def _line(self) -> None:
         if not (self._quiet or self._terminal):
-            click.echo(f"syncd: {self._words}", err=True)
+            with contextlib.suppress(OSError):  # the work goes on, seen or not
+                click.echo(f"syncd: {self._words}", err=True)
 
     def _figures(self, progress: backfill.Progress, now: float) -> str:
         began_at, before = self._started = self._started or (now, progress.requests)
         about = "about " if progress.lists < progress.of_lists else ""
         said = [f"{progress.lists:,} of {progress.of_lists:,} lists"]
-        said += [f"{progress.archived:,} of {about}{progress.expected:,} items", human_bytes(progress.bytes)]
-        said.append(f"{progress.requests:,} requests")
-        if now > began_at:
-            said.append(f"{(progress.requests - before) / (now - began_at):.2g} a second")
+        said.append(f"{progress.archived:,} of {about}{progress.expected:,} items")
         if progress.seconds_left:
             said.append(f"{human_duration(progress.seconds_left)} to go")
+        said += [human_bytes(progress.bytes), f"{progress.requests:,} requests"]
+        if now > began_at:
+            said.append(f"{(progress.requests - before) / (now - began_at):.2g} a second")
         if about or progress.owed:
             free = "" if self._free is None else f", {human_bytes(self._free)} free"
             said.append(f"needs {human_bytes(progress.forecast_bytes)} in all{free}")

@@ -1,34 +1,52 @@
 """The archive against the index: adopt what the index does not know, rebuild the index, re-hash what is archived.
 
-The archive alone is enough: every sidecar says which listing its file came from. Nothing here sends a request.
+The archive alone is enough: every sidecar says which listing its file came from. Nothing here sends a request. The
+daemon hashes a part of the archive each day in the idle turns of a lane; what it finds damaged is set aside and fetched
+again where Open Dental still lists it with the very revision that is archived, else only told.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
+from typing import Final, cast
 
+from syncd import checker, copies, repair
 from syncd.archive import Archive
+from syncd.checker import Finding, Tally
 from syncd.config import Settings
 from syncd.diff import local_time, refetch_at
 from syncd.errors import UsageError
 from syncd.index import Index
-from syncd.model import Item, Version
+from syncd.logs import Log
+from syncd.model import Item, Kind, Version
 from syncd.naming import is_image
-from syncd.sites import Doors
+from syncd.schema import Row
+from syncd.sites import Doors, Sites
+
+SLICE: Final = 8  # pieces of work in one turn, of 8 MB at most: nothing else waits much longer than half a second
+NOTED: Final = 1000  # files found right that are noted in one transaction
+ALONE: Final = frozenset({"damaged", "missing"})  # what the scrub repairs by itself
+_KEY: Final = "pat_num, CAST(kind AS BLOB) AS kind, num"
+_END: Final = object()
+_OLDEST: Final = "WHERE sidecar = 1 ORDER BY checked_at, seq"
+_OLDEST_SOUND: Final = (  # what is known to be damaged was looked at when the day's part began
+    "WHERE sidecar = 1 AND NOT EXISTS (SELECT 1 FROM damage d WHERE d.pat_num = v.pat_num AND d.kind = v.kind"
+    " AND d.num = v.num) ORDER BY checked_at, seq"
+)
 
 
 @dataclass(slots=True)
 class Findings:
-    """What a walk found. `damaged`: full ids with their version; `foreign`: paths relative to the archive."""
+    """What was adopted. `foreign`: paths of all else, relative to the archive."""
 
     versions: int = 0
     bytes: int = 0
-    damaged: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
 
 
@@ -56,6 +74,7 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
                     findings.versions += 1
                     findings.bytes += version.bytes
                 last = max(last, version.seq)
+            index.remember("audit_unsure", str(last))  # the audit log may tell of them already
             _derive(index, versions, settings)
     with index.transaction():
         index.reserve_seqs(0, above=max(last, archive.last_seq()))
@@ -97,9 +116,10 @@ def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> No
 
 
 def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
-    """Rebuild index.db from the archive alone; the old file stays beside it as `index.db.before-reindex`.
+    """Rebuild index.db from its newest sound copy and the archive, or from the archive alone; without one request.
 
-    The caller holds the lock. Raises UsageError where there is no archive to read.
+    The old file stays beside it as `index.db.before-reindex`. The caller holds the lock. Raises UsageError where there
+    is no archive to read. A copy keeps what only the index knew: what vanished, and when.
     """
     marker = archive.marker_id()
     if marker is None:
@@ -108,9 +128,13 @@ def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
     fresh = path.with_name("index.db.new")
     for leftover in _files(fresh):
         leftover.unlink(missing_ok=True)
+    copy = next((each for each in copies.found(settings.state_path / "copies") if copies.is_sound(each, marker)), None)
+    if copy is not None:
+        shutil.copyfile(copy, fresh)
     index = Index(fresh)
     try:
         index.remember("archive_id", marker)
+        index.run("DELETE FROM wish WHERE done_at IS NULL")  # of the copy's day: granted or refused long ago
         findings = adopt_all(index, archive, settings, now)
         index.value("PRAGMA wal_checkpoint(TRUNCATE)")  # not inside a transaction: there it is refused
     finally:
@@ -126,22 +150,147 @@ def _files(path: Path) -> tuple[Path, Path, Path]:
     return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
-def verify(index: Index, archive: Archive, versions: Iterable[Version], now: float, note: bool = True) -> Findings:
-    """Re-hash archived files; `note` writes down when one was right. Read errors end the walk as SiteError."""
-    findings = Findings()
-    for version in versions:
-        findings.versions += 1
-        findings.bytes += version.bytes
-        name = f"{version.item.full_id} version {version.version}"
-        if archive.intact(version):
-            if note:
-                index.run("UPDATE version SET checked_at = ? WHERE seq = ?", now, version.seq)
-        else:
-            there = (archive.root / version.path).exists()
-            (findings.damaged if there else findings.missing).append(name)
-    return findings
+# --- verify
 
 
 def share_of(total: int, part: Fraction) -> int:
     """How many of `total` files a subset checks, at least one where there is any."""
     return min(total, -(-total * part.numerator // part.denominator))
+
+
+def verify(
+    index: Index, archive: Archive, tally: Tally, now: float, part: Fraction = Fraction(1), alone: bool = True
+) -> Iterator[Finding]:
+    """Check everything, or so large a part of the files, those that were checked longest ago. A stream of findings.
+
+    `alone`: the caller holds the lock, so when a file was right is noted. SiteError archive_missing ends it.
+    """
+    walk = checker.check(index, archive, tally, alone, now)
+    if part != 1:
+        count = share_of(index.value("SELECT count(*) FROM version WHERE sidecar = 1"), part)
+        walk = _oldest(index, archive, tally, count, alone, now)
+    for found in walk:
+        if found is not None:
+            yield found
+        if alone and len(tally.right) >= NOTED:
+            _note_right(index, tally, now)
+    if alone:
+        _note_right(index, tally, now)
+
+
+def _oldest(index: Index, archive: Archive, tally: Tally, count: int, alone: bool, now: float) -> checker.Walk:
+    items = [_item_of(row) for row in index.rows(f"SELECT {_KEY} FROM version {_OLDEST} LIMIT ?", count)]  # noqa: S608
+    for item in dict.fromkeys(items):
+        yield from checker.check_item(index, archive, item, tally, alone, now)
+
+
+def note(index: Index, log: Log, found: Iterable[Finding], now: float, whole: bool) -> None:
+    """Write down what a walk found; `whole`: it looked at everything, so what it did not find is right again."""
+    by_item: dict[Item, list[Finding]] = {}
+    if whole:
+        by_item = {_item_of(row): [] for row in index.rows(f"SELECT DISTINCT {_KEY} FROM damage")}  # noqa: S608 - our own text
+    for each in found:
+        if each.item is not None:
+            by_item.setdefault(each.item, []).append(each)
+    for item, of_item in by_item.items():
+        repair.note(index, log, item, of_item, now)
+
+
+def wish_of(found: Iterable[Finding]) -> list[tuple[int, str, int, str, str]]:
+    """What the lock's holder is asked to repair: every item's damage, as the wish `repair` takes it."""
+    wrong = [each for each in found if each.code not in checker.HARMLESS]
+    return [(*repair.key(each.item), each.path, each.code) for each in wrong if each.item is not None]
+
+
+def _note_right(index: Index, tally: Tally, now: float) -> None:
+    sql = "UPDATE version SET checked_at = ? WHERE seq IN (SELECT value FROM json_each(?))"
+    index.run(sql, now, json.dumps(tally.right))
+    tally.right.clear()
+
+
+def _item_of(row: Row) -> Item:
+    return Item(row["pat_num"], cast("Kind", checker.text_of(row["kind"])), row["num"])
+
+
+class Scrub:
+    """A part of the archive each day, the oldest checked first, in slices of a lane's idle turns.
+
+    How much of the day's part is left is in the index: a restart goes on with it. The scheduler only calls `due`.
+    """
+
+    def __init__(self, doors: Doors, sites: Sites) -> None:
+        self._doors, self._sites = doors, sites
+        self._due = False
+        self._again: list[Item] = []  # what was damaged before: looked at first
+        self._item: Item | None = None
+        self._walk: checker.Walk = iter(())
+        self._found: list[Finding] = []
+        self._tally = Tally()
+
+    def due(self) -> None:
+        """The scheduler's mark: the day's part may be due."""
+        self._due = True
+
+    def turn(self, now: float) -> bool:
+        """One slice; whether there is more to do at once."""
+        repair.tell(self._doors.index, self._sites, now)
+        if self._due:
+            self._due = False
+            self._begin(now)
+        for _ in range(SLICE):
+            if self._item is None and not self._next():
+                return False
+            found = next(self._walk, _END)
+            if found is _END:
+                self._finish(now)
+            elif isinstance(found, Finding):
+                self._found.append(found)
+        return True
+
+    def abandon(self) -> None:
+        """The item in hand is looked at from its start again: its archive was away."""
+        self._item, self._found, self._tally = None, [], Tally()
+
+    def _begin(self, now: float) -> None:
+        """Start the day's part if its time has come: every `every` seconds on the whole, however late a mark was."""
+        index, settings = self._doors.index, self._doors.settings.verify
+        due_at = index.meta_time("scrub_due_at")
+        if now < due_at <= now + settings.every:
+            return
+        first = due_at == 0  # everything was hashed when it was archived
+        on_time = due_at <= now < due_at + settings.every
+        total = 0 if first else index.value("SELECT count(*) FROM version WHERE sidecar = 1")
+        with index.transaction():
+            repair.give_up(index)
+            index.remember("scrub_due_at", repr((due_at if on_time else now) + settings.every))
+            index.remember("scrub_left", str(share_of(total, settings.subset)))
+        self._again = [_item_of(row) for row in index.rows(f"SELECT DISTINCT {_KEY} FROM damage LIMIT 1000")]  # noqa: S608 - our own text
+
+    def _next(self) -> bool:
+        """Take the next item in hand: what a person asked for, what was damaged, what was checked longest ago."""
+        index = self._doors.index
+        rows = index.rows(f"SELECT {_KEY} FROM damage WHERE state = 'wanted' LIMIT 1")  # noqa: S608 - our own text
+        if not rows and not self._again and int(index.meta("scrub_left") or 0) > 0:
+            rows = index.rows(f"SELECT {_KEY} FROM version v {_OLDEST_SOUND} LIMIT 1")  # noqa: S608
+        if not rows and not self._again:
+            return False
+        self._item = _item_of(rows[0]) if rows else self._again.pop()
+        self._walk = checker.check_item(index, self._doors.archive, self._item, self._tally)
+        return True
+
+    def _finish(self, now: float) -> None:
+        """Write down what the look at one item found, then repair what may be repaired."""
+        index, item, found, tally = self._doors.index, cast("Item", self._item), self._found, self._tally
+        self.abandon()
+        with index.transaction():
+            wanted = repair.take_up(index, item)
+            left = int(index.meta("scrub_left") or 0)
+            index.remember("scrub_left", str(max(0, left - max(1, tally.versions))))
+            _note_right(index, tally, now)
+            repair.note(index, self._doors.log, item, found, now)
+        alone = not wanted and repair.few(index)
+        for each in found:
+            if wanted or (alone and each.code in ALONE and repair.is_listed_so(index, item, each.version)):
+                repair.mend(index, self._doors.archive, self._doors.log, each, now, person=wanted)
+        if 0 < left <= max(1, tally.versions):
+            self._doors.log.info("archive_scrubbed")

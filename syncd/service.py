@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import pwd
+import re
 import socket
 import stat
 import time
@@ -21,12 +24,23 @@ from syncd import pacing
 from syncd.config import Settings
 from syncd.errors import ConfigError, LockHeldError, SiteError
 from syncd.ports import Clock
+from syncd.report import Signs
 
 IN_FLIGHT_WAIT: Final = 0.02  # seconds until another look while another process has its request in flight
 READER_TRIES: Final = 20  # a reader's look at the lock takes microseconds; a starter outlasts it
 PACE_BYTES: Final = 512  # always overwritten as a whole, within one page and one sector: never half a record
+SIGNS_AT: Final = 128  # where in the lock file the signs of life stand; before them, who holds it
+SIGNS_BYTES: Final = 896  # always overwritten as a whole, as the pace is
+MIRRORING: Final = ("run", "backfill")  # verbs that give signs of life; others hold the lock as long as they need
 LEADS: Final = 20  # requests whose connecting is remembered
 CREDENTIAL_CAP: Final = 65_536
+MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); not to be shown as it is
+MOUNTS: Final = Path("/proc/self/mountinfo")  # proc(5): the mount point is the fifth word, the type follows "-"
+NETWORK: Final = (  # file systems whose locks and mappings SQLite cannot rely on (sqlite.org/wal.html, "Overview" 2)
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "ncpfs", "davfs"),
+    *("fuse.sshfs", "fuse.rclone", "fuse.s3fs", "fuse.glusterfs", "fuse.davfs2", "fuse.smbnetfs", "fuse.curlftpfs"),
+)
+_SHORT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OPEN: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -47,15 +61,20 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SiteError("disk_error", errno.errorcode.get(error.errno or 0, "unknown")) from error
+        reason = "resources_exhausted" if error.errno in _SHORT else "disk_error"
+        raise SiteError(reason, errno.errorcode.get(error.errno or 0, "unknown")) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that holds the lock, as it wrote itself down; pid 0 in the instant before it has."""
+    """The process that holds the lock, as it wrote itself down; pid 0 in the instant before it has.
+
+    `signs`: of life; None for a verb that gives none.
+    """
 
     pid: int
     verb: str
+    signs: Signs | None = None
 
 
 class Lock:
@@ -72,6 +91,8 @@ class Lock:
             self._take(self._fd)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()} {self._verb}\n".encode(), 0)
+            if self._verb in MIRRORING:  # whoever hangs before its first turn is missed, too
+                _write_signs(self._fd, Signs(SystemClock().steady(), {}))
             undo.pop_all()
         return self
 
@@ -105,8 +126,54 @@ class Lock:
 
 
 def _read_holder(fd: int) -> Holder:
-    pid, _, verb = os.pread(fd, 100, 0).decode("ascii", "replace").strip().partition(" ")
-    return Holder(int(pid) if pid.isdecimal() else 0, verb if verb.replace("-", "").isalnum() else "?")
+    line = os.pread(fd, SIGNS_AT, 0).decode("ascii", "replace").partition("\n")[0]
+    pid, _, verb = line.strip().partition(" ")
+    signs = _read_signs(os.pread(fd, SIGNS_BYTES, SIGNS_AT))
+    return Holder(int(pid) if pid.isdecimal() else 0, verb if verb.replace("-", "").isalnum() else "?", signs)
+
+
+def _read_signs(content: bytes) -> Signs | None:
+    """What `_write_signs` wrote; None where that is nothing, or damaged."""
+    try:
+        beat_at, parts = json.loads(content)
+        return Signs(float(beat_at), {str(part): (float(at), str(reason)) for part, (at, reason) in parts.items()})
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _write_signs(fd: int, signs: Signs) -> None:
+    content = json.dumps([signs.beat_at, dict(signs.parts)]).ljust(SIGNS_BYTES - 1) + "\n"
+    os.pwrite(fd, content.encode("ascii"), SIGNS_AT)
+
+
+class Pulse:
+    """Signs of life of the lock's holder, in the lock file: a reader sees what hangs, though the index may say "ok".
+
+    A part is a lane, the scheduler, the clock or the log. One that says nothing for too long hangs (report.py).
+    """
+
+    def __init__(self, state_path: Path, clock: Clock) -> None:
+        self._clock, self._parts = clock, dict[str, tuple[float, str]]()
+        with _disk_errors():
+            self._fd = os.open(state_path / "lock", _OPEN, 0o600)
+
+    def works(self, part: str) -> None:
+        """The part did what it is there for."""
+        self._parts[part] = (self._clock.steady(), "")
+
+    def ails(self, part: str, reason: str) -> None:
+        """The part tried and failed; since when is kept. `reason`: a key of REASONS."""
+        at, _ = self._parts.get(part, (self._clock.steady(), ""))
+        self._parts[part] = (at, reason)
+
+    def beat(self) -> None:
+        """Write it all down; from the main loop only. A disk that refuses makes the signs old, which is seen."""
+        with contextlib.suppress(OSError):
+            _write_signs(self._fd, Signs(self._clock.steady(), self._parts.copy()))
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
 
 
 class PaceFile:
@@ -184,6 +251,29 @@ class Claim:
         with contextlib.suppress(OSError):  # the answer counts for more; a disk that fails stops the next claim
             _write_pace(self._fd, pace)
         os.close(self._fd)
+
+
+def owner_id(machine_id: Path = MACHINE_ID) -> str:
+    """Who this machine is to an archive that several may reach: 16 hex digits; empty where machines have no id."""
+    try:
+        named = machine_id.read_text("ascii", "replace").strip()
+    except OSError:
+        return ""
+    return hashlib.sha256(f"syncd archive owner {named}".encode()).hexdigest()[:16] if named else ""
+
+
+def network_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
+    """The type of the file system that holds `path` if that is a network's, else None, also where none can be told."""
+    try:
+        lines = [line.split() for line in mounts.read_text("utf-8", "surrogateescape").splitlines()]
+    except OSError:
+        return None
+    here, found = path.resolve(), ("", "")
+    for words in lines:
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4])
+        if here.is_relative_to(point) and len(point) >= len(found[0]):  # a later mount covers an earlier one
+            found = point, words[words.index("-") + 1]
+    return found[1] if found[1] in NETWORK else None
 
 
 class Systemd:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +17,7 @@ SCHEMA_VERSION: Final = 1
 _TIMES: Final = ("listed_at", "placed_at", "archived_at", "first_seen_at")
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     **dict.fromkeys(("schema_version", "seq", "num", "pat_num", "version", "sidecar", "bytes"), (int,)),
-    **dict.fromkeys(("kind", "revision", "sha256", "extension", "media_type", "method", *_TIMES), (str,)),
+    **dict.fromkeys(("kind", "revision", "sha256", "extension", "media_type", "method", *_TIMES, "checksum"), (str,)),
     **dict.fromkeys(("file_name", "source_revision"), (str, type(None))),
     **{"mount_images": (list, type(None)), "mount_num": (int, type(None)), "listing": (dict,), "flags": (list,)},  # noqa: PIE800 - one line
 }
@@ -34,11 +36,32 @@ def _moment(text: str) -> float:
 
 
 def sidecar_content(version: Version) -> dict[str, object]:
-    """What a sidecar holds: the version, flat."""
+    """What a sidecar holds: the version, flat, and a checksum over all of it."""
     content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(version)}
     content |= content.pop("item")
     content |= {key: iso(content[key]) for key in _TIMES}
-    return content | {key: list(content[key]) for key in ("flags", "mount_images") if content[key] is not None}
+    content |= {key: list(content[key]) for key in ("flags", "mount_images") if content[key] is not None}
+    content["listing"] = dict(content["listing"])
+    return content | {"checksum": _checksum(content)}
+
+
+def encode(content: Mapping[str, object]) -> bytes:
+    """A small JSON file as the archive writes it: one form only, so that every changed bit shows."""
+    return json.dumps(content, sort_keys=True, indent=1).encode()
+
+
+def _checksum(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(encode({key: value for key, value in content.items() if key != "checksum"})).hexdigest()[:16]
+
+
+def decode(text: bytes) -> Version | None:
+    """The version that a sidecar's bytes tell of; None when they are not, to the bit, what was written."""
+    try:
+        content = json.loads(text.decode())
+        version = version_from_sidecar(content) if isinstance(content, dict) else None
+    except (ValueError, RecursionError):
+        return None
+    return version if encode(content) == text else None
 
 
 def version_from_sidecar(content: Mapping[str, object]) -> Version:
@@ -47,7 +70,10 @@ def version_from_sidecar(content: Mapping[str, object]) -> Version:
         raise ValueError("not a sidecar of this schema")
     if any(type(content[key]) not in types for key, types in _TYPES.items()):
         raise ValueError("a field has another type")
-    fields: dict[str, Any] = {key: value for key, value in content.items() if key != "schema_version"}
+    if _checksum(content) != content["checksum"]:
+        raise ValueError("a field was changed after it was written")
+    unwanted = {"schema_version", "checksum"}
+    fields: dict[str, Any] = {key: value for key, value in content.items() if key not in unwanted}
     fields["item"] = Item(fields.pop("pat_num"), fields.pop("kind"), fields.pop("num"))
     fields |= {key: _moment(fields[key]) for key in _TIMES} | {"flags": tuple(fields["flags"])}
     fields["mount_images"] = None if fields["mount_images"] is None else tuple(fields["mount_images"])

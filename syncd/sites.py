@@ -1,21 +1,25 @@
 """What the story stands on: the doors of one lane, and the named states of everything outside.
 
 A lane's trouble is a row of table `site`, so that status, the other lane and the next process see it: `api`,
-`listings` and `roster` (answers that cannot be trusted), `placing`, `drop`, `archive`, `database`. While a row stands,
-its lane waits until `next_try_at`, then tries once.
+`listings`, `sheets` and `roster` (answers that cannot be trusted), `placing`, `drop`, `archive`, `database`. While a
+row stands, its lane waits until `next_try_at`, then tries once.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from syncd.audit import Entry, Head
 from syncd.errors import SiteError, SyncdError, TransientError
 from syncd.pacing import site_delay
 
 if TYPE_CHECKING:
     from syncd.archive import Archive
+    from syncd.audit import AuditLog
     from syncd.config import Settings
     from syncd.index import Index
     from syncd.logs import Log
@@ -27,13 +31,17 @@ LANE_OF = {
     "drop_unreachable": "drop",
     "drop_refused": "drop",
     "host_key_changed": "drop",
+    "index_lost": "archive",
     "archive_missing": "archive",
+    "archive_taken": "archive",
+    "resources_exhausted": "archive",
     "archive_read_only": "archive",
     "archive_full": "archive",
     "disk_error": "archive",
     "other_database": "database",
     "database_went_back": "database",
 }
+AUDIT_SLICE = 500  # entries of the audit log written with one fsync
 SLOWLY = 900.0  # seconds: refused keys and logins are not tried more often than four times an hour
 REFUSED = frozenset({"key_refused", "key_cannot_download", "drop_refused", "host_key_changed"})
 
@@ -49,21 +57,100 @@ class Doors:
     drop: Drop
     clock: Clock
     log: Log
+    audit: AuditLog
+
+
+def put_times_right(index: Index, now: float, went_back: bool) -> None:
+    """After the machine's clock was set: what was to come by the old clock may lie years ahead by the new one.
+
+    Waits end, or last as long as they may at most; what is missing has to stay missing for `vanish_after` anew.
+    """
+    looks = "CASE state WHEN 'cleaning' THEN ?1 + 86400 ELSE ?1 + 300 END"
+    with index.transaction():
+        anew = "UPDATE item SET missing_since_at = ? WHERE missing_since_at IS NOT NULL AND vanished_at IS NULL"
+        index.run(anew, now)
+        if not went_back:
+            return
+        index.run("UPDATE item SET archived_at = ?1 WHERE thumbnail_due = 1 AND archived_at > ?1", now)
+        index.run("UPDATE site SET next_try_at = ?1, since_at = min(since_at, ?1)", now)
+        index.run("UPDATE list SET polled_at = ?1 WHERE polled_at > ?1", now)
+        index.run("UPDATE duty SET next_try_at = ?1 WHERE next_try_at > ?1", now)
+        index.run(f"UPDATE attempt SET asked_at = min(asked_at, ?1), next_look_at = min(next_look_at, {looks})", now)  # noqa: S608 - our own text
+        index.run("UPDATE patient SET thumbnails_after_at = min(thumbnails_after_at, ?1 + 2592000)", now)
+        for key in ("roster_at", "drop_swept_at", "database_believed_at"):
+            if index.meta_time(key) > now:
+                index.remember(key, None)
 
 
 def claim_archive(doors: Doors) -> None:
     """See that the archive is this index's own; an empty folder becomes it, where the index knows none.
 
-    Raises SiteError: archive_missing (not mounted, or another one), archive_read_only, archive_full.
+    Raises SiteError: index_lost (the archive has a history that this index knows nothing of), archive_missing (not
+    mounted, or another one), archive_read_only, archive_full.
     """
     known, marker = doors.index.meta("archive_id"), doors.archive.marker_id()
     if known is None:
-        if marker is not None:
-            raise SiteError("archive_missing", "this index does not know it: run `syncd reindex` to take it over")
-        known = uuid.uuid4().hex
-        doors.archive.create(known)
-        doors.index.remember("archive_id", known)
+        known = _new_archive(doors, marker)
     doors.archive.check(known)
+
+
+def _new_archive(doors: Doors, marker: str | None) -> str:
+    """The id of an archive that is made here, or was by a start that ended before it could write that down."""
+    intended = doors.index.meta("intended_archive_id")
+    if marker is not None and marker != intended:
+        raise SiteError("index_lost")
+    if intended is None or marker is None:
+        intended = uuid.uuid4().hex
+        doors.index.remember("intended_archive_id", intended)
+        doors.archive.create(intended)
+    with doors.index.transaction():
+        doors.index.remember("archive_id", intended)
+        doors.index.remember("intended_archive_id", None)
+    return intended
+
+
+def settle_audit(index: Index, audit: AuditLog, now: float) -> int:
+    """Move what waits in table `audit_entry` to the audit log; how many entries. Not inside a transaction.
+
+    Whoever does it holds the log from the reading of the entries until they are out of the index: so each is written
+    once, whatever crashes. Raises SiteError log_unwritable or disk_error; then they wait for the next time.
+    """
+    if index.value("SELECT 1 FROM audit_entry LIMIT 1") is None:
+        return 0
+    while (unsure := index.meta("audit_unsure")) is not None:
+        _forget_told(index, audit)
+        index.run("DELETE FROM meta WHERE key = 'audit_unsure' AND value = ?", unsure)
+    moved, sure = 0, "NOT EXISTS (SELECT 1 FROM meta WHERE key = 'audit_unsure')"  # in one look with the entries
+    with audit.appending() as appender:
+        while rows := index.rows(f"SELECT * FROM audit_entry WHERE {sure} ORDER BY id LIMIT ?", AUDIT_SLICE):  # noqa: S608 - our own text
+            entries = [Entry(r["entry"], r["at"], r["actor"], r["verb"], json.loads(r["facts"])) for r in rows]
+            head = appender.append(entries, audit_head(index), now)
+            with index.transaction():
+                index.remember("audit_head", str(head))
+                index.run("DELETE FROM audit_entry WHERE id <= ?", rows[-1]["id"])
+            moved += len(rows)
+    return moved
+
+
+def audit_head(index: Index) -> Head | None:
+    """The last line of the audit log that this index knows of; None when it knows of none."""
+    return Head.parse(index.meta("audit_head"))
+
+
+def _forget_told(index: Index, audit: AuditLog) -> None:
+    """After versions were taken over from the archive: those that the audit log tells of are not told again."""
+    told = (str(facts.get("entry")) for facts in audit.facts())
+    while names := list(itertools.islice(told, AUDIT_SLICE)):
+        index.run(f"DELETE FROM audit_entry WHERE entry IN ({', '.join('?' * len(names))})", *names)  # noqa: S608 - marks only
+
+
+def tell_audit_head(audit: AuditLog, log: Log) -> None:
+    """The audit log's last line into the journal, where who writes the chain anew cannot change it."""
+    try:
+        head = audit.head()
+        log.info("audit_head", n=head.n, hash=head.hash)
+    except SiteError as error:
+        log.warning("state_changed", lane="audit", reason=error.reason)
 
 
 class Sites:
@@ -90,6 +177,8 @@ class Sites:
         lane = lane or LANE_OF.get(error.reason, "api")
         failures = 1 + int(self._index.value("SELECT failures FROM site WHERE lane = ?", lane) or 0)
         wait = SLOWLY if error.reason in REFUSED else site_delay(failures)
+        wait = max(wait, getattr(error, "retry_after", None) or 0.0)
+        wait = max(wait, getattr(error, "retry_after", None) or 0.0)
         before = self.reason(lane)
         with self._index.transaction():
             self._index.run(

@@ -10,16 +10,17 @@ from pathlib import Path
 from syncd import config
 from syncd.api import OpenDentalApi, PlacementSite
 from syncd.archive import Archive
+from syncd.audit import AuditLog
 from syncd.config import Settings
 from syncd.drop import SftpDrop
 from syncd.errors import ConfigError, UsageError
 from syncd.index import Index
 from syncd.logs import Log
-from syncd.mirror import ApiLane, Scope
+from syncd.mirror import CLOCK_SLACK, ApiLane, Scope
 from syncd.ports import Api, Clock, Drop
 from syncd.pulling import PullLane
-from syncd.service import Credentials, PaceFile
-from syncd.sites import Doors, Sites
+from syncd.service import Credentials, PaceFile, Pulse, network_file_system, owner_id
+from syncd.sites import Doors, Sites, put_times_right
 
 PRACTICES = Path("/etc/syncd")
 
@@ -52,19 +53,31 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
 
 
 def open_index(settings: Settings) -> Index:
-    """The practice's index; made when there is none."""
+    """The practice's index; made when there is none. Raises ConfigError on a network file system, SiteError."""
+    if kind := network_file_system(settings.state_path):
+        raise ConfigError((f"[state] path: is on a network file system ({kind}), where SQLite loses data: move it",))
     settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Index(settings.state_path / "index.db")
 
 
-def open_archive(settings: Settings) -> Archive:
-    """The practice's archive; it may be missing."""
-    return Archive(settings.archive.path, settings.archive.reserve, settings.archive.group)
+def open_archive(settings: Settings, owner: str = "") -> Archive:
+    """The practice's archive; it may be missing. `owner`: of whoever mirrors into it, none for readers."""
+    return Archive(settings.archive.path, settings.archive.reserve, settings.archive.group, owner)
+
+
+def open_audit(settings: Settings) -> AuditLog:
+    """The practice's audit log; the first entry makes it."""
+    return AuditLog(settings.log_path / "audit")
 
 
 def open_pace(settings: Settings, clock: Clock) -> PaceFile:
     """The pace of the practice's key, shared by all processes."""
     return PaceFile(settings.state_path / "pace", clock, settings.zone)
+
+
+def open_pulse(settings: Settings, clock: Clock) -> Pulse:
+    """Where the lock's holder gives signs of life."""
+    return Pulse(settings.state_path, clock)
 
 
 def open_api(settings: Settings, credentials: Credentials) -> OpenDentalApi:
@@ -113,8 +126,8 @@ class Lanes:
     def close(self) -> None:
         """Take back what was prepared, close every connection."""
         if not self.abandoned:
-            self.api_lane.close()
-            self.closing.close()
+            with self.closing:  # also where the index cannot be written
+                self.api_lane.close()
 
 
 def build(
@@ -122,7 +135,7 @@ def build(
 ) -> Lanes:
     """Build both lanes. The caller holds the lock. An archive that is missing is a state, not an end."""
     index = index or open_index(settings)
-    archive = open_archive(settings)
+    archive = open_archive(settings, owner_id())
     closing = contextlib.ExitStack()
     closing.callback(drop.close)
     closing.callback(index.close)
@@ -130,10 +143,12 @@ def build(
     for _ in range(2):
         own = index.sibling()
         closing.callback(own.close)
-        lanes.append(Doors(settings, own, archive, api, drop, clock, log))
+        lanes.append(Doors(settings, own, archive, api, drop, clock, log, open_audit(settings)))
     for_api, for_pull = lanes
     now = clock.now()
     index.run("UPDATE site SET failures = 0, next_try_at = ?", now)  # a fresh start tries everything once
+    if any(state.polled_at > now + CLOCK_SLACK for state in index.lists()):
+        put_times_right(index, now, went_back=True)
     pull_lane = PullLane(for_pull, Sites(for_pull.index, log))
     pull_lane.start(now)
     api_lane = ApiLane(for_api, Sites(for_api.index, log), open_pace(settings, clock), scope, now)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 
+from syncd import repair
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.listing import end_guard
@@ -13,6 +14,7 @@ from syncd.logs import Log
 from syncd.model import Item
 from syncd.naming import parse_guard_id
 
+NAMED = 50  # items that one line of the audit log names; of more it gives the count
 METHODS_OF = {
     "document": ("document",),
     "mount": ("mount", "mount-images"),
@@ -21,10 +23,11 @@ METHODS_OF = {
 }
 
 
-def make(index: Index, verb: str, argument: object, now: float) -> int:
-    """Write a wish down; its number."""
+def make(index: Index, verb: str, argument: object, now: float, actor: str = "daemon") -> int:
+    """Write a wish down; its number. `actor`: who makes it, for the audit log."""
     with index.transaction():
-        index.run("INSERT INTO wish (verb, argument, made_at) VALUES (?, ?, ?)", verb, json.dumps(argument), now)
+        sql = "INSERT INTO wish (verb, argument, made_at, actor) VALUES (?, ?, ?, ?)"
+        index.run(sql, verb, json.dumps(argument), now, actor)
         return int(index.value("SELECT max(id) FROM wish"))
 
 
@@ -37,27 +40,40 @@ def outcome(index: Index, wish: int) -> str | None:
 def grant_all(index: Index, log: Log, now: float) -> list[tuple[str, object]]:
     """Carry out every wish that waits; those just granted, as (verb, argument)."""
     granted = []
-    for row in index.rows("SELECT id, verb, argument FROM wish WHERE done_at IS NULL ORDER BY id"):
+    answer = "UPDATE wish SET taken_at = ?, done_at = ?, outcome = ? WHERE id = ?"
+    for row in index.rows("SELECT id, verb, argument, actor FROM wish WHERE done_at IS NULL ORDER BY id"):
         argument = json.loads(row["argument"])
         try:
-            said = grant(index, log, row["verb"], argument, now)
+            with index.transaction():  # granted and answered at once: a crash does not make it granted twice
+                said = grant(index, log, row["verb"], argument, now, row["actor"])
+                index.run(answer, now, now, said, row["id"])
             granted.append((row["verb"], argument))
         except UsageError as error:
-            said = f"refused: {error}"
-        index.run("UPDATE wish SET taken_at = ?, done_at = ?, outcome = ? WHERE id = ?", now, now, said, row["id"])
+            index.run(answer, now, now, f"refused: {error}", row["id"])
         log.info("wish_taken", verb=row["verb"])
     return granted
 
 
-def grant(index: Index, log: Log, verb: str, argument: object, now: float) -> str:
+def grant(index: Index, log: Log, verb: str, argument: object, now: float, actor: str = "daemon") -> str:
     """Carry out one wish on the index; one line for the person who made it. Raises UsageError."""
     if verb == "backfill":
+        index.record("backfill", now, actor, pat_nums=argument)
         return "lists are polled next"
     if verb == "retry":
         items = [Item(*each) for each in argument] if isinstance(argument, list) else []
-        return f"{_retry(index, items, now)} to be tried again now"
+        with index.transaction():
+            count = _retry(index, items, now)
+            named = [item.full_id for item in items[:NAMED]]
+            index.record("retry", now, actor, count=count, items=named or None, more=len(items) > NAMED or None)
+        return f"{count} to be tried again now"
+    if verb == "repair":
+        wanted = argument if isinstance(argument, list) else []
+        for pat_num, kind, num, path, code in wanted:
+            repair.want(index, Item(pat_num, kind, num), path, code, now)
+        index.record("repair", now, actor, count=len(wanted))
+        return f"{len(wanted)} to be looked at again and repaired"
     if verb in ("approve", "reject"):
-        return _decide(index, log, verb, str(argument), now)
+        return _decide(index, log, verb, str(argument), now, actor)
     raise UsageError(f"nobody knows the wish {verb}")
 
 
@@ -100,12 +116,12 @@ def _repair(index: Index, item: Item, now: float) -> None:
         )
 
 
-def _decide(index: Index, log: Log, verb: str, guard_id: str, now: float) -> str:
+def _decide(index: Index, log: Log, verb: str, guard_id: str, now: float, actor: str) -> str:
     number = parse_guard_id(guard_id)
     found = index.rows("SELECT scope FROM guard WHERE id = ? AND state = 'held'", number)
     if not found:
         raise UsageError(f"{guard_id} is not held: see `syncd held`")
-    end_guard(index, log, number, "approved" if verb == "approve" else "rejected", now)
+    end_guard(index, log, number, "approved" if verb == "approve" else "rejected", now, actor)
     if found[0]["scope"] == "database" and verb == "approve":
         index.remember("database_approved", str(now))
     return f"{guard_id} {'approved' if verb == 'approve' else 'rejected'}"

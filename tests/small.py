@@ -71,6 +71,7 @@ def settle(world: World, days: float = 1.2, without_thumbnails: bool = False) ->
     lacking = [line for line in found.lacking if not (without_thumbnails and "'thumbnail'" in line)]
     assert not found.wrong + lacking, "\n".join(found.wrong + lacking)
     world.check_drop()
+    world.check_audit()
     assert world.index.value("SELECT count(*) FROM attempt") == 0
 
 

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,18 @@ def test_body_over_the_cap_is_refused_after_decoding(office: Office) -> None:
         listing(api_of(office, size_cap=1_000_000))
     with pytest.raises(UnansweredError):
         place(api_of(office, size_cap=1_000_000))
+
+
+def test_body_without_an_end_is_left_at_the_cap(office: Office) -> None:
+    def pour(wire: socket.socket) -> None:
+        wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[")
+        with suppress(OSError):  # until the reader leaves
+            while True:
+                wire.sendall(b" " * 65_536)
+
+    office.answer = pour
+    with pytest.raises(OversizeError):
+        listing(api_of(office, size_cap=1_000_000, deadline=5.0))
 
 
 @pytest.fixture(scope="module")

@@ -228,6 +228,27 @@ def test_nothing_is_ever_overwritten(archive: Archive, rival: str) -> None:
     assert files(archive) == before
 
 
+def test_file_that_appears_at_the_last_moment_is_not_overwritten(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publication = pulled(archive)
+    path = archive.root / publication.version.path
+
+    def after_a_rival(real: Callable[..., None]) -> Callable[..., None]:
+        def move(*args: Any, **kwargs: Any) -> None:
+            if args[1] == path.name:
+                path.write_bytes(b"somebody else's")
+            real(*args, **kwargs)
+
+        return move
+
+    for name in ("link", "rename", "replace"):
+        monkeypatch.setattr(os, name, after_a_rival(getattr(os, name)))
+    (outcome,) = archive.publish([publication])
+    assert isinstance(outcome, ItemError)
+    assert path.read_bytes() == b"somebody else's"
+
+
 def test_leftover_sidecar_without_its_file_is_replaced(archive: Archive) -> None:
     publication = pulled(archive)
     path = archive.root / publication.version.sidecar_path

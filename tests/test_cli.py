@@ -4,7 +4,9 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -436,6 +438,66 @@ def test_verify_finds_changed_and_missing_files(desk: Desk) -> None:
     missing.unlink()
     said = desk.json("verify", code=errors.EXIT_DAMAGE)
     assert len(said["damaged"]) + len(said["missing"]) == 2
+
+
+def test_verify_repair_sets_aside_and_the_next_backfill_heals(desk: Desk) -> None:
+    desk.json("backfill")
+    before = [(row["full_id"], row["version"], row["sha256"]) for row in desk.found()]
+    (desk.archive / "stray.txt").write_bytes(b"mine")
+    changed = desk.archive / desk.found("--kind", "document")[0]["path"]
+    changed.chmod(0o600)
+    changed.write_bytes(b"x")
+    assert "and repair" in desk.call("verify", "--repair", "-n").stdout
+    assert changed.exists()
+    said = desk.json("verify", "--repair", code=errors.EXIT_DAMAGE)
+    assert (len(said["outcomes"]["queued"]), said["foreign"]) == (1, ["stray.txt"])
+    assert not changed.exists()
+    assert desk.call("verify").exit_code == errors.EXIT_DAMAGE
+    desk.json("backfill")
+    assert desk.json("verify")["damaged"] == []
+    assert [(row["full_id"], row["version"], row["sha256"]) for row in desk.found()] == before
+
+
+def test_daemon_with_an_index_that_nobody_can_read_lives_on_and_says_what_to_do(desk: Desk) -> None:
+    desk.json("backfill")
+    before = [(row["full_id"], row["seq"], row["sha256"]) for row in desk.found()]
+    (desk.state / "index.db").write_bytes(b"noise" * 1000)
+    with desk.process("run") as process:
+        wait_until((desk.folder / "log" / "status.json").exists)
+        assert "syncd reindex" in json.loads((desk.folder / "log" / "status.json").read_text())["message"]
+        assert "syncd reindex" in desk.call("status").stdout
+        assert desk.json("reindex")["foreign"] == []
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(15) == 0
+    assert [(row["full_id"], row["seq"], row["sha256"]) for row in desk.found()] == before
+
+
+def test_the_log_of_another_database_is_refused(desk: Desk) -> None:
+    desk.json("backfill")
+    before = len(desk.found())
+    path = desk.state / "index.db"
+    with contextlib.closing(sqlite3.connect(desk.state / "other.db", isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=WAL")
+        other.execute("CREATE TABLE version (noise)")
+        other.executemany("INSERT INTO version VALUES (?)", [("x" * 500,) for _ in range(100)])
+        shutil.copy(desk.state / "other.db-wal", path.with_name("index.db-wal"))
+    said = desk.call("backfill")
+    assert said.exit_code == errors.EXIT_ARCHIVE
+    assert "syncd reindex" in said.stderr
+    desk.json("reindex")
+    assert len(desk.found()) == before
+
+
+def test_verify_beside_a_holder_of_the_lock_hands_the_repair_over(desk: Desk) -> None:
+    desk.json("backfill")
+    (desk.archive / desk.found("--kind", "document")[0]["path"]).unlink()
+    with Lock(desk.state, "run"):
+        told = desk.call("verify", "--repair")
+    assert told.exit_code == errors.EXIT_DAMAGE
+    assert "handed to `syncd run`" in told.stdout
+    with contextlib.closing(sqlite3.connect(desk.state / "index.db")) as db:
+        assert db.execute("SELECT verb FROM wish WHERE done_at IS NULL").fetchall() == [("repair",)]
 
 
 # --- the demonstration, and what is written about all this

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from syncd.archive import Archive, Publication
+from syncd.checker import Tally
 from syncd.config import Settings
 from syncd.demo.practice import Practice
 from syncd.errors import SiteError, UsageError
@@ -342,40 +343,69 @@ def test_numbers_given_out_later_lie_above_all_that_the_archive_ever_carried(bar
 # --- verify
 
 
-def all_versions(world: World) -> list[Version]:
-    numbers = [(row["pat_num"], row["kind"], row["num"]) for row in world.index.rows("SELECT * FROM item")]
-    archive = open_archive(world)
-    return [version for each in numbers for version in archive.read_item(Item(*each)) if version.sidecar == 1]
+def checked(world: World, part: Fraction = Fraction(1), alone: bool = True, later: float = 1.0) -> list[str]:
+    """What `verify` finds, as "code path"."""
+    found = verify(world.index, open_archive(world), Tally(), world.clock.now() + later, part, alone)
+    return [f"{each.code} {each.path}" for each in found]
 
 
-def test_verify_finds_a_flipped_byte_and_a_missing_file_and_notes_what_was_right(world: World, one: Small) -> None:
-    every, later = all_versions(world), world.clock.now() + 1
-    flipped, missing = (next(v for v in every if v.item.num == num) for num in (one.document, one.letter))
-    path = world.archive / flipped.path
-    path.chmod(0o600)
+def flip(path: Path, bit: int = 0) -> None:
+    """One bit in the midst of a file, whatever its mode."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2] ^= 1 << bit
+    path.chmod(0o600)
     path.write_bytes(content)
-    (world.archive / missing.path).unlink()
-    found = verify(world.index, open_archive(world), every, later)
-    assert found.damaged == [f"{flipped.item.full_id} version {flipped.version}"]
-    assert found.missing == [f"{missing.item.full_id} version {missing.version}"]
-    assert (found.versions, found.bytes) == (len(every), sum(version.bytes for version in every))
-    checked = {row["seq"] for row in world.index.rows("SELECT seq FROM version WHERE checked_at = ?", later)}
-    assert checked == {version.seq for version in every} - {flipped.seq, missing.seq}
+    path.chmod(0o400)
+
+
+def test_verify_finds_a_flipped_bit_and_a_missing_file_and_notes_what_was_right(world: World, one: Small) -> None:
+    rows = world.index.rows(
+        "SELECT seq, num, path FROM version WHERE sidecar = 1 AND kind = 'document' AND version = 1"
+    )
+    paths = {row["num"]: row["path"] for row in rows}
+    flip(world.archive / paths[one.document])
+    (world.archive / paths[one.letter]).unlink()
+    assert sorted(checked(world)) == [f"damaged {paths[one.document]}", f"missing {paths[one.letter]}"]
+    sql = "SELECT path FROM version WHERE sidecar = 1 AND checked_at < ?"
+    unchecked = {row["path"] for row in world.index.rows(sql, world.clock.now() + 1)}
+    assert unchecked == {paths[one.document], paths[one.letter]}
 
 
 def test_verify_of_a_whole_archive_finds_nothing(world: World) -> None:
-    found = verify(world.index, open_archive(world), all_versions(world), world.clock.now())
-    assert (found.damaged, found.missing) == ([], [])
-    assert found.versions > 5
+    tally = Tally()
+    assert list(verify(world.index, open_archive(world), tally, world.clock.now())) == []
+    row = world.index.rows("SELECT count(*) AS n, sum(bytes) AS bytes FROM version WHERE sidecar = 1")[0]
+    assert (tally.versions, tally.bytes) == (row["n"], row["bytes"])
+
+
+def test_verify_beside_the_daemon_writes_nothing(world: World) -> None:
+    before = world.index.rows(VERSIONS)
+    assert checked(world, alone=False) == []
+    assert world.index.rows(VERSIONS) == before
+
+
+def test_subsets_check_every_file_once_before_any_twice(world: World) -> None:
+    total, seen = world.index.value("SELECT count(*) FROM version WHERE sidecar = 1"), 0
+    for day in range(1, 6):
+        assert checked(world, Fraction(1, 5), later=day) == []
+        sql = "SELECT count(*) FROM version WHERE sidecar = 1 AND checked_at = ?"
+        seen += world.index.value(sql, world.clock.now() + day)
+    assert seen >= total
+    assert world.index.value("SELECT min(checked_at) FROM version WHERE sidecar = 1") > world.clock.now()
+
+
+def test_many_files_are_noted_before_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("syncd.scrub.NOTED", 1)
+    assert checked(world) == []
+    sql = "SELECT count(*) FROM version WHERE sidecar = 1 AND checked_at <= ?"
+    assert world.index.value(sql, world.clock.now()) == 0
 
 
 def test_verify_does_not_take_an_absent_archive_for_damage(world: World) -> None:
-    every, archive = all_versions(world), open_archive(world)
+    archive = open_archive(world)
     world.archive.rename(world.archive.with_name("unmounted"))
     with pytest.raises(SiteError) as told:
-        verify(world.index, archive, every, world.clock.now())
+        list(verify(world.index, archive, Tally(), world.clock.now()))
     assert told.value.reason == "archive_missing"
 
 

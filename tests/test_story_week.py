@@ -12,6 +12,7 @@ import pytest
 from syncd import wishes
 from syncd.catalog import Filters
 from syncd.demo.build import Past
+from syncd.demo.practice import Practice
 from syncd.demo.schema import NEVER
 from syncd.model import KINDS, Item
 from tests.world import World
@@ -345,6 +346,7 @@ def test_row_younger_than_three_seconds_is_not_placed_yet(tmp_path: Path) -> Non
     world.run(until=lambda: world.sent("/sheets"), tick=0.1)
     added_at = world.clock.now()
     world.practice.add_document(pat, file_after=2.0)
+    world.lanes.api_lane.agenda.named((pat, "documents"), added_at)
     world.run(until=world.placements, tick=0.1)
     assert [arrival.status for arrival in world.placements()] == [201]
     listed = [arrival.at for arrival in world.sent("/documents") if arrival.at < added_at + 3]
@@ -376,9 +378,8 @@ def test_future_and_unreadable_stamps_are_placed_at_once(world: World, stamp: st
 # --- all of it together
 
 
-def staff(world: World, rng: random.Random) -> None:
+def staff(practice: Practice, rng: random.Random) -> None:
     """One thing that somebody in the office does."""
-    practice = world.practice
     patients = [row["PatNum"] for row in practice.rows("SELECT PatNum FROM patient WHERE PatStatus = 0")]
     pat, other = rng.sample(patients, 2)
     documents = practice.rows("SELECT DocNum FROM document WHERE PatNum = ? AND MountItemNum = 0 AND Note = ''", pat)
@@ -414,7 +415,7 @@ def test_a_busy_week_is_mirrored(tmp_path: Path, seed: int) -> None:
     world = World.start(tmp_path, 5, past=Past(documents=2, mounts=0), seed=seed, interval=120.0, nap=1800.0)
     rng = random.Random(seed)
     for hour in range(60):
-        staff(world, rng)
+        staff(world.practice, rng)
         world.run(hours=2 * rng.random())
         if hour % 12 == 0:
             world.check_safe()

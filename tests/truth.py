@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import stat
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from syncd import checker
+from syncd.archive import Archive
 from syncd.demo.files import FileSpec
 from syncd.demo.practice import Practice
 from syncd.index import Index
 
 Key = tuple[int, str, int]  # (pat_num, kind, num)
+TO_COME = {"unrecorded", "leftover", "queued"}  # what the next sweep settles
 
 
 class Expected:
     """What the practice ever held, as digests of bytes or, for sheets, the text inside; and what the archive ever did.
 
-    `note` reads the practice's history since the last time, and its truth now.
+    `note` reads the practice's history since the last time, and its truth now; `note_history` only the former.
     """
 
     def __init__(self) -> None:
@@ -29,6 +31,11 @@ class Expected:
         self._read: dict[int, int] = {}
 
     def note(self, practice: Practice) -> None:
+        self.note_history(practice)
+        for key, content in _truth(practice):
+            self.ever[key].add(_sha(content))
+
+    def note_history(self, practice: Practice) -> None:
         events = practice.history[self._read.get(id(practice), 0) :]
         self._read[id(practice)] = len(practice.history)
         for event in events:
@@ -40,8 +47,6 @@ class Expected:
             elif event.kind == "sheet":
                 stamp = event.stamp.replace(" ", "T")
                 self.lines[key].add(FileSpec(practice.name, *key[:1], "sheet", event.num, stamp, "pdf").line().encode())
-        for key, content in _truth(practice):
-            self.ever[key].add(_sha(content))
 
     def could_be(self, key: Key, content: bytes) -> bool:
         """Whether these bytes were at some moment that item's."""
@@ -78,45 +83,34 @@ def _truth(practice: Practice) -> Iterator[tuple[Key, bytes]]:
 def compare_archive(
     index: Index, archive: Path, practice: Practice, expected: Expected, kinds: Collection[str]
 ) -> Findings:
-    """The archive against the index, the practice, its history, and what the archive held before."""
-    found = Findings()
-    recorded = {row["path"]: row for row in index.rows("SELECT * FROM version WHERE sidecar = 1")}
-    for path in sorted((archive / "patients").rglob("*")) if (archive / "patients").exists() else []:
-        name, mode = str(path.relative_to(archive)), stat.S_IMODE(path.lstat().st_mode)
-        if path.is_dir():
-            found.wrong += [f"{name}: mode {mode:o}"] if mode != 0o700 else []
-        elif path.name != "patient.json":
-            _check_file(name, path, mode, expected, found)
-            if path.suffix != ".json" and name not in recorded:
-                found.lacking.append(f"{name}: not in the index")
-    found.wrong += [f"{name}: gone" for name in expected.kept if not (archive / name).exists()]
-    for name, row in recorded.items():
-        content = (archive / name).read_bytes() if (archive / name).exists() else b""
-        if (_sha(content), len(content)) != (row["sha256"], row["bytes"]):
-            found.wrong.append(f"{name}: not what the index says")
-    if any((archive / "incoming").glob("*")):
-        found.lacking.append("incoming/ is not empty")
+    """What the product's own checker finds, and the archive against the practice, its history and its own past."""
+    found, opened = Findings(), Archive(archive, 0)
+    if opened.marker_id() is not None:
+        for each in checker.check(index, opened, checker.Tally()):
+            if each is not None and each.code != "unfinished":
+                lines = found.lacking if each.code in TO_COME else found.wrong
+                lines.append(f"{each.path}: {each.code}")
+    for path in sorted((archive / "patients").glob("*/*-*/*")):
+        _check_file(str(path.relative_to(archive)), path, expected, found)
+    for name in expected.kept:
+        aside = archive / name.replace("patients", "damaged", 1)
+        found.wrong += [f"{name}: gone"] if not (archive / name).exists() and not aside.exists() else []
     _compare_truth(index, archive, practice, kinds, found)
     return found
 
 
-def _check_file(name: str, path: Path, mode: int, expected: Expected, found: Findings) -> None:
+def _check_file(name: str, path: Path, expected: Expected, found: Findings) -> None:
+    """Its bytes never change, and they were its item's at some moment."""
     content = path.read_bytes()
     siblings = path.parent.glob(f"{path.name.split('.')[0]}.*")
     if all(each.suffix == ".json" for each in siblings):
         return  # a crash came before its file was linked: not archived yet, and replaced when it is
     if expected.kept.setdefault(name, _sha(content)) != _sha(content):
         found.wrong.append(f"{name}: its bytes changed")
-    if mode != 0o400:
-        found.wrong.append(f"{name}: mode {mode:o}")
     if path.suffix == ".json":
         return
-    _, pat_num, item, file_name = name.split("/")
+    _, pat_num, item, _ = name.split("/")
     kind, _, num = item.rpartition("-")
-    if file_name.split("-")[1].split(".")[0] != _sha(content)[:12]:
-        found.wrong.append(f"{name}: its name is not its digest")
-    if not path.with_suffix(".json").exists():
-        found.wrong.append(f"{name}: no sidecar")
     if not expected.could_be((int(pat_num), kind, int(num)), content):
         found.wrong.append(f"{name}: {kind} {num} of patient {pat_num} never was that")
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +35,15 @@ from syncd.demo.practice import Practice
 from syncd.demo.simulation import to_toml
 from syncd.demo.site import MemoryDrop
 from syncd.demo.wire import Arrival
-from syncd.errors import ItemError, SyncdError, TransientError
+from syncd.drop import DISK_REASONS
+from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.index import Index
 from syncd.logs import EVENTS, KEYS
 from syncd.mirror import IDLE, Scope
 from syncd.model import Pulled, PullJob, Seen
 from syncd.schema import Row
-from syncd.wiring import Lanes, build
+from syncd.sites import audit_head
+from syncd.wiring import Lanes, build, open_audit
 from tests.truth import Expected, Findings, compare_archive
 
 __all__ = ["DropInMemory", "Expected", "Findings", "World", "compare_archive", "make_api", "make_settings"]
@@ -110,7 +114,13 @@ class DropInMemory:
         self.poison = paths[0] if self.poison == "*" else self.poison
         whole = paths.index(self.poison) if self.poison in paths else len(jobs)
         cut: list[Pulled | SyncdError] = [TransientError("drop_unreachable") for _ in jobs[whole:]]
-        return [*(self._pulled(job) for job in jobs[:whole]), *cut]
+        try:
+            return [*(self._pulled(job) for job in jobs[:whole]), *cut]
+        except SiteError:
+            for job in jobs:
+                with contextlib.suppress(OSError):
+                    job.local.unlink(missing_ok=True)
+            raise
 
     def _pulled(self, job: PullJob) -> Pulled | SyncdError:
         found = self.site.files.get(_text(job.remote))
@@ -124,9 +134,7 @@ class DropInMemory:
         again = self.site.files.get(_text(job.remote))
         if again is None or (again.data, again.mtime) != (data, mtime):
             return ItemError("changed_while_read")
-        fd = os.open(job.local, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(fd, "wb") as out:
-            out.write(data)
+        _write_durably(job.local, data)
         return Pulled(len(data), hashlib.sha256(data).hexdigest(), int(mtime), data[:512], data[-64:])
 
     def look(self, paths: Sequence[bytes]) -> list[Seen | None]:
@@ -161,6 +169,18 @@ class DropInMemory:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """As the real drop does it; what the disk says is a SiteError."""
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(fd, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(fd)
+    except OSError as error:
+        raise SiteError(DISK_REASONS.get(error.errno or 0, "disk_error")) from error
 
 
 def _text(path: bytes) -> str:
@@ -357,6 +377,28 @@ class World:
 
     # --- the measure
 
+    def audit_facts(self) -> list[Row]:
+        """What the audit log tells, and what waits in the index for it; each entry once."""
+        written = list(open_audit(self.settings).facts())
+        names = {facts["entry"] for facts in written}
+        waiting = self.index.rows("SELECT * FROM audit_entry ORDER BY id")
+        named = ({"verb": r["verb"], "entry": r["entry"], **json.loads(r["facts"])} for r in waiting)
+        return [*written, *(facts for facts in named if facts["entry"] not in names)]
+
+    def check_audit(self) -> None:
+        """The chain is whole, and every version and everything that is marked vanished has exactly one line."""
+        problem = open_audit(self.settings).verify(audit_head(self.index)).problem
+        assert problem is None, str(problem)
+        facts = self.audit_facts()
+        entries = Counter(each["entry"] for each in facts)
+        assert not [entry for entry, times in entries.items() if times > 1]
+        stored = Counter((each["seq"], each["sha256"]) for each in facts if each["verb"] == "stored")
+        rows = self.index.rows("SELECT seq, sha256 FROM version")
+        assert stored == Counter((row["seq"], row["sha256"]) for row in rows)
+        marked = {each["item"] for each in facts if each["verb"] == "vanished"}
+        rows = self.index.rows("SELECT pat_num, kind, num FROM item WHERE vanished_at IS NOT NULL")
+        assert {f"{r['pat_num']}/{r['kind']}-{r['num']}" for r in rows} <= marked
+
     def findings(self) -> Findings:
         """Everything in which the mirror is not what the practice is; nothing is changed."""
         self.expected.note(self.practice)
@@ -368,6 +410,7 @@ class World:
         assert not found.wrong, "\n".join(found.wrong)
         assert not found.lacking, "\n".join(found.lacking)
         self.check_drop()
+        self.check_audit()
 
     def check_safe(self) -> None:
         """Nothing false, lost or leaked, in whatever state the work is; it need not be complete."""

@@ -1,0 +1,66 @@
+"""The whole test run is searched for what syncd must never say: when it ends, every log, status file and archive path
+that any test left behind, and everything that was printed on stderr. One hit fails the run.
+
+Searched for are the invented names and texts of `syncd/demo/people.py`, staged names, and the secrets that lie in the
+tests' own credential files. Private by design, and not searched: the index, sidecars, patient.json, stdout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncd.demo.people import FIRST, IMAGES, LAST, PAPERS
+
+SHORTEST = 5  # letters: shorter ones are found by chance
+SPOKEN = ("syncd.log*", "status.log*", "status.json", "audit/*.log")
+CREDENTIALS = ("developer_key", "customer_key", "sftp_password")
+STAGED = r"syncd-[a-z0-9-]+-[0-9]{8}-[0-9a-f]{32}"
+MARKER = ".syncd-archive"
+
+_printed: list[tuple[str, str]] = []
+
+
+def secrets_of(folder: Path) -> set[str]:
+    """What stands in the credential files below a folder."""
+    found = (path for name in CREDENTIALS for path in folder.rglob(name) if path.is_file())
+    return {text for path in found if len(text := path.read_text("utf-8", "replace").strip()) > SHORTEST}
+
+
+def spoken(folder: Path) -> Iterator[tuple[str, str]]:
+    """Everything that was said below a folder, and where: logs, status files, the paths of archives."""
+    for name in SPOKEN:
+        for path in folder.rglob(name):
+            if path.is_file():
+                yield str(path), path.read_text("utf-8", "replace")
+    for marker in folder.rglob(MARKER):
+        paths = (str(path.relative_to(marker.parent)) for path in marker.parent.rglob("*"))
+        yield str(marker.parent), "\n".join(paths)
+
+
+def leaks(said: Iterator[tuple[str, str]], secrets: set[str]) -> list[str]:
+    """Where which text was found."""
+    words = [re.escape(text) for text in (*FIRST, *LAST, *IMAGES, *PAPERS, *secrets) if len(text) >= SHORTEST]
+    pattern = re.compile(rf"{STAGED}|(?<![A-Za-z])(?:{'|'.join(words)})(?![A-Za-z])")
+    return [f"{where}: {found[0]!r}" for where, text in said if (found := pattern.search(text))]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what one test printed on stderr."""
+    _printed.extend((f"stderr of {report.nodeid}", text) for name, text in report.sections if "stderr" in name)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Search what the tests left behind, those of all workers at once."""
+    if hasattr(session.config, "workerinput"):
+        return
+    folder = session.config._tmp_path_factory._basetemp  # type: ignore[attr-defined]  # the factory has no public way to ask without making it
+    found = leaks(iter(_printed), set())
+    if folder is not None:
+        found += leaks(spoken(folder), secrets_of(folder))
+    if found:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        raise pytest.UsageError("the test run said what syncd must never say:\n" + "\n".join(found))

@@ -1,0 +1,81 @@
+"""Simulated years: whatever befalls the mirror of a practice, nothing is lost, misfiled, overwritten or left behind.
+
+One that failed is lived once more by the command that it printed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.years import Year
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+NIGHTLY = os.environ.get("SYNCD_FAULTS") == "nightly"
+SEEDS = range(1, 101 if NIGHTLY else 11)
+CRASHES, FAULTS = 200, 1000  # a year with fewer would prove little
+RAM = Path("/dev/shm")
+
+
+@pytest.fixture
+def ram_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that costs no disk's time, where the machine has one."""
+    with tempfile.TemporaryDirectory(dir=RAM if os.access(RAM, os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
+
+
+def live(folder: Path, seed: int, tell: Callable[[str, object], None]) -> Year:
+    print(f"once more: SYNCD_YEAR_SEED={seed} .venv/bin/pytest -s tests/faults/test_years.py -k one_seed")  # noqa: T201 - shown when it fails
+    year = Year(folder, seed)
+    year.live(days=365)
+    tell("figures", year.figures())
+    return year
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_year_of_crashes_and_faults_loses_nothing(
+    ram_disk: Path, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    year = live(ram_disk, seed, record_property)
+    assert year.crashes >= CRASHES
+    assert year.faults >= FAULTS
+    assert year.faults >= 0.01 * year.world.turns
+
+
+def test_one_seed_that_is_asked_for_loses_nothing(
+    ram_disk: Path, record_property: Callable[[str, object], None]
+) -> None:
+    seed = int(os.environ.get("SYNCD_YEAR_SEED", "0"))
+    if seed:
+        live(ram_disk, seed, record_property)
+
+
+TRACE = """
+import sys
+from pathlib import Path
+from tests.faults.years import Year
+year = Year(Path(sys.argv[1]), seed=int(sys.argv[2]))
+year.live(days=20)
+sys.stdout.write(year.trace)
+"""
+
+
+def test_one_seed_is_one_trace_in_any_process(ram_disk: Path) -> None:
+    def trace(seed: int, hash_seed: int) -> str:
+        folder = ram_disk / f"{seed}-{hash_seed}"
+        folder.mkdir()
+        environ = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+        call = [sys.executable, "-c", TRACE, str(folder), str(seed)]
+        return subprocess.run(call, env=environ, check=True, capture_output=True, text=True).stdout
+
+    first, again, other = trace(3, 1), trace(3, 2), trace(4, 1)
+    assert len(first) == len(other) > 0
+    assert first == again
+    assert first != other

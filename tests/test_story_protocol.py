@@ -1,0 +1,91 @@
+"""The rules of placing and pulling that only show when two things happen at once (design.md section 7)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from syncd.demo.site import DropFile
+from syncd.errors import TransientError
+from syncd.model import Item
+from tests.small import HOUR, LEAST, backfilling, serving, settle, small, versions
+from tests.world import World
+
+JPEG_OF_SOMEBODY = b"\xff\xd8\xff\xe0" + bytes(300) + b"\xff\xd9"  # properly ended, and nobody's document
+
+
+def test_short_list_that_names_a_row_twice_records_nothing(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.office.faults.add("duplicated", path="/documents", params={"PatNum": one.other}, times=None)
+    world.run(seconds=900)
+    assert not world.has(one.other, "document", one.letter)
+    world.office.faults.clear()
+    world.run(hours=1)
+    assert world.has(one.other, "document", one.letter)
+
+
+def test_no_two_placements_share_a_name(tmp_path: Path) -> None:
+    world = backfilling(tmp_path, small(documents=5))
+    world.drop.broken = TransientError("drop_unreachable")  # nothing is cleaned meanwhile
+    world.run(hours=1)
+    world.drop.broken = None
+    settle(world)
+    names = [str(arrival.params["SftpAddress"]) for arrival in world.placements()]
+    assert len(set(names)) == len(names) >= LEAST + 5
+
+
+def test_unanswered_placement_is_tried_again_after_five_minutes_at_the_earliest(tmp_path: Path) -> None:
+    one = small()
+    world = backfilling(tmp_path, one)
+    world.office.faults.add("gateway_timeout", when="before", **one.request("document"))
+    settle(world)
+    first, second = world.sent("/documents/DownloadSftp", DocNum=one.document)
+    assert second.at - first.at >= 300.0
+
+
+def test_unanswered_file_that_changed_between_two_looks_is_never_used(tmp_path: Path) -> None:
+    one = small()
+    world = backfilling(tmp_path, one)
+    world.office.faults.add("gateway_timeout", when="after", **one.request("document"))
+    world.run(until=lambda: world.index.value("SELECT seen_size FROM attempt WHERE state = 'unanswered'"))
+    name = str(world.sent(DocNum=one.document)[0].params["SftpAddress"]).partition("/")[2]
+    world.site.files[name] = DropFile(JPEG_OF_SOMEBODY, world.clock.now() + 10)
+    settle(world)
+    assert len(world.sent("/documents/DownloadSftp", DocNum=one.document)) == 2
+    assert world.media(one.patient, "document", one.document) == [
+        one.practice.truth()[one.patient].documents[one.document]
+    ]
+
+
+def test_revision_recorded_is_the_one_seen_before_placing(tmp_path: Path) -> None:
+    one = small()
+    world = World.start(tmp_path, practice=one.practice, interval=1.0)
+    world.office.faults.add("late_file", seconds=20.0, **one.request("document"))  # placed, and not pulled yet
+    world.run(until=lambda: world.sent("/documents/DownloadSftp", DocNum=one.document), tick=0.5)
+    before = world.item(one.patient, "document", one.document)["revision"]
+    one.practice.replace_bytes(one.document)
+    world.lanes.api_lane.agenda.named((one.patient, "documents"), world.clock.now())
+    world.run(seconds=16, tick=0.5)
+    assert world.item(one.patient, "document", one.document)["revision"] != before
+    assert not world.media(one.patient, "document", one.document)
+    world.run(hours=1)
+    world.check()
+    versions_of_it = world.catalog().versions(Item(one.patient, "document", one.document))
+    assert versions_of_it[0].revision == before
+    assert versions_of_it[-1].revision == world.item(one.patient, "document", one.document)["revision"] != before
+
+
+def test_nothing_is_placed_from_a_listing_older_than_an_hour(tmp_path: Path) -> None:
+    one = small(documents=4)
+    world = backfilling(tmp_path, one)
+    world.office.faults.add("gateway_timeout", when="before", path="/documents/DownloadSftp", times=3)
+    world.run(until=lambda: world.sent("/documents/DownloadSftp"))
+    world.drop.broken = TransientError("drop_unreachable")
+    world.run(hours=3)
+    world.drop.broken = None
+    settle(world)
+    for arrival in world.sent("/documents/DownloadSftp"):
+        listings = [each.at for each in world.sent("/documents") if 0 < arrival.at - each.at <= HOUR]
+        assert listings, f"placed at {arrival.at} from an older listing"
+    assert set(versions(world)) == {1}
+
