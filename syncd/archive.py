@@ -7,41 +7,40 @@ them. No call touches a folder whose marker is absent or belongs to another arch
 from __future__ import annotations
 
 import contextlib
-import errno
 import grp
 import hashlib
 import io
-import json
 import os
 import re
 import secrets
-import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
+from syncd.folders import (
+    READ,
+    Entry,
+    Folders,
+    open_regular,
+    put,
+    read_json,
+    remove,
+    settle_file,
+    size_of,
+    translated,
+    write,
+)
 from syncd.model import Item, Patient, Version
 from syncd.naming import archive_path_is_ours
-from syncd.sidecar import SCHEMA_VERSION, decode, encode, iso, path_is_ours, sidecar_content, version_from_sidecar
+from syncd.sidecar import SCHEMA_VERSION, decode, iso, path_is_ours, sidecar_content, version_from_sidecar
 
 MARKER: Final = ".syncd-archive"
 ROOT_NAMES: Final = frozenset({MARKER, "incoming", "published", "patients", "damaged", "lost+found"})
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a planted FIFO must not block the opening
-_FOLDER: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-_JSON_CAP: Final = 1 << 24  # bytes; a listing's Note can be a long text
 _MEDIA: Final = re.compile(r"([1-9][0-9]{0,17})-[0-9a-f]{12}\.(?!json$)[a-z0-9]+")
-_SITE: Final[Mapping[int | None, str]] = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "archive_full"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "archive_read_only"),
-    **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ENODEV), "archive_missing"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "resources_exhausted"),
-    errno.EIO: "disk_error",
-}
 _PATIENT: Final = {"pat_num", "last_name", "first_name", "preferred", "birthdate", "status"}
 
 
@@ -53,175 +52,17 @@ class Publication:
     source: Path | None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What lies at one name of a folder; `mode_is_right`: it is the contract's (0400 and 0700, or with the group's)."""
-
-    kind: Literal["file", "folder", "other"]
-    bytes: int
-    mode_is_right: bool
-
-
-@contextlib.contextmanager
-def _translated(otherwise: str = "") -> Iterator[None]:
-    """An OSError becomes the SiteError that it means, else `otherwise`, else ItemError io_error. Without its path."""
-    try:
-        yield
-    except OSError as error:
-        reason, code = _SITE.get(error.errno, otherwise), errno.errorcode.get(error.errno or 0, "")
-        raise (SiteError(reason, code) if reason else ItemError("io_error", code)) from error
-
-
-def _open_regular(name: str, folder: int) -> io.BufferedReader:
-    descriptor = os.open(name, _READ, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def _size(name: str, folder: int) -> int | None:
-    """Bytes of a regular file; -1 for what is none, None for nothing."""
-    try:
-        seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return seen.st_size if stat.S_ISREG(seen.st_mode) else -1
-
-
-def _remove(name: str, folder: int) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(name, dir_fd=folder)
-
-
-def _read_json(name: str, folder: int) -> dict[str, object]:
-    """The JSON object in a file; empty for anything else, and for nothing. Raises OSError where a disk is to blame."""
-    try:
-        with _open_regular(name, folder) as file:
-            content = json.loads(file.read(_JSON_CAP).decode())
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno in _SITE:
-            raise
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-class _Folders:
-    """Open folders of one call, by relative path. `touched` are those that gained an entry which is not durable yet."""
-
-    def __init__(self, root: int, gid: int | None) -> None:
-        self._open, self._gid = {"": root}, gid
-        self.touched: set[str] = set()
-        self.undo = contextlib.ExitStack()  # takes back what a failing batch linked
-        self.marker: dict[str, object] = {}
-
-    def get(self, relative: str, make: bool = False) -> int:
-        """The folder's descriptor. Raises OSError: FileNotFoundError, ENOTDIR for a symlink in the way."""
-        if relative not in self._open:
-            parent, _, name = relative.rpartition("/")
-            above = self.get(parent, make)
-            if make:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=above)
-            self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
-        return self._open[relative]
-
-    def entries(self, relative: str) -> dict[str, bool]:
-        """What lies in a folder, sorted, and whether it is a folder itself; nothing where there is none."""
-        try:
-            with os.scandir(self.get(relative)) as entries:
-                return dict(sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries))
-        except FileNotFoundError:
-            return {}
-
-    def own(self, descriptor: int, mode: int) -> None:
-        """The modes of the contract; where there is a group, it may read and enter, too."""
-        if self._gid is not None:
-            os.fchown(descriptor, -1, self._gid)
-        os.fchmod(descriptor, self._shared(mode))
-
-    def _shared(self, mode: int) -> int:
-        return mode if self._gid is None else mode | (mode & 0o500) >> 3
-
-    def entry(self, relative: str, name: str) -> Entry | None:
-        """What lies at a name of a folder; None where it has just gone."""
-        try:
-            seen = os.stat(name, dir_fd=self.get(relative), follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        if stat.S_ISDIR(seen.st_mode):
-            return Entry("folder", 0, stat.S_IMODE(seen.st_mode) == self._shared(0o700))
-        right = stat.S_IMODE(seen.st_mode) == self._shared(0o400)
-        return Entry("file" if stat.S_ISREG(seen.st_mode) else "other", seen.st_size, right)
-
-    def settle(self, relative: str) -> None:
-        """For a folder without content: its mode, and its own entry and those above, which a crash may have left."""
-        while relative:
-            self.own(self.get(relative), 0o700)
-            relative = relative.rpartition("/")[0]
-            self.touched.add(relative)
-
-    def sync(self) -> None:
-        """Make every new entry durable, each folder once. A failure concerns the disk, never one item."""
-        with _translated("disk_error"):
-            for relative in sorted(self.touched, reverse=True):
-                os.fsync(self._open[relative])
-        self.touched.clear()
-
-    def close(self, *relatives: str) -> None:
-        """Close the folders named, else all."""
-        for relative in relatives or tuple(self._open):
-            os.close(self._open.pop(relative))
-
-
-def _write(folders: _Folders, content: bytes, name: str = "") -> str:
-    """A durable new file in incoming; its name there. What could not be made durable is thrown away."""
-    incoming, name = folders.get("incoming", make=True), name or secrets.token_hex(16)
-    descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            folders.own(descriptor, 0o400)
-            os.fsync(descriptor)  # the mode, too, is durable only now
-    except OSError:
-        _remove(name, incoming)
-        raise
-    return name
-
-
-def _put(folders: _Folders, content: Mapping[str, object], relative: str, name: str) -> None:
-    """Write a small file in place of what bears its name, atomically; its folder is still to be synced."""
-    temporary = _write(folders, encode(content))
-    os.replace(temporary, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folders.get(relative))
-    folders.touched.add(relative)
-
-
-def _settle(folders: _Folders, name: str, size: int) -> None:
-    """Make a pulled file durable and its mode final. One whose fsync failed is thrown away, never synced again."""
-    incoming = folders.get("incoming")
-    with _open_regular(name, incoming) as file:
-        if os.fstat(file.fileno()).st_size != size:
-            raise ItemError("io_error", "the pulled file has another size")
-        folders.own(file.fileno(), 0o400)
-        try:
-            os.fsync(file.fileno())
-        except OSError:
-            _remove(name, incoming)
-            raise
-
-
 def _read_version(relative: str, folder: int) -> Version | None:
     """A sound sidecar of this very place whose file is there with its size, else None."""
     try:
-        version = version_from_sidecar(_read_json(Path(relative).name, folder))
+        version = version_from_sidecar(read_json(Path(relative).name, folder))
     except ValueError:
         return None
-    whole = _size(Path(version.path).name, folder) == version.bytes
+    whole = size_of(Path(version.path).name, folder) == version.bytes
     return version if whole and version.sidecar_path == relative else None
 
 
-def _scan(folders: _Folders, relative: str) -> list[Version | str]:
+def _scan(folders: Folders, relative: str) -> list[Version | str]:
     """One item's folder: its versions in order, then the paths of all else."""
     paths = {f"{relative}/{name}" for name in folders.entries(relative)}
     found = (_read_version(path, folders.get(relative)) for path in paths if path.endswith(".json"))
@@ -230,21 +71,21 @@ def _scan(folders: _Folders, relative: str) -> list[Version | str]:
     return [*versions, *sorted(paths - claimed)]
 
 
-def _read_patient(folders: _Folders, pat_num: int) -> Patient | None:
-    content = _read_json("patient.json", folders.get(f"patients/{pat_num}"))
+def _read_patient(folders: Folders, pat_num: int) -> Patient | None:
+    content = read_json("patient.json", folders.get(f"patients/{pat_num}"))
     if content.keys() != _PATIENT or content.pop("pat_num") != pat_num:
         return None
     fields = {key: value for key, value in content.items() if isinstance(value, str)}
     return Patient(pat_num=pat_num, stamp="", **fields) if fields == content else None
 
 
-def _patients(folders: _Folders) -> dict[str, bool]:
+def _patients(folders: Folders) -> dict[str, bool]:
     """What lies in `patients`, and whether it is a patient's folder."""
     entries = folders.entries("patients").items()
     return {name: is_folder and archive_path_is_ours(f"patients/{name}/patient.json") for name, is_folder in entries}
 
 
-def _walk_patient(folders: _Folders, pat_num: int) -> Iterator[Version | str]:
+def _walk_patient(folders: Folders, pat_num: int) -> Iterator[Version | str]:
     for name, is_folder in folders.entries(f"patients/{pat_num}").items():
         path = f"patients/{pat_num}/{name}"
         if is_folder and archive_path_is_ours(f"{path}/1-{'0' * 12}.bin"):
@@ -254,7 +95,7 @@ def _walk_patient(folders: _Folders, pat_num: int) -> Iterator[Version | str]:
             yield path
 
 
-def _prepare(folders: _Folders, publication: Publication) -> None:
+def _prepare(folders: Folders, publication: Publication) -> None:
     """Make durable: the source, its sidecar, and the folders on the way to them."""
     version, source = publication.version, publication.source
     if not path_is_ours(version):
@@ -267,30 +108,30 @@ def _prepare(folders: _Folders, publication: Publication) -> None:
     rivals = {name for name, number in files.items() if number == version.version}
     media, sidecar = Path(version.path).name, Path(version.sidecar_path).name
     if rivals == {media}:
-        with _open_regular(media, folder) as file:
+        with open_regular(media, folder) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != version.sha256:
                 raise ItemError("io_error", "other bytes have this version's name")
     elif rivals:
         raise ItemError("io_error", "another file has this version's number")
     else:
-        _settle(folders, source.name, version.bytes)
+        settle_file(folders, source.name, version.bytes)
     if not files:
         folders.settle(version.folder)
     folders.touched.add(version.folder)
     if not rivals or sidecar not in names:
-        _put(folders, sidecar_content(version), version.folder, sidecar)
+        put(folders, sidecar_content(version), version.folder, sidecar)
 
 
-def _commit(folders: _Folders, publication: Publication) -> None:
+def _commit(folders: Folders, publication: Publication) -> None:
     """The link that makes the version exist; for one without a source, its sidecar."""
     version, source = publication.version, publication.source
     folder, name = folders.get(version.folder), Path(version.path).name
-    there = _size(name, folder)
+    there = size_of(name, folder)
     if source is None:
         if there != version.bytes:
             raise ItemError("io_error", "the file of this sidecar is not archived")
         name = Path(version.sidecar_path).name
-        there = _size(name, folder)
+        there = size_of(name, folder)
         known = _read_version(version.sidecar_path, folder)
         if there is not None and (known is None or known.revision != version.revision):
             raise ItemError("io_error", "another sidecar has this number")
@@ -299,8 +140,8 @@ def _commit(folders: _Folders, publication: Publication) -> None:
         if source:
             os.link(source.name, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder, follow_symlinks=False)
         else:
-            _put(folders, sidecar_content(version), version.folder, name)
-        folders.undo.callback(_remove, name, folder)
+            put(folders, sidecar_content(version), version.folder, name)
+        folders.undo.callback(remove, name, folder)
 
 
 class Archive:
@@ -321,14 +162,14 @@ class Archive:
             raise ConfigError(("[archive] group: this machine has no such group",)) from error
 
     @contextlib.contextmanager
-    def _opened(self, marked: bool = True) -> Iterator[_Folders]:
+    def _opened(self, marked: bool = True) -> Iterator[Folders]:
         """The root, after a look at its marker; OSErrors inside become ours."""
-        with _translated("archive_missing"):
+        with translated("archive_missing"):
             root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        folders = _Folders(root, self._gid)
+        folders = Folders(root, self._gid)
         try:
-            with _translated():
-                folders.marker = _read_json(MARKER, root)
+            with translated():
+                folders.marker = read_json(MARKER, root)
                 found = folders.marker.get("id")
                 if marked and (not isinstance(found, str) or self._expected not in (None, found)):
                     raise SiteError("archive_missing")
@@ -345,14 +186,14 @@ class Archive:
                 raise SiteError("archive_missing", "a new archive needs an empty folder")
             content = {"schema_version": SCHEMA_VERSION, "id": archive_id, "created": iso(time.time())}
             content |= {"owner": self._owner} if self._owner else {}
-            _put(folders, content, "", MARKER)
+            put(folders, content, "", MARKER)
             folders.sync()
 
     def take_over(self, owner: str) -> None:
         """From now on only the machine `owner` (service.owner_id) writes here: any other finds archive_taken."""
         with self._opened() as folders:
             if owner and folders.marker.get("owner") != owner:
-                _put(folders, folders.marker | {"owner": owner}, "", MARKER)
+                put(folders, folders.marker | {"owner": owner}, "", MARKER)
                 folders.sync()
 
     def marker_id(self) -> str | None:
@@ -413,7 +254,7 @@ class Archive:
                 for number, publication in enumerate(batch):
                     if outcomes[number] is None:
                         try:
-                            with _translated():
+                            with translated():
                                 step(folders, publication)
                         except ItemError as error:
                             outcomes[number] = error
@@ -421,7 +262,7 @@ class Archive:
             folders.undo.pop_all()
             for publication in batch:
                 if publication.source:
-                    _remove(publication.source.name, folders.get("incoming", make=True))
+                    remove(publication.source.name, folders.get("incoming", make=True))
         return outcomes
 
     def read_item(self, item: Item) -> list[Version]:
@@ -441,7 +282,7 @@ class Archive:
         """A file of the archive, for reading. Raises ItemError io_error when it is not there or no regular file."""
         folder, _, name = path.rpartition("/")
         with self._opened() as folders:
-            return _open_regular(name, folders.get(folder))
+            return open_regular(name, folders.get(folder))
 
     def open_media(self, version: Version) -> io.BufferedReader:
         """The archived file, for reading. Raises ItemError io_error when it is not there or no regular file."""
@@ -477,7 +318,7 @@ class Archive:
         """Give a file or folder the mode of the contract again."""
         folder, _, name = path.rpartition("/")
         with self._opened() as folders:
-            entry, descriptor = folders.entry(folder, name), os.open(name, _READ, dir_fd=folders.get(folder))
+            entry, descriptor = folders.entry(folder, name), os.open(name, READ, dir_fd=folders.get(folder))
             try:
                 folders.own(descriptor, 0o700 if entry is not None and entry.kind == "folder" else 0o400)
             finally:
@@ -487,15 +328,15 @@ class Archive:
         """Write a sidecar that is missing, durably. Raises ItemError where something bears its name."""
         name = Path(version.sidecar_path).name
         with self._opened() as folders:
-            if _size(name, folders.get(version.folder)) is not None:
+            if size_of(name, folders.get(version.folder)) is not None:
                 raise ItemError("io_error", "a sidecar is there already")
-            _put(folders, sidecar_content(version), version.folder, name)
+            put(folders, sidecar_content(version), version.folder, name)
             folders.sync()
 
     def intact(self, version: Version) -> bool:
         """Whether the file is there with the bytes that were archived. A read error is SiteError disk_error."""
         try:
-            with _translated(), self.open_media(version) as file:
+            with translated(), self.open_media(version) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == version.sha256
         except ItemError:
             return False
@@ -522,10 +363,10 @@ class Archive:
         content: dict[str, object] = {key: getattr(patient, key) for key in _PATIENT}
         with self._opened() as folders:
             folder = f"patients/{patient.pat_num}"
-            if _read_json("patient.json", folders.get(folder, make=True)) == content:
+            if read_json("patient.json", folders.get(folder, make=True)) == content:
                 return False
             folders.settle(folder)
-            _put(folders, content, folder, "patient.json")
+            put(folders, content, folder, "patient.json")
             folders.sync()
         return True
 
@@ -543,13 +384,13 @@ class Archive:
     def write_incoming(self, path: Path, content: bytes) -> str:
         """Put bytes that came in an answer into a path of `new_incoming`, durable; their sha256 in hex."""
         with self._opened() as folders:
-            _write(folders, content, path.name)
+            write(folders, content, path.name)
         return hashlib.sha256(content).hexdigest()
 
     def note_seq(self, seq: int) -> None:
         """Keep in the marker, durably, the last sequence number given out: an index that is older will notice."""
         with self._opened() as folders:
-            _put(folders, folders.marker | {"last_seq": seq}, "", MARKER)
+            put(folders, folders.marker | {"last_seq": seq}, "", MARKER)
             folders.sync()
 
     def last_seq(self) -> int:

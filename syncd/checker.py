@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, cast
 
-from syncd.archive import MARKER, ROOT_NAMES, Archive, Entry
+from syncd.archive import MARKER, ROOT_NAMES, Archive
 from syncd.errors import ItemError, SiteError, Who
+from syncd.folders import Entry
 from syncd.index import Index
 from syncd.model import KINDS, Item, Kind, Version
 from syncd.naming import archive_path_is_ours
@@ -204,7 +205,7 @@ class _Look:
             ours = name in self._sidecars and archive_path_is_ours(path)
             yield self._finding("bad_sidecar" if ours else "foreign", path)
         for name in self._claimed & self._entries.keys():
-            if not self._entries[name].mode_is_right:
+            if self._entries[name].kind == "file" and not self._entries[name].mode_is_right:
                 yield self._finding("wrong_mode", f"{self._folder}/{name}")
 
     def _finding(

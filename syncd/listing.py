@@ -236,14 +236,14 @@ class Lists:
         known = index.known(*key)
         found = compare(known, rows, self.doors.settings.sync.kinds, now)
         newest = self._newest(rows)
+        for row in found.uploads:  # first: nothing else would owe them once the list counts as polled
+            self._upload(row, now)
         if not found.nothing:
             with index.transaction():
                 index.apply_listing(key, found, len(rows), newest, now)
                 self._moved_here(found, known, now)
                 self._missing(key, found, known, now)
                 self._release(now)
-            for row in found.uploads:
-                self._upload(row, now)
         else:
             index.apply_listing(key, found, len(rows), newest, now)
         self._bad_answers[key[1]].succeeded()

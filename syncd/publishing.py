@@ -78,7 +78,8 @@ class Publisher:
                 if failure is None:
                     self._record(arrival, version, plan.source is not None, now)
             settle(outcomes)
-        for arrival in arrivals:
+        for arrival, plan, outcome in zip(arrivals, planned, outcomes, strict=True):
+            self._tell(plan, outcome)
             self._doors.archive.discard(arrival.source)
         return outcomes
 
@@ -188,11 +189,15 @@ class Publisher:
         repair.settle(index, self._doors.archive, self._doors.log, item, now)
         if new_bytes:
             self._owe_thumbnail(version)
-            self._doors.log.info(
-                "document_archived", item=item.full_id, version=version.version, seq=version.seq, bytes=version.bytes
-            )
-        elif version.seq and version.sidecar > 1:
-            self._doors.log.info("revision_recorded", item=item.full_id, version=version.version, seq=version.seq)
+
+    def _tell(self, plan: Publication, outcome: Version | SyncdError) -> None:
+        """The log names only what is committed."""
+        if isinstance(outcome, Version) and (plan.source is not None or plan.version.seq == 0):
+            item, log = outcome.item.full_id, self._doors.log
+            if plan.source is not None:
+                log.info("document_archived", item=item, version=outcome.version, seq=outcome.seq, bytes=outcome.bytes)
+            else:
+                log.info("revision_recorded", item=item, version=outcome.version, seq=outcome.seq)
 
     def _owe_thumbnail(self, version: Version) -> None:
         item = version.item

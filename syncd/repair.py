@@ -113,11 +113,13 @@ def _tell(index: Index, log: Log, found: Finding, outcome: str, now: float, seen
         else:
             _put(index, found, outcome, now, seen_at)
         index.record("repair", now, actor, item=item, seq=found.seq, code=found.code, outcome=outcome)
+    version = found.version or 0
     if outcome == "healed":
-        log.info("version_healed", item=item, version=found.version or 0)
+        log.info("version_healed", item=item, version=version)
+    elif outcome == "queued":
+        log.warning("damage_set_aside", item=item, version=version, reason=found.code)
     else:
-        event = "damage_set_aside" if outcome == "queued" else "version_unhealable"
-        log.warning(event, item=item, version=found.version or 0, reason=found.code)
+        log.warning("version_unhealable", item=item, version=version, reason=found.code)
 
 
 def _mended(index: Index, archive: Archive, found: Finding, now: float) -> str:

@@ -279,7 +279,7 @@ def test_not_found_for_every_patient_is_a_state_and_not_the_end_of_anything(tmp_
         world.office.faults.add("status", path=path, status=404, text="Patient not found", times=None)
     world.run(hours=3)
     assert "bad_answers" in troubles(world).values()
-    world.run(hours=48)
+    world.run(hours=6)
     assert world.index.value("SELECT count(*) FROM item WHERE missing_since_at IS NOT NULL") == 0
     world.office.faults.clear()
     world.run(hours=6)

@@ -276,7 +276,7 @@ def test_version_that_neither_backup_nor_practice_has_is_told_as_lost_until_some
 # --- D16, D22: what hands and disks do to archived files
 
 
-def scrub(world: World, days: int = 3) -> None:
+def scrub(world: World, days: int = 2) -> None:
     """The scrub's parts of some days: what the first finds, a later one sees healed."""
     for _ in range(days):
         world.run(hours=24)

@@ -218,7 +218,7 @@ def test_document_refused_under_its_own_extension_is_asked_for_into_a_folder(tmp
     settle(world)
 
 
-def test_retry_of_a_damaged_file_archives_good_bytes_beside_it(tmp_path: Path) -> None:
+def test_retry_of_a_damaged_file_heals_it_and_keeps_the_damaged_bytes_aside(tmp_path: Path) -> None:
     one = small()
     world = serving(tmp_path, one)
     world.run(hours=3)
@@ -229,8 +229,10 @@ def test_retry_of_a_damaged_file_archives_good_bytes_beside_it(tmp_path: Path) -
     name.write_bytes(damaged)
     wishes.make(world.index, "retry", [[one.patient, "document", one.document]], world.clock.now())
     world.run(hours=3)
-    assert world.media(one.patient, "document", one.document) == [damaged, content]
-    assert world.item(one.patient, "document", one.document)["current_version"] == 2
+    assert world.media(one.patient, "document", one.document) == [content]
+    assert world.item(one.patient, "document", one.document)["current_version"] == 1
+    aside = world.archive / "damaged" / name.relative_to(world.archive / "patients")
+    assert aside.read_bytes() == damaged
 
 
 def test_document_without_its_file_waits_for_the_next_listing(tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def test_revision_recorded_is_the_one_seen_before_placing(tmp_path: Path) -> Non
     assert versions_of_it[-1].revision == world.item(one.patient, "document", one.document)["revision"] != before
 
 
+def test_list_whose_upload_could_not_be_archived_does_not_count_as_polled(tmp_path: Path) -> None:
+    one = small()
+    upload = one.practice.add_raw_document(one.patient, b"a scan from the phone", ".txt")
+    world = backfilling(tmp_path, one)
+    world.run(until=lambda: world.sent("/patients/Simple"))
+    aside = world.archive.rename(tmp_path / "unmounted")
+    world.run(seconds=30)
+    assert world.sent("/documents", PatNum=one.patient)
+    assert world.index.polled_at(one.patient, "documents") == 0
+    aside.rename(world.archive)
+    settle(world)
+    assert world.media(one.patient, "document", upload) == [b"a scan from the phone"]
+
+
 def test_nothing_is_placed_from_a_listing_older_than_an_hour(tmp_path: Path) -> None:
     one = small(documents=4)
     world = backfilling(tmp_path, one)
@@ -88,4 +102,3 @@ def test_nothing_is_placed_from_a_listing_older_than_an_hour(tmp_path: Path) -> 
         listings = [each.at for each in world.sent("/documents") if 0 < arrival.at - each.at <= HOUR]
         assert listings, f"placed at {arrival.at} from an older listing"
     assert set(versions(world)) == {1}
-

@@ -43,15 +43,15 @@ MUTANTS = (
     # --- the archive: durable, in order, never over anything
     Mutant(
         "no fsync of the file",
-        "syncd/archive.py",
-        "            os.fsync(file.fileno())\n        except OSError:",
-        "            pass\n        except OSError:",
+        "syncd/folders.py",
+        "            os.fsync(file.fileno())\n",
+        "            pass\n",
         "tests/test_archive.py",
         "durable_before_the_link",
     ),
     Mutant(
         "no fsync of the folders",
-        "syncd/archive.py",
+        "syncd/folders.py",
         "                os.fsync(self._open[relative])",
         "                pass",
         "tests/test_archive.py",
@@ -59,9 +59,9 @@ MUTANTS = (
     ),
     Mutant(
         "a failed fsync is tried again",
-        "syncd/archive.py",
-        "            _remove(name, incoming)\n            raise\n        folders",
-        "            os.fsync(file.fileno())\n        folders",
+        "syncd/folders.py",
+        "        except OSError:\n            remove(name, incoming)\n            raise\n",
+        "        except OSError:\n            os.fsync(file.fileno())\n",
         "tests/test_archive.py",
         "fsync_failed",
     ),
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "symlinks are followed",
-        "syncd/archive.py",
+        "syncd/folders.py",
         "_FOLDER: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY",
         "_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY",
         "tests/test_archive.py",

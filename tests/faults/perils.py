@@ -313,4 +313,3 @@ class Perils:
                 site.files[name] = DropFile(found.data, self._world.clock.now())
 
         self._machine.before_the_drop.append(itself_again)
-

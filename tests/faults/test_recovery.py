@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ from syncd.demo.practice import Practice
 from syncd.diff import compare
 from syncd.model import Attempt, Item, Listed, Patient, Version
 from syncd.naming import staging_name
+from syncd.sidecar import encode, sidecar_content
+from syncd.wiring import open_archive
 from tests.faults.test_years import RAM
 from tests.world import START, World
 
@@ -77,6 +78,7 @@ def fill(world: World) -> None:
                 index.duty_done("document", pat_num, version.item.num)
                 write(world.archive, version)
         index.reserve_seqs(0, above=PATIENTS * DOCUMENTS_EACH)
+        open_archive(world.settings).note_seq(PATIENTS * DOCUMENTS_EACH)
         for n in range(IN_FLIGHT):
             leave_open(world, 1 + n, n)
 
@@ -85,7 +87,9 @@ def write(archive: Path, version: Version) -> None:
     path = archive / version.path
     path.parent.mkdir(parents=True, mode=0o700)
     path.write_bytes(content_of(version.item.num))
-    path.with_suffix(".json").write_text(json.dumps({"seq": version.seq}))
+    path.with_suffix(".json").write_bytes(encode(sidecar_content(version)))
+    for written in (path, path.with_suffix(".json")):
+        written.chmod(0o400)
 
 
 def leave_open(world: World, pat_num: int, number: int) -> None:
@@ -115,13 +119,12 @@ def test_first_request_follows_soon_after_a_crash_with_100_000_documents(
     (world.archive / "incoming").mkdir(exist_ok=True)
     fill(world)
     assert world.index.value("SELECT count(*) FROM version") == PATIENTS * DOCUMENTS_EACH
-    with world.index.transaction():
-        world.index.remember("seen_before_the_crash", "1")
     started = time.monotonic()
     world.restart()
     world.run(until=lambda: world.office.arrivals)
-    took = time.monotonic() - started
-    record_property("figures", f"first request {took:.1f} s after a crash with 100,000 documents (goal {GOAL:g} s)")
+    asked, done = world.office.arrivals[0].steady - started, time.monotonic() - started
+    goal = f"goal {GOAL:g} s; first turns of both lanes {done:.1f} s"
+    record_property("figures", f"first request {asked:.1f} s after a crash with 100,000 documents ({goal})")
     assert world.index.value("SELECT count(*) FROM attempt WHERE state = 'asked'") == 0
     assert list((world.archive / "incoming").iterdir()) == []
-    assert took < LIMIT
+    assert done < LIMIT

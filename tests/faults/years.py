@@ -46,8 +46,8 @@ INTERVAL = 1800.0  # seconds from request to request: so slow that a year takes 
 INTERVAL_IN_PEACE = 600.0
 TICK = HOUR  # between turns while nothing is to be done
 ROSTER_EVERY = 6 * HOUR  # instead of a quarter of an hour, and
-PROBES = 6  # instead of 20, lest rosters and the daily comparison of identities take the whole budget
-STEP = 8 * HOUR  # on average
+PROBES = 4  # instead of 20, lest rosters and the daily comparison of identities take the whole budget
+STEP = 10 * HOUR  # on average
 CHANCE = 0.009  # of each sporadic fault, at each request that it concerns
 PEACE = 4.5 * DAY  # the longest retry (a day), a sweep, and names on the drop that only the daily look finds
 OLD_COPIES = 3
@@ -114,11 +114,11 @@ class Year:
         if self._home_at and self.world.clock.now() >= self._home_at:
             self._come_home()
         if not self._home_at:
-            self._staff.act(times=self._rng.choice((0, 0, 1, 1, 2, 5)))
+            self._staff.act(times=self._rng.choice((0, 0, 1, 1, 1, 3)))
             if self._rng.random() < 0.004:
                 self._go_astray()
         self._perils.step()
-        if not self._machine.doomed and self._rng.random() < 0.28:
+        if not self._machine.doomed and self._rng.random() < 0.27:
             self._machine.die_in(self._rng.randint(1, 60))
         try:
             self._run(self._rng.uniform(0.3, 1.7) * STEP)
@@ -135,8 +135,7 @@ class Year:
             try:
                 self.world.run(seconds=end - self.world.clock.now(), tick=TICK)
             except SiteError as error:
-                assert error.reason == "disk_error", error.reason
-                self.counts["failed turns"] += 1
+                self.counts[f"turns failed for {error.reason}"] += 1
             finally:
                 self._machine.running = False
                 self._write_trace()
@@ -153,7 +152,8 @@ class Year:
                 self.world.restart()
             except (Crash, SiteError):  # a start that a failing disk refuses is one more
                 self._machine.running = False
-                return self._recover()
+                self._recover()
+                return
             self._machine.running = False
         elif self._rng.random() < 0.03:
             self._lose_index()
@@ -194,7 +194,7 @@ class Year:
         self._witness.note_all(self._practice)
         self._look()
         found = world.findings()
-        self._hold(found.wrong + found.lacking)
+        self._hold(found.wrong + [line for line in found.lacking if not _is_of_a_lost_picture(line)])
         world.check_drop()
         self._restart_with(INTERVAL)
 
@@ -244,7 +244,8 @@ class Year:
     def _write_trace(self) -> None:
         world = self.world
         for call in world.office.arrivals[self._arrivals :]:
-            self._trace.update(f"{call.at} {call.method} {call.path} {sorted(call.params.items())} {call.status}".encode())
+            told = (call.at, call.method, call.path, sorted(call.params.items()), call.status)
+            self._trace.update(repr(told).encode())
         self._arrivals = len(world.office.arrivals)
 
     @property
@@ -268,3 +269,10 @@ class Year:
         told = f"{self.crashes} crashes, {self.faults} faults, {self._staff.done.total()} changes, {requests} requests"
         told += f", {self.world.turns} turns, {versions} versions, {self.counts['complete']} times complete"
         return f"seed {self.seed}: {told}, trace {self.trace}, {self._seconds:.0f} s"
+
+
+def _is_of_a_lost_picture(line: str) -> bool:
+    """A thumbnail may be made of new bytes that the mirror has not seen yet; after a restore it has other ones than
+    the picture, whose own are not new: thumbnails are due for new bytes only (design.md section 7).
+    """
+    return "'thumbnail'" in line and line.endswith("is not the newest")

@@ -1,0 +1,191 @@
+"""The archive's folders on disk: opened one by one below its root, without a symlink on the way; files in them made
+durable, or thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from syncd.errors import ItemError, SiteError
+from syncd.sidecar import encode
+
+READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a planted FIFO must not block the opening
+_FOLDER: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_JSON_CAP: Final = 1 << 24  # bytes; a listing's Note can be a long text
+_SITE: Final[Mapping[int | None, str]] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "archive_full"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "archive_read_only"),
+    **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ENODEV), "archive_missing"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "resources_exhausted"),
+    errno.EIO: "disk_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What lies at one name of a folder; `mode_is_right`: it is the contract's (0400 and 0700, or with the group's)."""
+
+    kind: Literal["file", "folder", "other"]
+    bytes: int
+    mode_is_right: bool
+
+
+@contextlib.contextmanager
+def translated(otherwise: str = "") -> Iterator[None]:
+    """An OSError becomes the SiteError that it means, else `otherwise`, else ItemError io_error. Without its path."""
+    try:
+        yield
+    except OSError as error:
+        reason, code = _SITE.get(error.errno, otherwise), errno.errorcode.get(error.errno or 0, "")
+        raise (SiteError(reason, code) if reason else ItemError("io_error", code)) from error
+
+
+def open_regular(name: str, folder: int) -> io.BufferedReader:
+    """A regular file, for reading. Raises OSError, also for a symlink, a pipe or a folder of that name."""
+    descriptor = os.open(name, READ, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def size_of(name: str, folder: int) -> int | None:
+    """Bytes of a regular file; -1 for what is none, None for nothing."""
+    try:
+        seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return seen.st_size if stat.S_ISREG(seen.st_mode) else -1
+
+
+def remove(name: str, folder: int) -> None:
+    """Unlink, as far as that goes: what is left is found by whoever looks next."""
+    with contextlib.suppress(OSError):
+        os.unlink(name, dir_fd=folder)
+
+
+def read_json(name: str, folder: int) -> dict[str, object]:
+    """The JSON object in a file; empty for anything else, and for nothing. Raises OSError where a disk is to blame."""
+    try:
+        with open_regular(name, folder) as file:
+            content = json.loads(file.read(_JSON_CAP).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in _SITE:
+            raise
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+class Folders:
+    """Open folders of one call, by relative path. `touched` are those that gained an entry which is not durable yet."""
+
+    def __init__(self, root: int, gid: int | None) -> None:
+        self._open, self._gid = {"": root}, gid
+        self.touched: set[str] = set()
+        self.undo = contextlib.ExitStack()  # takes back what a failing batch linked
+        self.marker: dict[str, object] = {}
+
+    def get(self, relative: str, make: bool = False) -> int:
+        """The folder's descriptor. Raises OSError: FileNotFoundError, ENOTDIR for a symlink in the way."""
+        if relative not in self._open:
+            parent, _, name = relative.rpartition("/")
+            above = self.get(parent, make)
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=above)
+            self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
+        return self._open[relative]
+
+    def entries(self, relative: str) -> dict[str, bool]:
+        """What lies in a folder, sorted, and whether it is a folder itself; nothing where there is none."""
+        try:
+            with os.scandir(self.get(relative)) as entries:
+                return dict(sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries))
+        except FileNotFoundError:
+            return {}
+
+    def own(self, descriptor: int, mode: int) -> None:
+        """The modes of the contract; where there is a group, it may read and enter, too."""
+        if self._gid is not None:
+            os.fchown(descriptor, -1, self._gid)
+        os.fchmod(descriptor, self._shared(mode))
+
+    def _shared(self, mode: int) -> int:
+        return mode if self._gid is None else mode | (mode & 0o500) >> 3
+
+    def entry(self, relative: str, name: str) -> Entry | None:
+        """What lies at a name of a folder; None where it has just gone."""
+        try:
+            seen = os.stat(name, dir_fd=self.get(relative), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if stat.S_ISDIR(seen.st_mode):
+            return Entry("folder", 0, stat.S_IMODE(seen.st_mode) == self._shared(0o700))
+        right = stat.S_IMODE(seen.st_mode) == self._shared(0o400)
+        return Entry("file" if stat.S_ISREG(seen.st_mode) else "other", seen.st_size, right)
+
+    def settle(self, relative: str) -> None:
+        """For a folder without content: its mode, and its own entry and those above, which a crash may have left."""
+        while relative:
+            self.own(self.get(relative), 0o700)
+            relative = relative.rpartition("/")[0]
+            self.touched.add(relative)
+
+    def sync(self) -> None:
+        """Make every new entry durable, each folder once. A failure concerns the disk, never one item."""
+        with translated("disk_error"):
+            for relative in sorted(self.touched, reverse=True):
+                os.fsync(self._open[relative])
+        self.touched.clear()
+
+    def close(self, *relatives: str) -> None:
+        """Close the folders named, else all."""
+        for relative in relatives or tuple(self._open):
+            os.close(self._open.pop(relative))
+
+
+def write(folders: Folders, content: bytes, name: str = "") -> str:
+    """A durable new file in incoming; its name there. What could not be made durable is thrown away."""
+    incoming, name = folders.get("incoming", make=True), name or secrets.token_hex(16)
+    descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            folders.own(descriptor, 0o400)
+            os.fsync(descriptor)  # the mode, too, is durable only now
+    except OSError:
+        remove(name, incoming)
+        raise
+    return name
+
+
+def put(folders: Folders, content: Mapping[str, object], relative: str, name: str) -> None:
+    """Write a small file in place of what bears its name, atomically; its folder is still to be synced."""
+    temporary = write(folders, encode(content))
+    os.replace(temporary, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folders.get(relative))
+    folders.touched.add(relative)
+
+
+def settle_file(folders: Folders, name: str, size: int) -> None:
+    """Make a pulled file durable and its mode final. One whose fsync failed is thrown away, never synced again."""
+    incoming = folders.get("incoming")
+    with open_regular(name, incoming) as file:
+        if os.fstat(file.fileno()).st_size != size:
+            raise ItemError("io_error", "the pulled file has another size")
+        folders.own(file.fileno(), 0o400)
+        try:
+            os.fsync(file.fileno())
+        except OSError:
+            remove(name, incoming)
+            raise
