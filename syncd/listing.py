@@ -256,23 +256,23 @@ class Lists:
         return max((time for time in times if time is not None), default=None)
 
     def _moved_here(self, found: Difference, known: dict[Item, Known], now: float) -> None:
-        for row in found.changed:
-            if row.item in known:
-                continue
+        created = {row.item: row.date_created for row in found.changed}
+        returned = {item for item in found.back if known[item].vanished}
+        for item in [item for item in created if item not in known] + sorted(returned):
             left = self.doors.index.value(
                 "SELECT mount_num FROM item WHERE pat_num = ? AND num = ? AND kind = 'mount-image'"
                 " AND vanished_at IS NULL AND ? = 'document'",
-                *(row.item.pat_num, row.item.num, row.item.kind),
+                *(item.pat_num, item.num, item.kind),
             )
             if left is not None:  # it came out of a mount, whose own listing does not tell
-                self._fetch_mounts(row.item.pat_num, now, left)
-            if not self.doors.index.reused(row.item):
+                self._fetch_mounts(item.pat_num, now, left)
+            if not self.doors.index.reused(item):
                 continue
-            there = self.doors.index.elsewhere(row.item, row.date_created)
+            there = self.doors.index.elsewhere(item, created.get(item) or known[item].date_created)
             for old in there:
-                self._vanish(old, now, row.item.full_id)
-            if not there:
-                self.doors.log.warning("number_reused", item=row.item.full_id)
+                self._vanish(old, now, item.full_id)
+            if not there and item not in returned:
+                self.doors.log.warning("number_reused", item=item.full_id)
 
     def _missing(self, key: ListKey, found: Difference, known: dict[Item, Known], now: float) -> None:
         """What the listing lacks: moved at once, held by a guard, looked for, or vanished in time."""

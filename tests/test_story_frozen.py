@@ -57,7 +57,7 @@ def synced(folder: Path, interval: float) -> World:
     """The daemon's lanes with everything archived; `interval`: seconds from request to request, at least."""
     started = World.start(folder, practice=full_practice(), interval=interval)
     started.run()
-    started.run(hours=2)
+    started.run(hours=0.5)
     assert told(started)["state"] == "ok", told(started)
     return started
 

@@ -402,3 +402,85 @@ def test_number_reused_for_another_patient_is_reported_and_never_mixed_up(world:
     assert world.item(here, "document", lost)["became"] is None
     assert world.state(here, "document", lost) == "vanished"
     assert world.media(here, "document", lost) != world.media(there, "document", again)
+
+
+def test_number_of_a_missing_mount_is_not_asked_for_it_may_be_another_patients(world: World) -> None:
+    here, there = world.practice.add_patient(), world.practice.add_patient()
+    backup = world.practice.snapshot()
+    mount = world.practice.add_mount(here, 2)
+    world.run(hours=2)
+    world.practice.restore_from_backup(backup)
+    world.clock.advance(7200)
+    assert world.practice.add_mount(there, 2) == mount
+    world.run(hours=1)
+    wishes.make(world.index, "retry", [[here, "mount", mount]], world.clock.now())  # a request would name no patient
+    world.run(hours=6)
+    world.check_safe()
+    assert len(world.media(here, "mount", mount)) == 1
+    assert world.media(there, "mount", mount) == [world.practice.truth()[there].mounts[mount]]
+
+
+def test_placement_that_had_to_wait_for_more_than_an_hour_is_made_from_a_new_listing(world: World) -> None:
+    pat = world.practice.add_patient()
+    world.run(hours=1)
+    doc = world.practice.add_document(pat)
+    world.office.faults.add("too_many", path="/documents/DownloadSftp", seconds=3600.0, times=3)
+    world.run(hours=6)
+    world.check()
+    placed = [arrival.at for arrival in world.sent("/documents/DownloadSftp", DocNum=doc) if arrival.status == 201]
+    listed = [arrival.at for arrival in world.sent("/documents", PatNum=pat)]
+    assert placed[0] - max(at for at in listed if at < placed[0]) <= 3600
+
+
+def test_hold_on_the_database_names_what_is_true_of_it_now(restored: World) -> None:
+    right = restored.practice
+    restored.swap_practice(build_practice(3, 77, restored.clock, past=OTHER, name="other"))
+    restored.restart()
+    restored.run(hours=2)
+    assert [row["reason"] for row in guards_held(restored)] == ["other_database"]
+    restored.swap_practice(right)  # the right one, but put back from a backup
+    restored.run(hours=2)
+    assert reasons(restored) == {"database_went_back"}
+    assert [row["reason"] for row in guards_held(restored)] == ["database_went_back"]
+
+
+# --- what goes back to where it was
+
+
+def test_sheet_that_went_back_with_its_database_is_current_as_it_is_now(world: World) -> None:
+    pat = world.practice.add_patient()
+    sheet = world.practice.add_sheet(pat)
+    world.run(hours=2)
+    backup = world.practice.snapshot()
+    world.practice.edit_sheet(sheet)
+    world.run(hours=2)
+    world.practice.restore_from_backup(backup)
+    world.run(hours=2)
+    world.check()
+    assert len(world.media(pat, "sheet", sheet)) == 3  # a sheet is rendered anew
+
+
+def test_mount_that_gets_its_old_name_back_is_fetched_as_it_is_now(world: World) -> None:
+    pat = world.practice.add_patient()
+    mount = world.practice.add_mount(pat, 2, "first")
+    world.run(hours=2)
+    world.practice.change_mount(mount, Description="second")
+    world.run(hours=2)
+    for image in world.practice.mount_images(mount):
+        world.practice.replace_bytes(image["DocNum"])  # the mount's row does not tell
+    world.practice.change_mount(mount, Description="first")
+    world.run(hours=2)
+    world.check()
+
+
+def test_document_that_moves_there_and_back_keeps_its_versions_under_both(world: World) -> None:
+    here, there = world.practice.add_patient(), world.practice.add_patient()
+    doc = world.practice.add_document(here)
+    world.run(hours=2)
+    for to in (there, here, there):
+        world.clock.advance(3600)
+        world.practice.move_document(doc, to, keep_number=True)
+        world.run(hours=2)
+        world.check()
+    assert (world.state(here, "document", doc), world.state(there, "document", doc)) == ("vanished", "archived")
+    assert {len(world.media(pat, "document", doc)) for pat in (here, there)} == {1}

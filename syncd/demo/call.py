@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -157,7 +158,7 @@ class Call:
         if self.struck("no_file"):
             return
         if fault := self.struck("late_file"):
-            self.office.clock.call_later(fault.late or fault.seconds, lambda: self._write(target, data))
+            self.office.clock.call_later(fault.late or fault.seconds, lambda: self._write_late(target, data))
             return
         self._stop_in_the_middle(target, data)
         self._write(target, data)
@@ -169,8 +170,13 @@ class Call:
         half = len(data) // 2
         self._write(target, data[:half])
         if fault.late is not None:
-            self.office.clock.call_later(fault.late, lambda: self._write(target, data[half:], append=True))
+            self.office.clock.call_later(fault.late, lambda: self._write_late(target, data[half:], append=True))
         raise Interrupted(broken(self.office, fault))
+
+    def _write_late(self, target: Target, data: bytes, *, append: bool = False) -> None:
+        """Nobody hears of it where the site does not take the file any more."""
+        with suppress(Refusal):
+            self._write(target, data, append=append)
 
     def _write(self, target: Target, data: bytes, *, append: bool = False) -> None:
         try:

@@ -254,8 +254,7 @@ class Perils:
             world.site.down = True
             self._ends = until, self._drop_is_back
         elif chosen == len(LASTING) + 4:
-            self._machine.fail_in(1, 1_000_000, self._errno())
-            self._ends = min(until, world.clock.now() + 3 * HOUR), self._machine_disk_is_back
+            self._machine.fail_in(1, 400, self._errno())
         else:
             world.archive.rename(self._elsewhere)
             world.archive.mkdir()  # the mount point shows
@@ -274,9 +273,6 @@ class Perils:
         self._world.archive.rmdir()
         self._elsewhere.rename(self._world.archive)
         self.unmounted = False
-
-    def _machine_disk_is_back(self) -> None:
-        self._machine.fail_in(0, 0, 0)
 
     # --- lists that lie, but never twice without a true answer between
 

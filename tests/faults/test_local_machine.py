@@ -1,7 +1,7 @@
 """The machine's own disks, of the archive and of the state: full, out of inodes, read-only.
 
-Small file systems in memory, in a mount namespace of their own. Each is a named state, loses nothing, and ends by itself
-when the disk is well again.
+Small file systems in memory, in a mount namespace of their own. Each is a named state, loses nothing, and ends by
+itself when the disk is well again.
 """
 
 from __future__ import annotations
