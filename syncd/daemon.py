@@ -48,6 +48,7 @@ class Daemon:
         self._state: list[Row] = []
         self._said = CALM
         self._told_at = self._ticked_at = 0.0
+        self._received = 0
         self._pulse = open_pulse(lanes.settings, lanes.clock)
         for part in (*self._turned_at, "scheduler", "clock", "log"):
             self._pulse.works(part)
@@ -130,6 +131,10 @@ class Daemon:
             self._ticked_at = clock.now()
             self._pulse.works("clock")
         self._pulse.beat()
+        received = self._lanes.pull_lane.received
+        if received != self._received:  # a large file on a slow line takes longer than any turn: it moves, so it lives
+            self._received, self._turned_at["pull"] = received, clock.steady()
+            self._pulse.works("pull")
         while not self._marks.empty():
             self._marks.get()()
         oldest = min(self._turned_at.values())

@@ -56,6 +56,7 @@ class _Session:
 
     def __init__(self, channel: paramiko.Channel, timeout: float) -> None:
         self._channel, self._timeout = channel, timeout
+        self.received = 0  # bytes
         self._inbox, self._arrived, self._number = bytearray(), dict[int, Packet](), 3
         channel.settimeout(timeout)
         channel.sendall(PACKET.pack(5, INIT, 3))
@@ -91,6 +92,7 @@ class _Session:
             if not (received := self._channel.recv(LARGEST_PACKET)):
                 raise EOFError
             self._inbox += received
+            self.received += len(received)
             while len(self._inbox) >= PACKET.size:
                 size, kind, arrived = PACKET.unpack_from(self._inbox)
                 if not PACKET.size - U32.size <= size <= LARGEST_PACKET:
@@ -214,6 +216,7 @@ class SftpDrop:
             raise ConfigError(("[drop] private_key_file is not a private key without passphrase",)) from error
         self._transport: paramiko.Transport | None = None
         self._session: _Session | None = None
+        self._received_before = 0  # by the sessions that ended
 
     def pull(self, jobs: Sequence[PullJob]) -> list[Pulled | SyncdError]:
         """Read each remote file to its local file and sync it. SiteError from the local disk ends the whole call.
@@ -283,7 +286,14 @@ class SftpDrop:
         """Drop the connection; the next call makes a new one."""
         if self._transport:
             self._transport.close()
+        self._received_before = self.received
         self._transport = self._session = None
+
+    @property
+    def received(self) -> int:
+        """Bytes that came from the site so far."""
+        session = self._session
+        return self._received_before + (session.received if session else 0)
 
     @contextmanager
     def _talking(self) -> Iterator[_Session]:

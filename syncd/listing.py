@@ -257,22 +257,24 @@ class Lists:
 
     def _moved_here(self, found: Difference, known: dict[Item, Known], now: float) -> None:
         created = {row.item: row.date_created for row in found.changed}
+        for item in sorted({*created, *found.back}):
+            self._left_its_mount(item, now)
         returned = {item for item in found.back if known[item].vanished}
-        for item in [item for item in created if item not in known] + sorted(returned):
-            left = self.doors.index.value(
-                "SELECT mount_num FROM item WHERE pat_num = ? AND num = ? AND kind = 'mount-image'"
-                " AND vanished_at IS NULL AND ? = 'document'",
-                *(item.pat_num, item.num, item.kind),
-            )
-            if left is not None:  # it came out of a mount, whose own listing does not tell
-                self._fetch_mounts(item.pat_num, now, left)
+        for item in sorted(returned.union(item for item in created if item not in known)):
             if not self.doors.index.reused(item):
                 continue
-            there = self.doors.index.elsewhere(item, created.get(item) or known[item].date_created)
+            there = self.doors.index.elsewhere(item, created[item] if item in created else known[item].date_created)
             for old in there:
                 self._vanish(old, now, item.full_id)
             if not there and item not in returned:
                 self.doors.log.warning("number_reused", item=item.full_id)
+
+    def _left_its_mount(self, item: Item, now: float) -> None:
+        """A document that is listed, and was an image in a mount when last seen: the mount's row does not tell."""
+        sql = "SELECT mount_num FROM item WHERE pat_num = ? AND num = ? AND kind = 'mount-image'"
+        left = self.doors.index.value(f"{sql} AND vanished_at IS NULL", item.pat_num, item.num)
+        if item.kind == "document" and left is not None:
+            self._fetch_mounts(item.pat_num, now, left)
 
     def _missing(self, key: ListKey, found: Difference, known: dict[Item, Known], now: float) -> None:
         """What the listing lacks: moved at once, held by a guard, looked for, or vanished in time."""

@@ -103,3 +103,8 @@ class Drop(Protocol):
     def close(self) -> None:
         """Drop the connection; the next call makes a new one."""
         ...
+
+    @property
+    def received(self) -> int:
+        """Bytes that came from the site so far: whoever watches a long pull sees it move. Safe from any thread."""
+        ...

@@ -63,6 +63,11 @@ class PullLane:
         self._recovered = False
         self._archive_seen_at = 0.0
 
+    @property
+    def received(self) -> int:
+        """Bytes that came from the drop so far."""
+        return self._doors.drop.received
+
     def turn(self, now: float) -> float:
         """Pull what is placed, judge what went unanswered, clean; seconds since the epoch of the next turn."""
         self._settle_audit(now)

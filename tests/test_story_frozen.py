@@ -327,6 +327,14 @@ class Running:
                 assert time.monotonic() < end, self.signs()
                 time.sleep(0.005)
 
+    def wait_until(self, claim: Callable[[], object]) -> None:
+        """Let time pass until it holds."""
+        end = time.monotonic() + 20
+        while not claim():
+            assert time.monotonic() < end
+            self.clock.ahead += 10
+            time.sleep(0.01)
+
     def wait_until_silent(self, part: str) -> None:
         """Let time pass until the part gives no sign of life any more."""
         for _ in range(100):
@@ -411,6 +419,22 @@ def test_api_lane_whose_turns_raise_for_ever_is_told_and_heals(running: Running)
     running.gate.bug = False
     running.live(2 * HOUR, "api")
     assert running.told()["state"] == "ok", running.told()
+
+
+def test_long_pull_is_alive_as_long_as_bytes_come(running: Running) -> None:
+    new_document(running.world)
+    drop = running.world.drop
+
+    def slowly(_: object) -> None:
+        while not running.release.wait(0.002):
+            drop.received += 1
+
+    drop.meddle = slowly
+    running.wait_until(lambda: drop.received > 0)
+    running.live(2 * SILENT)
+    assert running.told()["state"] in ("ok", "catching_up"), running.told()
+    assert running.daemon._turned_at["pull"] >= running.clock.steady() - 120  # what feeds the watchdog
+    running.release.set()
 
 
 def test_pull_lane_that_hangs_in_a_call_is_told(running: Running) -> None:

@@ -484,3 +484,16 @@ def test_document_that_moves_there_and_back_keeps_its_versions_under_both(world:
         world.check()
     assert (world.state(here, "document", doc), world.state(there, "document", doc)) == ("vanished", "archived")
     assert {len(world.media(pat, "document", doc)) for pat in (here, there)} == {1}
+
+
+def test_image_that_was_in_a_mount_between_two_listings_is_not_kept_there(world: World) -> None:
+    pat = world.practice.add_patient()
+    mount, doc = world.practice.add_mount(pat, 2), world.practice.add_document(pat)
+    world.run(hours=2)
+    world.practice.move_into_mount(doc, mount)
+    wishes.make(world.index, "retry", [[pat, "mount", mount]], world.clock.now())  # fetched before the list is read
+    world.run(until=lambda: world.has(pat, "mount-image", doc))
+    world.practice.out_of_mount(doc)
+    world.run(hours=3)
+    world.check()
+    assert world.item(pat, "mount-image", doc)["missing_since_at"] is not None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from syncd.demo.build import Past
+from syncd.demo.wire import Request, Response
 from syncd.naming import archive_path_is_ours
 from tests.world import World
 
@@ -468,3 +470,72 @@ def test_thumbnail_of_a_vanished_image_is_not_due(world: World) -> None:
     world.run(hours=30)
     assert world.state(pat, "document", doc) == "vanished"
     assert world.catalog().status_facts(world.clock.now()).thumbnails_due == 0
+
+
+# --- answers that lie about what is known already
+
+
+def known_sheets(world: World, pat_nums: list[int]) -> None:
+    for pat in pat_nums:
+        for _ in range(120):
+            world.practice.add_sheet(pat)
+    world.run(hours=1)
+    assert len(known(world, "sheet")) == 120 * len(pat_nums)
+
+
+def missing(world: World) -> int:
+    return int(world.index.value("SELECT count(*) FROM item WHERE missing_since_at IS NOT NULL"))
+
+
+@pytest.mark.parametrize("fault", ["shifted", "duplicated", "foreign_row", "html", "wrong_shape"])
+def test_pages_that_cannot_be_trusted_for_days_make_nothing_missing(lists_only: World, fault: str) -> None:
+    known_sheets(lists_only, [lists_only.practice.add_patient()])
+    lists_only.office.faults.add(fault, path="/sheets", times=None)  # type: ignore[arg-type] # by name
+    lists_only.run(hours=60)
+    assert missing(lists_only) == 0
+    assert lists_only.log.events("listing_refused")
+    lists_only.office.faults.clear()
+    lists_only.run(hours=1)
+    assert missing(lists_only) == 0
+
+
+def test_answers_of_two_patients_that_are_swapped_record_and_miss_nothing(lists_only: World) -> None:
+    one, other = lists_only.practice.add_patient(), lists_only.practice.add_patient()
+    known_sheets(lists_only, [one, other])
+    handle, swapped = lists_only.office.handle, {str(one): str(other), str(other): str(one)}
+
+    def crosswise(request: Request) -> Response:
+        asked = request.query.get("PatNum", "")
+        return handle(replace(request, query={**request.query, **({"PatNum": swapped[asked]} if asked else {})}))
+
+    before = lists_only.index.rows("SELECT pat_num, kind, num, revision FROM item")
+    lists_only.office.handle = crosswise  # type: ignore[method-assign] # the office's own mistake
+    lists_only.run(hours=60)
+    assert lists_only.index.rows("SELECT pat_num, kind, num, revision FROM item") == before
+    assert missing(lists_only) == 0
+
+
+def test_lists_that_are_cut_short_a_day_apart_with_the_truth_between_make_nothing_vanish(world: World) -> None:
+    pat = world.practice.add_patient()
+    for _ in range(10):
+        world.practice.add_sheet(pat)
+    world.run(hours=2)
+    for _ in range(4):
+        fault = world.office.faults.add("truncated", path="/sheets", size=3)
+        world.run(until=lambda fault=fault: fault.fired)  # type: ignore[misc] # bound at once
+        world.run(hours=26)
+    assert world.log.events("item_vanished") == []
+    world.check()
+
+
+def test_lists_that_end_at_different_rows_agree_only_on_what_both_lack(world: World) -> None:
+    pat = world.practice.add_patient()
+    sheets = [world.practice.add_sheet(pat) for _ in range(8)]
+    world.run(hours=2)
+    world.office.faults.add("truncated", path="/sheets", size=6, times=None)
+    world.run(hours=20)
+    world.office.faults.clear()
+    world.office.faults.add("truncated", path="/sheets", size=4, times=None)  # two more, 20 hours later
+    world.run(hours=8)
+    gone = [num for num in sheets if world.state(pat, "sheet", num) == "vanished"]
+    assert len(gone) == 2

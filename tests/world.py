@@ -98,6 +98,7 @@ class DropInMemory:
     calls: int = 0
     meddle: Callable[[PullJob], None] | None = None
     poison: str = ""
+    received: int = 0
 
     def _talk(self) -> None:
         self.calls += 1

@@ -128,34 +128,29 @@ def live(world: World, stage: Stage, *, again: bool = False) -> None:
 
 
 class Moment:
-    """Clock, office, drop and what was noted, as they are now: `back` puts them so again, after the mirror has ended.
+    """Clock, office, drop and what was noted, as they are now: `back` puts them so again, once, with no mirror alive.
 
     Staff do nothing in between, so the practice stays as it is but for its count of renderings.
     """
 
     def __init__(self, world: World) -> None:
-        self._world = world
-        self._parts = [
-            (world.clock, ("_now", "_skew", "_due")),
-            (world.site, ("files", "folders")),
-            (world.office, ("arrivals",)),
-            (world.office.faults, ("_all", "_rng")),
-            (world.expected, ("kept",)),
-            (world.log, ("lines",)),
-            (world, ("scope",)),
-        ]
-        self._renderings = world.practice._renderings
-        self._values = copy.deepcopy(self._now())
-
-    def _now(self) -> list[list[Any]]:
-        return [[getattr(part, name) for name in names] for part, names in self._parts]
+        parts: tuple[tuple[object, tuple[str, ...], Callable[[Any], Any]], ...] = (
+            (world.clock, ("_now", "_skew", "_due"), copy.copy),
+            (world.practice, ("_renderings",), copy.copy),
+            (world.site, ("folders",), copy.copy),
+            (world.site, ("files",), copy.deepcopy),  # the office adds to a file
+            (world.office, ("arrivals",), copy.copy),
+            (world.office.faults, ("_all", "_rng"), copy.deepcopy),  # they count
+            (world.expected, ("kept",), copy.copy),
+            (world.log, ("lines",), copy.copy),
+            (world, ("scope",), copy.copy),
+        )
+        self._kept = [(part, name, copied(getattr(part, name))) for part, names, copied in parts for name in names]
 
     def back(self) -> None:
         """Everything is as it was."""
-        self._world.practice._renderings = self._renderings
-        for (part, names), values in zip(self._parts, copy.deepcopy(self._values), strict=True):
-            for name, value in zip(names, values, strict=True):
-                setattr(part, name, value)
+        for part, name, value in self._kept:
+            setattr(part, name, value)
 
 
 class Noted(Expected):
@@ -181,16 +176,21 @@ class Outside:
         self._world = world
 
     def serve(self, line: Connection) -> None:
-        """Answer until the other end is closed; the clock follows the mirror's."""
-        while True:
-            try:
-                now, name, arguments = line.recv()
-            except (EOFError, ConnectionResetError):
-                return
-            clock = self._world.clock
-            clock.advance(max(0.0, now - clock.now()))
-            answer = self._answer(name, arguments)
-            line.send((clock.now(), answer))
+        """Answer until the other end is closed."""
+        while self.serve_one(line):
+            pass
+
+    def serve_one(self, line: Connection) -> bool:
+        """Answer one call, or tell that the other end is closed; the clock follows the mirror's."""
+        try:
+            now, name, arguments = line.recv()
+        except (EOFError, ConnectionResetError):
+            return False
+        clock = self._world.clock
+        clock.advance(max(0.0, now - clock.now()))
+        answer = self._answer(name, arguments)
+        line.send((clock.now(), answer))
+        return True
 
     def _answer(self, name: str, arguments: tuple[Any, ...]) -> object:
         if name == "request":

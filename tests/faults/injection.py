@@ -14,6 +14,9 @@ from typing import Final
 
 KILLED: Final = 86  # the exit status of a process that died where it was told to
 FOR_EVER: Final = 1 << 40
+HALFWAY: Final = b"h"  # what a watcher hears inside a torn write
+TORN: Final = b"t"  # its answer: do this write by halves, and say so in between
+GO_ON: Final = b"g"
 _SOURCE: Final = Path(__file__).with_name("fault.c")
 
 
@@ -44,6 +47,7 @@ class Injection:
         self._library = ctypes.CDLL(None)
         self._library.fault_arm.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_long, ctypes.c_long, ctypes.c_int]
         self._library.fault_arm.restype = None
+        self._library.fault_watch.argtypes, self._library.fault_watch.restype = [ctypes.c_int], None
         for name in ("fault_calls", "fault_failed", "fault_resynced"):
             getattr(self._library, name).restype = ctypes.c_long
         self._library.fault_kinds.restype = ctypes.POINTER(ctypes.c_char)
@@ -51,6 +55,10 @@ class Injection:
     def die_at(self, call: int, torn: bool = False) -> None:
         """End this process at its n-th call from now on (0: never); `torn`: after half of it, if it is a write."""
         self._library.fault_arm(call, int(torn), 0, 0, 0)
+
+    def watch(self, socket: int) -> None:
+        """Before each call from now on, tell its kind on a socket and wait for an answer, a byte; TORN: see there."""
+        self._library.fault_watch(socket)
 
     def fail_at(self, call: int, code: int, lasting: bool) -> None:
         """Let the n-th call from now on fail with an errno; `lasting`: and every one after it."""

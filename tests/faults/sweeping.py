@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from tests.faults.forkserver import Report
 from tests.faults.injection import CompilerMissingError, build, environment
+from tests.faults.points import Report
 
 ROOT: Final = Path(__file__).parents[2]
 NIGHTLY: Final = os.environ.get("SYNCD_FAULTS") == "nightly"

@@ -43,13 +43,13 @@ from tests.world import START, World, make_settings
 
 DAY = 24 * HOUR
 INTERVAL = 1800.0  # seconds from request to request: so slow that a year takes half a minute
-INTERVAL_IN_PEACE = 600.0
+INTERVAL_IN_PEACE = 1200.0
 TICK = HOUR  # between turns while nothing is to be done
 ROSTER_EVERY = 6 * HOUR  # instead of a quarter of an hour, and
 PROBES = 4  # instead of 20, lest rosters and the daily comparison of identities take the whole budget
 STEP = 10 * HOUR  # on average
 CHANCE = 0.009  # of each sporadic fault, at each request that it concerns
-PEACE = 4.5 * DAY  # the longest retry (a day), a sweep, and names on the drop that only the daily look finds
+PEACE = 4.5 * DAY  # at least: the longest retry (a day), and names on the drop that only the daily look finds
 OLD_COPIES = 3
 
 
@@ -185,11 +185,10 @@ class Year:
         self._perils.cease()
         self._staff.show()
         self._restart_with(INTERVAL_IN_PEACE)
-        world, index = self.world, self.world.index
-        for _ in range(3):
-            for row in index.rows("SELECT id FROM guard WHERE state = 'held' AND reason != 'other_database'"):
-                wishes.make(index, "approve", f"guard-{row['id']}", world.clock.now())
-            index.run("UPDATE patient SET thumbnails_after_at = 0")  # after three failures they wait for 30 days
+        world, since = self.world, self.world.clock.now()
+        while world.clock.now() < since + PEACE or self._busy_since(since):
+            self._hold(["no sweep ended in three weeks of peace"] if world.clock.now() > since + 21 * DAY else [])
+            self._decide()
             self._run(PEACE / 3)
         self._witness.note_all(self._practice)
         self._look()
@@ -197,6 +196,20 @@ class Year:
         self._hold(found.wrong + [line for line in found.lacking if not _is_of_a_lost_picture(line)])
         world.check_drop()
         self._restart_with(INTERVAL)
+
+    def _decide(self) -> None:
+        """What only people can do."""
+        now, index = self.world.clock.now(), self.world.index
+        for row in index.rows("SELECT id FROM guard WHERE state = 'held' AND reason != 'other_database'"):
+            wishes.make(index, "approve", f"guard-{row['id']}", now)
+        index.run("UPDATE patient SET thumbnails_after_at = 0")  # after three failures they wait for 30 days
+
+    def _busy_since(self, since: float) -> bool:
+        """Whether some list was not polled since, or something is owed a request now."""
+        polled = "SELECT 1 FROM list JOIN patient USING (pat_num) WHERE left_at IS NULL AND polled_at <= ?"
+        owed = "SELECT 1 FROM duty JOIN patient USING (pat_num) WHERE left_at IS NULL AND next_try_at <= ?"
+        value = self.world.index.value
+        return value(polled, since) is not None or value(owed, self.world.clock.now()) is not None
 
     def _restart_with(self, interval: float) -> None:
         self.world.settings = make_settings(self._folder, interval, {})

@@ -1,0 +1,99 @@
+"""What must hold after a crash or a disk that failed; and how to try something, and have everything as before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from syncd.schema import Row
+from tests.faults.cycle import Moment
+from tests.world import World
+
+RESTARTED_AFTER: Final = 5.0  # simulated seconds from the end of a process to the start of the next
+_VERSIONS: Final = "SELECT seq, pat_num, kind, num, version, sidecar, revision, sha256, path FROM version ORDER BY seq"
+
+
+def judge(world: World, lines: int, *, swept: bool = False) -> Row:
+    """Restart on what is left, sweep once, check; raises for what is wrong.
+
+    `lines`: of the log, before the mirror that ended wrote any. `swept`: it has swept already.
+    """
+    world.clock.advance(RESTARTED_AFTER)
+    files = published(world.archive)
+    world.restart(backfill=True, since=world.clock.now())
+    rows = world.index.rows(_VERSIONS)
+    if not swept:
+        world.run()
+    world.check()
+    now = {row["seq"]: row for row in world.index.rows(_VERSIONS)}
+    lost = [row["path"] for row in rows if now.get(row["seq"]) != row]
+    assert not lost, f"recorded once, and not any more: {lost}"
+    said = {line["seq"] for line in world.log.lines[lines:] if line.get("event") == "document_archived"}
+    assert said <= now.keys(), f"said to be archived: {sorted(said - now.keys())}"
+    assert world.index.value("PRAGMA integrity_check") == "ok"
+    changed = files.items() - published(world.archive).items()
+    assert not changed, f"published once, and not the same any more: {sorted(changed)}"
+    assert not list((world.archive / "incoming").iterdir()), "incoming/ is not empty"
+    world.stop()
+    return {"struck": True}
+
+
+def published(archive: Path) -> dict[str, tuple[int, int, int]]:
+    """Every version's file: its inode, size and time of change."""
+    found = {}
+    for path in archive.glob("patients/*/*/*"):
+        if path.suffix != ".json":
+            seen = path.lstat()
+            found[str(path.relative_to(archive))] = (seen.st_ino, seen.st_size, seen.st_mtime_ns)
+    return found
+
+
+@contextlib.contextmanager
+def trial(world: World) -> Iterator[None]:
+    """What happens inside happens to a copy of the mirror's folder, at its own path; then all is as it was.
+
+    So is the outside. A mirror that stands still meanwhile goes on with its own folder as if nothing had been.
+    """
+    aside = world.folder.with_name("aside")
+    with contextlib.ExitStack() as after:
+        after.callback(Moment(world).back)
+        world.folder.rename(aside)
+        after.callback(aside.rename, world.folder)
+        after.callback(shutil.rmtree, world.folder, ignore_errors=True)
+        copy_tree(aside, world.folder)
+        after.callback(lambda: world.lanes.closing.close())  # noqa: PLW0108 - of the lanes that there are then
+        yield
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Folders and files with their modes; what has two names has two names in the copy."""
+    named: dict[int, str] = {}
+    target.mkdir(mode=source.stat().st_mode & 0o777)
+    _copy_entries(str(source), str(target), named)
+
+
+def _copy_entries(source: str, target: str, named: dict[int, str]) -> None:
+    for entry in os.scandir(source):
+        seen, path = entry.stat(follow_symlinks=False), f"{target}/{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            Path(path).mkdir(seen.st_mode & 0o777)
+            _copy_entries(entry.path, path, named)
+        elif seen.st_ino in named:
+            os.link(named[seen.st_ino], path)
+        else:
+            _copy_file(entry.path, path, seen)
+            if seen.st_nlink > 1:
+                named[seen.st_ino] = path
+
+
+def _copy_file(source: str, target: str, seen: os.stat_result) -> None:
+    old = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+    new = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, seen.st_mode & 0o777)
+    copied = os.sendfile(new, old, 0, seen.st_size) if seen.st_size else 0
+    os.close(old)
+    os.close(new)
+    assert copied == seen.st_size, f"{source}: {copied} of {seen.st_size} bytes copied"
