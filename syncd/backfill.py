@@ -187,7 +187,7 @@ class Look:
             codes |= {code} if met else set()
         if wanted.max_requests is not None and self._requests() >= wanted.max_requests:
             codes.add(EXIT_LIMIT)
-        if wanted.until is not None and now >= wanted.until:
+        if (wanted.until is not None and now >= wanted.until) or self._index.paused_until(now):
             codes.add(EXIT_LIMIT)
         decided = next((code for code in PRECEDENCE if code in codes), None)
         if decided is not None:

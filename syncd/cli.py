@@ -15,7 +15,7 @@ from typing import Final
 import click
 from click import option
 
-from syncd import __version__, backfill, errors, reading, report, wiring, wishes
+from syncd import __version__, backfill, config, errors, reading, report, wiring, wishes
 from syncd.backfill import Look, Stop, Wanted
 from syncd.call import (
     NUMBER,
@@ -37,7 +37,7 @@ from syncd.catalog import Catalog, Row
 from syncd.config import Settings
 from syncd.daemon import Daemon
 from syncd.errors import EXIT_OK, LockHeldError, SiteError, UsageError
-from syncd.index import Index
+from syncd.index import LONGEST_BREAK, Index
 from syncd.logs import Log, StatusFiles, open_logs
 from syncd.mirror import Scope
 from syncd.naming import parse_guard_id
@@ -240,6 +240,7 @@ def _status(
         throttled_today=counts.throttled_today,
         free_bytes=_free_bytes(settings),
         reserve_bytes=settings.archive.reserve,
+        paused_until=index.paused_until(now) if index is not None else None,
     )
     said = report.status(facts, around, now)
     if index is None and blind is None:
@@ -310,7 +311,8 @@ def _wish(call: Call, wish: str, argument_of: Callable[[Index], object]) -> int:
     with index_of(call) as index:
         argument = argument_of(index)
         if call.dry_run:
-            said = f"would {wish} {argument or 'everything that fails or waits'}"
+            whom = {"retry": argument or "everything that fails or waits", "approve": argument, "reject": argument}
+            said = f"would {wish} {whom.get(wish, '')}".rstrip()
         else:
             said = _granted(call, index, wish, argument)
     call.answer({"verb": wish, "outcome": said}, said)
@@ -360,6 +362,25 @@ def _decision(name: str, says: str) -> None:
 
 _decision("approve", "Let happen what a guard holds.")
 _decision("reject", "Do not let it happen: nothing of it is marked vanished.")
+
+
+@verb("pause", option("--until", required=True, metavar="TIME", help="At most 7 days from now."), dry, json_too)
+def pause(call: Call, until: str) -> int:
+    """Send no requests until then; it ends by itself, and health stays 0 and says so."""
+    now = call.clock.now()
+    try:
+        at = config.parse_time(until, call.settings.zone)
+    except ValueError as error:
+        raise UsageError(f"--until {error}") from error
+    if not now < at <= now + LONGEST_BREAK:
+        raise UsageError("--until: must lie ahead, at most 7 days from now")
+    return _wish(call, "pause", lambda _: at)
+
+
+@verb("resume", dry, json_too)
+def resume(call: Call) -> int:
+    """End a pause now."""
+    return _wish(call, "resume", lambda _: None)
 
 
 @verb("held", json_too)

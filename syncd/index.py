@@ -32,6 +32,7 @@ KIND_OF: Mapping[str, Kind] = {
     "thumbnails": "thumbnail",
     "confirm": "document",
 }
+LONGEST_BREAK = 7 * 86_400.0  # seconds that requests may be paused
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 
 
@@ -145,6 +146,11 @@ class Index:
             " VALUES (coalesce(?, lower(hex(randomblob(8)))), ?, ?, ?, ?)",
             *(entry, at, actor, verb, json.dumps({name: fact for name, fact in facts.items() if fact is not None})),
         )
+
+    def paused_until(self, now: float) -> float | None:
+        """Until when a person wants no request to be sent; None: not now. It ends by itself, whatever a clock did."""
+        until = self.meta_time("paused_until")
+        return until if now < until <= now + LONGEST_BREAK else None
 
     def reserve_seqs(self, count: int, above: int) -> range:
         """`count` new sequence numbers, committed before anything carries them: rising, never used again.

@@ -162,7 +162,7 @@ class ApiLane:
             self._granted(verb, argument, now)
         wait = self._sites.wait_until("api", "listings")
         at_limit = self.scope.max_requests is not None and self.requests >= self.scope.max_requests
-        if wait > now or at_limit:
+        if wait > now or at_limit or self.doors.index.paused_until(now):
             return now + IDLE
         if isinstance(self._prepared, PlaceStep) and self._prepared.outdated(now):
             self._prepared.abandon()  # an outage or a 429 came between: its list is read again first

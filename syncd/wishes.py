@@ -72,6 +72,10 @@ def grant(index: Index, log: Log, verb: str, argument: object, now: float, actor
             repair.want(index, Item(pat_num, kind, num), path, code, now)
         index.record("repair", now, actor, count=len(wanted))
         return f"{len(wanted)} to be looked at again and repaired"
+    if verb in ("pause", "resume"):
+        index.remember("paused_until", repr(argument) if isinstance(argument, float) else None)
+        index.record(verb, now, actor)
+        return "no requests are sent until then" if verb == "pause" else "requests are sent again"
     if verb in ("approve", "reject"):
         return _decide(index, log, verb, str(argument), now, actor)
     raise UsageError(f"nobody knows the wish {verb}")

@@ -1,4 +1,5 @@
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -326,6 +327,31 @@ def test_doctor_reports_an_invalid_configuration_as_its_finding(desk: Desk) -> N
     result = desk.call("doctor", "--offline")
     assert result.exit_code == errors.EXIT_DOCTOR
     assert "time_zone" in result.stdout
+
+
+def test_pause_sends_nothing_says_so_and_is_ended_by_resume(desk: Desk) -> None:
+    assert desk.call("backfill", "--max-requests", "3", "--no-progress").exit_code == 9
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=2)
+    assert desk.call("pause", "--until", until.isoformat()).exit_code == 0
+    said = desk.json("status")
+    assert (said["state"], said["reason"], said["healthy"]) == ("paused", "paused", True)
+    assert said["next_try_at"].startswith(until.isoformat()[:19])
+    assert "paused until" in desk.call("health").stdout
+    before = len(desk.simulation.office.arrivals)
+    assert desk.call("backfill", "--no-progress").exit_code == 9
+    assert len(desk.simulation.office.arrivals) == before
+    assert desk.call("resume").exit_code == 0
+    assert desk.json("status")["state"] != "paused"
+    assert desk.call("backfill", "--no-progress").exit_code == 0
+
+
+@pytest.mark.parametrize("days", [-1, 8])
+def test_pause_that_is_over_or_too_long_is_refused(mirrored: Desk, days: int) -> None:
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    result = mirrored.call("pause", "--until", until.isoformat())
+    assert result.exit_code == 2
+    assert "at most 7 days" in result.output
+    assert mirrored.json("status")["state"] != "paused"
 
 
 def test_nothing_is_held_and_an_unknown_guard_is_a_usage_error(mirrored: Desk) -> None:

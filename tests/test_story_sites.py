@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from syncd import wishes
 from syncd.demo.schema import ALL_PERMISSIONS, READ_ALL
 from syncd.demo.site import DropFile
 from syncd.errors import REASONS, SiteError, TransientError
@@ -318,3 +319,16 @@ def test_file_whose_reading_breaks_the_connection_holds_up_no_other(world: World
     assert archived(world) >= 5
     world.drop.poison = ""
     settle(world)
+
+
+def test_pause_ends_by_itself(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    wishes.make(world.index, "pause", world.clock.now() + 2 * HOUR, world.clock.now())
+    world.run(seconds=5)
+    before, until = len(world.office.arrivals), world.clock.now() + 2 * HOUR
+    world.run(hours=1.9)
+    assert len(world.office.arrivals) == before
+    world.run(hours=3)
+    assert min(arrival.at for arrival in world.office.arrivals[before:]) >= until - 5
+    world.check()

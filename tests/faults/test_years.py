@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.perils import Crash, Machine
 from tests.faults.years import Year
+from tests.small import Small, backfilling, serving, small
+from tests.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -60,7 +63,10 @@ def test_one_seed_that_is_asked_for_loses_nothing(
 TRACE = """
 import sys
 from pathlib import Path
+from tests.faults.perils import Crash, Machine
 from tests.faults.years import Year
+from tests.small import Small, backfilling, serving, small
+from tests.world import World
 year = Year(Path(sys.argv[1]), seed=int(sys.argv[2]))
 year.live(days=20)
 sys.stdout.write(year.trace)
@@ -79,3 +85,69 @@ def test_one_seed_is_one_trace_in_any_process(ram_disk: Path) -> None:
     assert len(first) == len(other) > 0
     assert first == again
     assert first != other
+
+
+# --- what the years found, each by itself
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    machine.install(monkeypatch)
+    return machine
+
+
+def dies(world: World, machine: Machine, calls: int) -> bool:
+    """Run until the process is gone after so many calls that matter, or until there is nothing to do."""
+    machine.start_again()
+    machine.die_in(calls)
+    machine.running = True
+    try:
+        world.run()
+    except Crash:
+        return True
+    finally:
+        machine.running = False
+        machine.start_again()
+    return False
+
+
+def test_crash_right_after_a_refusal_leaves_no_duty_that_nobody_takes_up(tmp_path: Path, machine: Machine) -> None:
+    for calls in range(1, 9):
+        one = small()
+        world = backfilling(tmp_path / str(calls), one)
+        refused = world.office.faults.add("site_error", **one.request("document"))
+        while not refused.fired:  # one call more each time, until the one that is refused
+            assert dies(world, machine, 1 if machine.calls == 0 else calls_until(world)), "it was never refused"
+        world.run(hours=26)
+        world.check()
+        world.stop()
+
+
+@pytest.mark.parametrize("then", ["changed", "deleted"])
+def test_version_that_a_dead_process_had_published_is_recorded_though_its_document_is(
+    tmp_path: Path, machine: Machine, then: str
+) -> None:
+    world, one = unrecorded(tmp_path, machine)
+    if then == "changed":
+        one.practice.replace_bytes(one.document)
+    else:
+        one.practice.delete_document(one.document)
+    world.restart()
+    world.run(hours=60)
+    world.check()
+    sql = "SELECT count(*) FROM version WHERE kind = 'document' AND num = ? AND version = 1"
+    assert world.index.value(sql, one.document) == 1
+
+
+def unrecorded(folder: Path, machine: Machine) -> tuple[World, Small]:
+    """A process that died when the document's file was in the archive and its row was not in the index."""
+    for calls in range(1, 400):
+        one = small()
+        world = serving(folder / str(calls), one)
+        assert dies(world, machine, calls), "there is no such moment"
+        sql = "SELECT count(*) FROM version WHERE kind = 'document' AND num = ?"
+        if world.media(one.patient, "document", one.document) and not world.index.value(sql, one.document):
+            return world, one
+        world.stop()
+    raise AssertionError("there is no such moment")
