@@ -64,12 +64,12 @@ class Daemon:
             threading.Thread(target=self._take_turns, args=(name, turn), daemon=True)
             for name, turn in (("api", lanes.api_lane.turn), ("pull", lanes.pull_lane.turn))
         ]
-        for thread in threads:
-            thread.start()
         scheduler.start()
-        self._systemd.ready()
-        self._tell(report=True)
         try:
+            for thread in threads:
+                thread.start()
+            self._systemd.ready()
+            self._tell(report=True)
             while not self._stop.wait(GLANCE):
                 try:
                     self._glance()
@@ -77,6 +77,7 @@ class Daemon:
                     self._lanes.log.error("turn_failed", where="watch", exc_info=error)  # noqa: TRY400 - our Log
                     self._stop.wait(AFTER_A_BUG)
         finally:
+            self._stop.event.set()  # the lanes end, too, where a bug ends this loop
             self._systemd.stopping()
             scheduler.shutdown(wait=True)
             lanes.abandoned = not ended(threads)

@@ -25,6 +25,8 @@ from syncd.screen import table
 from tests.small import DAY
 from tests.world import START, RecordedLog, World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 PRODUCT = Path(syncd.__file__).parent
 LARGEST = 2**63 - 1
 LONGEST = 100  # bytes of one name that we make

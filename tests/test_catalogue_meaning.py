@@ -33,6 +33,8 @@ from tests.small import DAY, HOUR, serving, small, troubles
 from tests.wire import api_at, listening, read_request
 from tests.world import START, World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 Json = Any  # whatever an office may send
 Change = Callable[[Json, Request], Json]
 LARGEST = 2**63 - 1

@@ -20,6 +20,8 @@ from syncd.scrub import reindex
 from tests.small import Small, serving, small, troubles
 from tests.world import World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 VERSIONS = "SELECT seq, pat_num, kind, num, version, sidecar, path, sha256, checksum FROM version ORDER BY seq"
 
 

@@ -18,6 +18,8 @@ from syncd.scrub import note, reindex, verify, wish_of
 from tests.small import DAY, HOUR, Small, serving, small, troubles
 from tests.world import World
 
+pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
+
 VERSIONS = "SELECT seq, pat_num, kind, num, version, sidecar, path, sha256, checksum FROM version ORDER BY seq"
 ANY = ["document", "mount", "mount-image", "thumbnail"]
 

@@ -9,12 +9,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from syncd import config, wiring, wishes
+from syncd import cli, config, wiring, wishes
 from syncd.backfill import Stop
 from syncd.catalog import Catalog
 from syncd.config import Settings
@@ -68,7 +69,7 @@ def running(settings: Settings, clock: RacingClock) -> Iterator[None]:
     credentials, log, stop = read_credentials(settings), open_logs(settings, {}, verbose=-1, now=clock.now), Stop()
     api, drop = wiring.open_api(settings, credentials), wiring.open_drop(settings, credentials)
     lanes = wiring.build(settings, clock, log, Scope(), api, drop)
-    daemon = Daemon(lanes, stop, Systemd({}), lambda: ({}, ""))
+    daemon = Daemon(lanes, stop, Systemd({}), partial(cli._describe, settings, lanes.index))
     thread = threading.Thread(target=daemon.run, daemon=True)
     thread.start()
     try:
@@ -81,8 +82,9 @@ def running(settings: Settings, clock: RacingClock) -> Iterator[None]:
     assert not thread.is_alive()
 
 
-def test_daemon_mirrors_a_busy_week(tmp_path: Path) -> None:
+def test_daemon_mirrors_a_busy_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, rng, expected = RacingClock(), random.Random(4), Expected()
+    monkeypatch.setattr(cli, "SystemClock", lambda: clock)
     practice = build_practice(5, 4, clock, past=Past(documents=3, mounts=0.4))
     simulation = Simulation.start(practice=practice, clock=clock)
     try:

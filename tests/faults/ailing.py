@@ -18,7 +18,7 @@ PATIENCE: Final = 3 * 24 * HOUR  # simulated seconds until a mirror whose disk w
 STEPS: Final = 4000  # rounds of turns until rest; more are a loop
 
 
-def ail(world: World, stage: Stage, point: Point, injection: Injection) -> Row:
+def ail(world: World, stage: Stage, point: Point, injection: Injection, known: set[bytes]) -> Row:
     """Let a mirror live on a failing disk, then restart it or let it go on; what was seen. Raises for what is wrong."""
     lines = len(world.log.lines)
     try:
@@ -32,8 +32,7 @@ def ail(world: World, stage: Stage, point: Point, injection: Injection) -> Row:
         healed = _serve(world, stage, PATIENCE, started=True)
         assert _at_rest(world, since), f"never at rest again: {sorted(set(healed))}"
         world.stop()
-    judge(world, lines, swept=bool(seen["swept"]))
-    return {**seen, "struck": bool(seen["failed"])}
+    return {**seen, **judge(world, lines, known, swept=bool(seen["swept"])), "struck": bool(seen["failed"])}
 
 
 def _endure(world: World, stage: Stage, point: Point, injection: Injection) -> Row:

@@ -59,7 +59,7 @@ def _serve(outside: Outside, line: Connection, calls: Connection, look: Look) ->
     raise TimeoutError
 
 
-def crash(world: World, stage: Stage, point: Point, injection: Injection) -> Row:
+def crash(world: World, stage: Stage, point: Point, injection: Injection, known: set[bytes]) -> Row:
     """Let a mirror die at a point, and its successor at the `second`; what was seen. Raises for what is wrong."""
     before = len(world.log.lines)
     status = _outlive(world, stage, point, injection)
@@ -68,8 +68,7 @@ def crash(world: World, stage: Stage, point: Point, injection: Injection) -> Row
     if point.second:
         world.clock.advance(RESTARTED_AFTER)
         _outlive(world, Stage("recovery", stage.happens), replace(point, call=point.second, torn=0), injection)
-    judge(world, before)
-    return {**seen, "struck": status == KILLED}
+    return {**seen, **judge(world, before, known), "struck": status == KILLED}
 
 
 def _outlive(world: World, stage: Stage, point: Point, injection: Injection) -> int:

@@ -60,6 +60,7 @@ class Server:
         self.report = Report()
         self._folder, self._injection = folder / "live", injection
         self._code, self._watched = code, watched
+        self._known: set[bytes] = set()
 
     def sweep(self, seed: int, plan: Plan) -> None:
         """Every planned point of one seed."""
@@ -68,6 +69,7 @@ class Server:
         world = cycle.start(self._folder)
         for number, stage in enumerate(cycle.stages()):
             stage.happens(world)
+            self._known.clear()
             gc.collect()
             gc.freeze()
             undisturbed = self._strike(world, stage, Point(seed, number, 0, code=self._code))
@@ -88,7 +90,7 @@ class Server:
     def _strike(self, world: World, stage: Stage, point: Point) -> Row:
         """Let it happen to a mirror; what was seen."""
         attempt = ail if point.code else crash
-        return self._tried(world, lambda: attempt(world, stage, point, self._injection))
+        return self._tried(world, lambda: attempt(world, stage, point, self._injection, self._known))
 
     def _look(self, world: World, stage: Stage, kinds: str, points: Sequence[Point]) -> None:
         """One life, stopped at each of these points: what would be, had it ended there?"""
@@ -100,7 +102,8 @@ class Server:
             halfway = what == HALFWAY
             made += not halfway
             if point := planned.pop((made, int(halfway)), None):
-                self._note(point, self._tried(world, lambda: judge(world, lines)))
+                seen = self._tried(world, lambda: judge(world, lines, self._known))
+                self._note(point, {**seen, "struck": True})
             return TORN if (made, 1) in planned else GO_ON
 
         watch(world, stage, self._injection, look)
@@ -123,6 +126,7 @@ class Server:
         if "wrong" in seen:
             self.report.violations.append((str(point), str(seen["wrong"])))
         self.report.struck += bool(seen.get("struck"))
+        self.report.known += bool(seen.get("known"))
         self.report.named += bool(seen.get("named"))
         if self.report.points % COLLECTED_AFTER == 0:
             gc.collect()
@@ -143,7 +147,7 @@ def main() -> None:
     parser.add_argument("--point", type=Point.parse)
     asked = parser.parse_args()
     one: Point | None = asked.point
-    plan = only(one) if one else sharded(PLANS[asked.plan], asked.shard, asked.shards, asked.stages)
+    plan = only(one) if one else sharded(asked.plan, asked.shard, asked.shards, asked.stages)
     code = errno.EIO if "errors" in asked.plan else 0
     gc.disable()
     faulthandler.enable()

@@ -285,12 +285,13 @@ class Perils:
                 world.office.faults.clear(fault)
                 del self._lies[key]
         if self._rng.random() < 0.05:
-            lists = world.index.lists()
-            key = self._rng.choice([state.key for state in lists] or [(0, "documents")])
-            if key[0] and key not in self._lies:
-                kind, size = self._rng.choice((("empty", 0), ("truncated", 1), ("truncated", 3)))
-                params = {"PatNum": key[0]}
-                self._lies[key] = self._add(kind, path=f"/{key[1]}", params=params, size=size), 0.0
+            for listed in self._rng.sample(world.index.lists(), k=1) if world.index.lists() else ():
+                self._lie_about(listed.key)
+
+    def _lie_about(self, key: ListKey) -> None:
+        if key not in self._lies:
+            kind, size = self._rng.choice((("empty", 0), ("truncated", 1), ("truncated", 3)))
+            self._lies[key] = self._add(kind, path=f"/{key[1]}", params={"PatNum": key[0]}, size=size), 0.0
 
     # --- another writer on the drop
 

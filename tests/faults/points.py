@@ -11,8 +11,8 @@ from typing import Final
 CODES: Final = (errno.EIO, errno.ENOSPC, errno.EROFS)
 PAIR_SEEDS: Final = 5
 RECOVERY_CALLS: Final = 120  # a second crash comes within so many calls of the recovery
-STRIDE: Final = 7  # shares no divisor with the six ways to fail: neighbouring calls fail in different ones
-SAMPLED: Final = (0, 3)  # of each STRIDE ways to fail, these: every call fails in one of its six ways, or in two
+EVERY: Final = {0: 11, 1: 7, 3: 13, 6: 5}  # the long stages are sampled; prime to 6, so that the ways to fail change
+BLOCKS: Final = {"kills": 24, "errors": 6, "some-errors": 6}  # so many neighbours together: they often end the same
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,14 @@ class Point:
 
 @dataclass
 class Report:
-    """What one run saw. `calls`: of the undisturbed cycles. `violations`: a point, and what was wrong."""
+    """What one run saw. `calls`: of the undisturbed cycles. `violations`: a point, and what was wrong.
+
+    `known`: points where the restarted mirror was, to the byte, in the state of one that was swept and checked already.
+    """
 
     points: int = 0
     struck: int = 0
+    known: int = 0
     calls: int = 0
     writes: int = 0
     syncs: int = 0
@@ -83,28 +87,30 @@ def pairs(seed: int, stage: int, kinds: str) -> Iterator[Point]:
 def errors(seed: int, stage: int, kinds: str) -> Iterator[Point]:
     """Every call with every errno, once and for ever, in turn with a restart and without."""
     for call in range(1, len(kinds) + 1):
-        for number, code in enumerate(CODES):
+        for code in CODES:
             for lasting in (0, 1):
-                yield Point(seed, stage, call, code=code, lasting=lasting, restarted=(call + number + lasting) % 2)
+                yield Point(seed, stage, call, code=code, lasting=lasting, restarted=(call + lasting) % 2)
 
 
 def some_errors(seed: int, stage: int, kinds: str) -> Iterator[Point]:
-    """Every call, in turn with one or two of the errnos and ways of `errors`."""
+    """All of `errors` in the short stages, every n-th in the long ones."""
     for number, point in enumerate(errors(seed, stage, kinds)):
-        if number % STRIDE in SAMPLED:
+        if number % EVERY.get(stage, 1) == 0:
             yield point
 
 
 PLANS: Final[dict[str, Plan]] = {"kills": kills, "pairs": pairs, "errors": errors, "some-errors": some_errors}
 
 
-def sharded(plan: Plan, shard: int, shards: int, stages: Sequence[int]) -> Plan:
-    """Every n-th point of a plan, so that several processes share it. `stages`: only these, if any are named."""
+def sharded(name: str, shard: int, shards: int, stages: Sequence[int]) -> Plan:
+    """Every n-th block of a plan, so that several processes share it. `stages`: only these, if any are named."""
+    block = BLOCKS.get(name, 1)
 
     def mine(seed: int, stage: int, kinds: str) -> Iterator[Point]:
         if not stages or stage in stages:
-            points = list(plan(seed, stage, kinds))
-            yield from points[(shard - seed - stage) % shards :: shards]
+            for number, point in enumerate(PLANS[name](seed, stage, kinds), block * (seed + stage)):
+                if number // block % shards == shard:
+                    yield point
 
     return mine
 

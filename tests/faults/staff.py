@@ -81,7 +81,7 @@ class Staff:
     def _act(self) -> str:
         tasks, weights = zip(*self._kinds, strict=True)
         task = self._rng.choices(tasks, weights)[0]
-        name = task.__name__.strip("_")
+        name: str = task.__name__.strip("_")
         self.done[name] += 1
         task()
         return name
@@ -239,5 +239,9 @@ class Staff:
             return
         self.practice.restore_from_backup(self._backup)
         self._backup, self._away = self.practice.snapshot(), None
+        self.forget()
+
+    def forget(self) -> None:
+        """Whatever anybody knew of what is in a mount, or in a file, may be wrong."""
         for table, key in (("document", "DocNum"), ("mount", "MountNum")):
             self.unseen |= {(table, row[key]) for row in self.practice.rows(f"SELECT {key} FROM {table}")}

@@ -33,11 +33,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler: apt install gcc")
 
 
-def sweep(library: Path, plan: str, seeds: Sequence[int], shard: int, only: Sequence[int] = ()) -> Report:
-    """One fork server through one shard of a plan; its report. `only`: these stages."""
+def sweep(library: Path, plan: str, seeds: Sequence[int], shard: int) -> Report:
+    """One fork server through one shard of a plan; its report."""
     command = [sys.executable, "-m", "tests.faults.forkserver", plan, "--seeds", *map(str, seeds)]
     command += ["--shard", str(shard), "--shards", str(SHARDS)]
-    command += ["--stages", *map(str, only)] if only else []
     command += ["--point", POINT] if POINT else []
     ended = subprocess.run(
         command, env=environment(library), cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT
@@ -48,7 +47,9 @@ def sweep(library: Path, plan: str, seeds: Sequence[int], shard: int, only: Sequ
 
 def tell(record: Callable[[str, object], None], what: str, report: Report) -> None:
     """Leave the figures for the end of the run, and fail for any violation, each with the command that replays it."""
-    figures = f"{report.points} points, {report.struck} struck, {report.calls} calls in the undisturbed cycles"
+    swept = report.points - report.known
+    figures = f"{report.points} points, {report.struck} struck, {swept} different states"
+    figures += f", {report.calls} calls in the undisturbed cycles"
     figures += f" ({report.writes} writes, {report.syncs} syncs), {report.named} named states"
     record("figures", f"{what}: {figures}, {report.seconds} s, {report.core_seconds} core-seconds")
     test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("[")[0]

@@ -85,7 +85,7 @@ class Year:
         rng, connect = random.Random(f"names {self.seed}"), sqlite3.connect
 
         def opened(*args: Any, **kwargs: Any) -> sqlite3.Connection:
-            connection = connect(*args, **kwargs)
+            connection: sqlite3.Connection = connect(*args, **kwargs)
             connection.create_function("random", 0, lambda: rng.getrandbits(62))
             return connection
 
@@ -114,7 +114,7 @@ class Year:
         if self._home_at and self.world.clock.now() >= self._home_at:
             self._come_home()
         if not self._home_at:
-            self._staff.act(times=self._rng.choice((0, 0, 1, 1, 1, 3)))
+            self._staff.act(times=self._rng.choice((0, 0, 0, 1, 1, 3)))
             if self._rng.random() < 0.004:
                 self._go_astray()
         self._perils.step()
@@ -161,7 +161,7 @@ class Year:
             self.world.restart()
         if not self._perils.unmounted:
             self._look()
-        if self._rng.random() < 0.03 and not self._home_at:
+        if self._rng.random() < 0.02 and not self._home_at:
             self._peace()
             self._perils.begin()
 
@@ -241,6 +241,7 @@ class Year:
     def _lose_index(self) -> None:
         """The index is gone: rebuilt from the archive alone, or an old copy is put back."""
         self.counts["index lost"] += 1
+        self._staff.forget()  # what left a mount is not in the archive: only another DownloadMount tells
         world, state = self.world, self.world.settings.state_path
         with contextlib.suppress(Exception):
             world.lanes.closing.close()
