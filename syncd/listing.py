@@ -201,10 +201,10 @@ class Lists:
             self.roster_refused(ListingError("the roster is empty"), now)
             return
         changes = index.apply_roster(patients, now, sync.patient_names, sync.patients)
+        self.arrived += changes["new"] + changes["back"]  # first: no later roster tells of them again
+        self.departed += changes["left"]
         self._sites.works("roster", now)
         index.remember("roster_rows", str(len(patients)))
-        self.arrived += changes["new"] + changes["back"]
-        self.departed += changes["left"]
         for pat_num in changes["left"]:
             self.doors.log.warning("patient_left", pat_num=pat_num)
         self.doors.log.info("roster_read", count=len(patients), rows=len(changes["new"]))
