@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from syncd.demo.site import DropFile
-from syncd.errors import TransientError
+from syncd.errors import SiteError, TransientError
+from syncd.index import Index
 from syncd.model import Item
 from tests.small import HOUR, LEAST, backfilling, serving, settle, small, versions
 from tests.world import World
@@ -87,6 +90,26 @@ def test_list_whose_upload_could_not_be_archived_does_not_count_as_polled(tmp_pa
     aside.rename(world.archive)
     settle(world)
     assert world.media(one.patient, "document", upload) == [b"a scan from the phone"]
+
+
+def test_new_patient_is_polled_though_the_disk_failed_right_after_the_roster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run(hours=1)
+    new, remember, failed = one.practice.add_patient(), Index.remember, list[str]()
+
+    def fail_once(index: Index, key: str, value: str | None) -> None:  # as a disk that is full for a moment
+        if key == "roster_rows" and not failed:
+            failed.append(key)
+            raise SiteError("disk_error")
+        remember(index, key, value)
+
+    monkeypatch.setattr(Index, "remember", fail_once)
+    world.run(hours=3)
+    assert failed
+    assert world.index.polled_at(new, "documents") > 0
 
 
 def test_nothing_is_placed_from_a_listing_older_than_an_hour(tmp_path: Path) -> None:
