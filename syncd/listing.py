@@ -414,7 +414,7 @@ class Lists:
             *(row.item, source, sha256, len(content), extension, media_type(content[:512], extension), row.revision),
             *(row.file_name, now, now, "note", row.fields),
         )
-        self._publisher.take([arrival], now, lambda _: None)
+        self._publisher.take_upload(arrival, now)
 
 
 def end_guard(index: Index, log: Log, guard: int, state: str, now: float, actor: str = "daemon") -> None:

@@ -44,6 +44,7 @@ class Arrival:
     refetch: bool = False
 
 
+UPLOAD_IN_HAND = "upload_in_hand"  # remembered while an uploaded row's bytes are published: its PatNum and DocNum
 Outcomes = list[Version | SyncdError]
 
 
@@ -82,6 +83,20 @@ class Publisher:
             self._tell(plan, outcome)
             self._doors.archive.discard(arrival.source)
         return outcomes
+
+    def take_upload(self, arrival: Arrival, now: float) -> None:
+        """Archive and record bytes that came with a listing. No attempt tells of them after a crash: a note does."""
+        self._doors.index.remember(UPLOAD_IN_HAND, f"{arrival.item.pat_num} {arrival.item.num}")
+        self.take([arrival], now, lambda _: None)
+        self._doors.index.remember(UPLOAD_IN_HAND, None)
+
+    def adopt_upload(self, now: float) -> None:
+        """At start: the upload that was in hand is perhaps published, and perhaps never listed again."""
+        noted = self._doors.index.meta(UPLOAD_IN_HAND)
+        if noted is not None:
+            pat_num, num = map(int, noted.split())
+            self.adopt_unknown(Item(pat_num, "document", num), now)
+            self._doors.index.remember(UPLOAD_IN_HAND, None)
 
     def adopt(self, versions: Sequence[Version], now: float) -> None:
         """Record what the archive holds and the index does not know. The caller has seen the files."""

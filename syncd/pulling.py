@@ -135,6 +135,7 @@ class PullLane:
         adopt_newer(self._doors, now)
         for attempt in self._doors.index.attempts("asked"):
             self._doors.index.set_attempt(attempt.id, "unanswered", now)
+        self._publisher.adopt_upload(now)
         self._recovered = True
 
     def _turn(self, now: float) -> bool:

@@ -129,7 +129,7 @@ def test_crash_at_any_call_around_a_refusal_leaves_no_duty_that_nobody_takes_up(
 def test_version_that_a_dead_process_had_published_is_recorded_though_its_document_is(
     tmp_path: Path, machine: Machine, then: str
 ) -> None:
-    world, one = unrecorded(tmp_path, machine)
+    world, one, _ = dead_before_the_record(tmp_path, machine, lambda one: one.document)
     world.site.files.clear()  # somebody tidied the drop: what was placed cannot be pulled again
     if then == "changed":
         one.practice.replace_bytes(one.document)
@@ -148,14 +148,30 @@ def test_version_that_a_dead_process_had_published_is_recorded_though_its_docume
     world.check()
 
 
-def unrecorded(folder: Path, machine: Machine) -> tuple[World, Small]:
-    """A process that died when the document's file was in the archive and its row was not in the index."""
+def test_upload_that_a_dead_process_had_published_is_recorded_though_somebody_opened_it(
+    tmp_path: Path, machine: Machine
+) -> None:
+    def uploaded(one: Small) -> int:
+        return one.practice.add_raw_document(one.patient, b"PatNum=1 uploaded\r\n", ".txt")
+
+    world, one, upload = dead_before_the_record(tmp_path, machine, uploaded)
+    one.practice.materialise(upload)
+    world.restart()
+    sql = "SELECT count(*) FROM version WHERE kind = 'document' AND num = ?"
+    assert world.index.value(sql, upload) == 1
+    world.run(hours=60)
+    world.check()
+
+
+def dead_before_the_record(folder: Path, machine: Machine, which: Callable[[Small], int]) -> tuple[World, Small, int]:
+    """A process that died when that document's file was in the archive and its row was not in the index."""
     for calls in range(1, 400):
         one = small()
+        num = which(one)
         world = serving(folder / str(calls), one)
         assert dies(world, machine, calls), "there is no such moment"
         sql = "SELECT count(*) FROM version WHERE kind = 'document' AND num = ?"
-        if world.media(one.patient, "document", one.document) and not world.index.value(sql, one.document):
-            return world, one
+        if world.media(one.patient, "document", num) and not world.index.value(sql, num):
+            return world, one, num
         world.stop()
     raise AssertionError("there is no such moment")
