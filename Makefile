@@ -1,5 +1,5 @@
 # make demo: see syncd mirror a simulated practice.   make test: every check and test that needs no root.
-# make test-faults (root): every crash, power cut and I/O error, simulated years, planted bugs; 12 minutes on 2 cores.
+# make test-faults (root): every crash, power cut and I/O error, simulated years, planted bugs.
 #   SYNCD_FAULTS=nightly make test-faults: ten times as much of it.
 PY   ?= python3
 VENV ?= .venv
