@@ -72,7 +72,8 @@ next_try_at wait_seconds n hash
 """
 KEYS: Final = frozenset(_KEYS.split())
 _WORDS: Final = re.compile(r"[A-Za-z0-9_.:/+ -]{0,200}")
-_ALWAYS_SHOWN: Final = frozenset({"audit_head", "started", "stopped", "state_changed"})
+_ALWAYS_SHOWN: Final = frozenset({"started", "stopped", "state_changed"})
+_FOR_THE_JOURNAL: Final = "audit_head"  # kept where nobody who writes the log can change it; no use to a terminal
 _PRIORITY: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # sd-daemon(3)
 Event = MutableMapping[str, object]
 _DEEPEST: Final = 6  # frames and causes that an exception is described by
@@ -230,7 +231,8 @@ class _Sink:
     def _show(self, event: Mapping[str, object]) -> None:
         priority, name = _PRIORITY[str(event["level"])], str(event["event"])
         least = {-1: 3, 0: 4}.get(self._verbose, 7)
-        if priority > least and not (name in _ALWAYS_SHOWN and self._verbose >= 0):
+        always = name in _ALWAYS_SHOWN or (name == _FOR_THE_JOURNAL and self._under_systemd)
+        if priority > least and not (always and self._verbose >= 0):
             return
         ids = " ".join(f"{key}={value}" for key, value in event.items() if key not in {"level", "event"})
         _, action, _ = REASONS.get(str(event.get("reason")), ("", EVENTS[name], 0))

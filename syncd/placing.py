@@ -112,7 +112,7 @@ class Places:
         self._sites, self._lists, self._bulk = sites, lists, bulk
         self._publisher = Publisher(doors)
         self._alike = guards.Breaker()
-        self._proven: set[tuple[int, int]] = set()  # (PatNum, DocNum) of images whose owner was asked for
+        self._proven: set[tuple[int, int]] = set()  # (PatNum, DocNum) of images that may be placed once
 
     def prepare(self, duty: Duty, now: float) -> Step | None:
         """The request this duty needs next, or None when it needed none: its bytes are archived already."""
@@ -129,6 +129,7 @@ class Places:
             return ListStep(self._lists, (duty.pat_num, name), self._lists.limit)
         if duty.method == "mount-image" and (duty.pat_num, duty.num) not in self._proven:
             return OwnerStep(self, duty)
+        self._proven.discard((duty.pat_num, duty.num))  # a proof is for one placement: numbers are reused
         attempt = self._journalled(duty, listed_at, now)
         return PlaceStep(self, attempt, duty, self._bulk or duty.why == "refetch") if attempt else None
 
@@ -183,10 +184,16 @@ class Places:
         return self.prepare(duty, now)
 
     def disown(self, duty: Duty, now: float) -> None:
-        """The image is not this patient's, or not there any more: nothing of it is placed."""
+        """The image is not this patient's, or not there any more: nothing of it is placed.
+
+        One that was archived here does not vanish for one answer: its mount's own answers decide.
+        """
         self.doors.log.warning("listing_refused", pat_num=duty.pat_num, list="mount", failure="ListingError")
         self.doors.index.duty_done(duty.method, duty.pat_num, duty.num)
-        self.doors.index.vanish(Item(duty.pat_num, *_item_of(duty)), now, None)
+        image = Item(duty.pat_num, *_item_of(duty))
+        known = self.doors.index.known_item(image)
+        if known is not None and known.archived_revision is None:
+            self.doors.index.vanish(image, now)
 
     def _put_off(self, duty: Duty, now: float) -> bool:
         """Whether the item changed so often today that it waits for an hour since the last time."""

@@ -288,6 +288,14 @@ def logged() -> Iterator[tuple[str, set[str], set[str]]]:
                         yield f"{path.name}:{node.lineno}", {str(name) for name in names}, keys
 
 
+@pytest.mark.parametrize(("environ", "lines"), [({}, 0), ({"JOURNAL_STREAM": "8:9"}, 1)])
+def test_head_of_the_audit_log_is_for_the_journal_and_not_for_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], environ: dict[str, str], lines: int
+) -> None:
+    open_logs(settings(tmp_path), environ).info("audit_head", n=3, hash="ab" * 32)
+    assert len(capsys.readouterr().err.splitlines()) == lines
+
+
 def test_every_event_and_key_that_syncd_logs_is_listed() -> None:
     calls = list(logged())
     assert calls

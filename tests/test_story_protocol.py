@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from syncd import wishes
 from syncd.demo.site import DropFile
 from syncd.errors import SiteError, TransientError
 from syncd.index import Index
 from syncd.model import Item
-from tests.small import HOUR, LEAST, backfilling, serving, settle, small, versions
+from tests.small import HOUR, LEAST, Small, backfilling, serving, settle, small, versions
 from tests.world import World
 
 JPEG_OF_SOMEBODY = b"\xff\xd8\xff\xe0" + bytes(300) + b"\xff\xd9"  # properly ended, and nobody's document
@@ -110,6 +111,34 @@ def test_new_patient_is_polled_though_the_disk_failed_right_after_the_roster(
     world.run(hours=3)
     assert failed
     assert world.index.polled_at(new, "documents") > 0
+
+
+def mirrored_image(world: World, one: Small) -> int:
+    world.run(hours=3)
+    return int(world.index.value("SELECT min(num) FROM item WHERE kind = 'mount-image' AND pat_num = ?", one.patient))
+
+
+def test_archived_image_does_not_vanish_for_one_answer_that_denies_it(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    image = mirrored_image(world, one)
+    world.office.faults.add("status", path=f"/documents/{image}", status=404, text="Document not found")
+    wishes.make(world.index, "retry", [[one.patient, "mount-image", image]], world.clock.now())
+    world.run(hours=1)
+    assert world.sent(f"/documents/{image}")
+    assert world.state(one.patient, "mount-image", image) == "archived"
+
+
+def test_owner_of_an_image_is_asked_for_before_each_placement(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    image = mirrored_image(world, one)
+    for times in (1, 2):
+        before = len(world.office.arrivals)
+        wishes.make(world.index, "retry", [[one.patient, "mount-image", image]], world.clock.now())
+        world.run(hours=1)
+        assert len(world.sent("/documents/DownloadSftp", since=before, DocNum=image)) == 1
+        assert len(world.sent(f"/documents/{image}")) == times
 
 
 def test_nothing_is_placed_from_a_listing_older_than_an_hour(tmp_path: Path) -> None:

@@ -415,6 +415,22 @@ MUTANTS = (
         "two_mounts_that_are_swapped",
     ),
     Mutant(
+        "one answer makes an archived image vanish",
+        "syncd/placing.py",
+        "if known is not None and known.archived_revision is None:",
+        "if known is not None:",
+        "tests/test_story_protocol.py",
+        "one_answer_that_denies_it",
+    ),
+    Mutant(
+        "a proof of the owner is for ever",
+        "syncd/placing.py",
+        "self._proven.discard((duty.pat_num, duty.num))",
+        "pass",
+        "tests/test_story_protocol.py",
+        "asked_for_before_each_placement",
+    ),
+    Mutant(
         "keep the connection",
         "syncd/api.py",
         "            self._wire.close()  # nothing is kept, also where the office does not say that it will close\n",
