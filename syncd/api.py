@@ -125,9 +125,9 @@ class OpenDentalApi:
         headers["Content-Type"] = "application/json"  # the vendor wants it on GET, too
         headers["Connection"] = "close"  # an idle connection is cut by the gateway just when it is used again
 
-    def when_connected(self, call: Callable[[], None]) -> None:
-        """From now on `call` when a request's connection stands, right before it is sent."""
-        self._wire.connected = call
+    def when_sending(self, hold: Callable[[], None], sent: Callable[[], None]) -> None:
+        """From now on call `hold` when a request's connection stands, and `sent` as soon as the request is out."""
+        self._wire.hold, self._wire.sent = hold, sent
 
     def list_documents(self, pat_num: int, offset: int, limit: int) -> Page:
         """GET /documents for one patient: documents outside mounts, and mounts; at most `limit` rows from `offset`."""
@@ -258,8 +258,8 @@ class _Wire(HTTPAdapter):
     """The network, with a view of the socket in flight: None until connected (with TLS: until trusted)."""
 
     sock: socket.socket | None = None
-
-    connected: Callable[[], None] | None = None
+    hold: Callable[[], None] | None = None
+    sent: Callable[[], None] | None = None
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
         """Have the pool make connections that show their socket."""
@@ -270,8 +270,15 @@ class _Wire(HTTPAdapter):
             def connect(self) -> None:
                 super().connect()
                 wire.sock = self.sock
-                if wire.connected:
-                    wire.connected()
+                if wire.hold:
+                    wire.hold()
+
+            def request(self, *args: Any, **kwargs: Any) -> None:
+                try:
+                    super().request(*args, **kwargs)
+                finally:
+                    if wire.sent:
+                        wire.sent()
 
         pool.ConnectionCls = Shown
         return pool

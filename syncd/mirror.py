@@ -160,6 +160,7 @@ class ApiLane:
             self._record(*self._in_hand, now)  # raises while the index takes nothing: then nothing is asked, either
         for verb, argument in wishes.grant_all(self.doors.index, self.doors.log, now):
             self._granted(verb, argument, now)
+        self._sites.look_again()
         wait = self._sites.wait_until("api", "listings")
         at_limit = self.scope.max_requests is not None and self.requests >= self.scope.max_requests
         if wait > now or at_limit or self.doors.index.paused_until(now):
@@ -181,7 +182,7 @@ class ApiLane:
         step, self._prepared = self._prepared, None
         self._in_hand = step, UnansweredError("api_error", "a bug came between")  # until there is an outcome
         with claim:
-            self.doors.api.when_connected(claim.sent)
+            self.doors.api.when_sending(claim.hold, claim.sent)
             outcome = self._asked(step)
             if isinstance(outcome, TransientError) and outcome.reason == "throttled":
                 claim.throttled(outcome.retry_after)

@@ -28,8 +28,8 @@ class Api(Protocol):
     NoSuchMethodError; listings also ListingError and OversizeError; placements also ItemError.
     """
 
-    def when_connected(self, call: Callable[[], None]) -> None:
-        """From now on `call` when a request's connection stands, right before it is sent."""
+    def when_sending(self, hold: Callable[[], None], sent: Callable[[], None]) -> None:
+        """From now on call `hold` when a request's connection stands, and `sent` as soon as the request is out."""
         ...
 
     def list_documents(self, pat_num: int, offset: int, limit: int) -> Page:

@@ -70,6 +70,7 @@ class PullLane:
 
     def turn(self, now: float) -> float:
         """Pull what is placed, judge what went unanswered, clean; seconds since the epoch of the next turn."""
+        self._sites.look_again()
         self._settle_audit(now)
         wait = self._sites.wait_until("drop", "archive")
         try:

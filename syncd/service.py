@@ -198,13 +198,13 @@ class PaceFile:
                 return IN_FLIGHT_WAIT
             steady = self._clock.steady()  # read under the lock
             pace = pacing.Pace.from_json(os.pread(fd, PACE_BYTES, 0).decode("ascii", "replace"))
-            lead = 0.8 * min(self._leads) if len(self._leads) == LEADS else 0.0  # connecting takes more than that
+            lead = min(max(self._leads, default=0.0), spacing / 4)  # connecting may begin as much earlier
             if (earliest := pacing.next_start(pace, spacing, steady + lead)) > steady + lead:
                 return earliest - steady - lead
-            pace = pacing.started(pace, steady, self._today())
+            pace = pacing.started(pace, max(steady, earliest), self._today())
             _write_pace(fd, pace)
             undo.pop_all()
-            return Claim(fd, pace, self._clock, self._leads)
+            return Claim(fd, pace, self._clock, steady, self._leads)
 
     def counts(self) -> pacing.Pace:
         """The pace with today's counts, for readers; zeros when there is no such file yet, or it may not be read."""
@@ -224,15 +224,19 @@ def _write_pace(fd: int, pace: pacing.Pace) -> None:
 class Claim:
     """One request in flight. A context manager around it; leaving records how it was answered."""
 
-    def __init__(self, fd: int, pace: pacing.Pace, clock: Clock, leads: deque[float]) -> None:
-        self._fd, self._pace, self._clock, self._leads = fd, pace, clock, leads
+    def __init__(self, fd: int, pace: pacing.Pace, clock: Clock, made_at: float, leads: deque[float]) -> None:
+        self._fd, self._pace, self._clock, self._made_at, self._leads = fd, pace, clock, made_at, leads
         self._throttled, self._retry_after = False, 0.0
 
+    def hold(self) -> None:
+        """The connection stands: note how long that took, and wait until the request may be sent."""
+        steady = self._clock.steady()
+        self._leads.append(steady - self._made_at)
+        time.sleep(max(self._pace.last_start - steady, 0.0))  # at most a quarter of the distance
+
     def sent(self) -> None:
-        """The request goes out only now: the next one keeps its distance from here, however long connecting took."""
-        sent = self._clock.steady()
-        self._leads.append(sent - self._pace.last_start)
-        self._pace = replace(self._pace, last_start=sent)
+        """The request is out: the next one keeps its distance from here, however long connecting and sending took."""
+        self._pace = replace(self._pace, last_start=self._clock.steady())
 
     def throttled(self, retry_after: float | None) -> None:
         """The answer is a 429, which asked for `retry_after` seconds of quiet, or for none."""

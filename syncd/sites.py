@@ -154,21 +154,30 @@ def tell_audit_head(audit: AuditLog, log: Log) -> None:
 
 
 class Sites:
-    """The named states, in the index. One object a lane; all of them share the table."""
+    """The named states, in the index. One object a lane; all of them share the table, which each reads once a turn."""
 
     def __init__(self, index: Index, log: Log) -> None:
         self._index = index
         self._log = log
+        self._seen: dict[str, tuple[str, float]] | None = None
+
+    def look_again(self) -> None:
+        """Another turn begins: see what others wrote."""
+        self._seen = None
 
     def wait_until(self, *lanes: str) -> float:
         """Seconds since the epoch before which one of these lanes shall not try; 0 when none is in trouble."""
-        marks = ", ".join("?" * len(lanes))
-        return float(self._index.value(f"SELECT max(next_try_at) FROM site WHERE lane IN ({marks})", *lanes) or 0)  # noqa: S608 - marks only
+        return max((next_try_at for lane, (_, next_try_at) in self._troubles().items() if lane in lanes), default=0.0)
 
     def reason(self, lane: str) -> str | None:
         """The code of the lane's trouble, or None."""
-        found: str | None = self._index.value("SELECT reason FROM site WHERE lane = ?", lane)
-        return found
+        return self._troubles().get(lane, (None,))[0]
+
+    def _troubles(self) -> dict[str, tuple[str, float]]:
+        if self._seen is None:
+            rows = self._index.rows("SELECT lane, reason, next_try_at FROM site")
+            self._seen = {row["lane"]: (row["reason"], row["next_try_at"]) for row in rows}
+        return self._seen
 
     def failed(self, error: SyncdError, now: float, lane: str | None = None) -> None:
         """Take down a lane for this error, or keep it down with growing distance."""
@@ -180,6 +189,7 @@ class Sites:
         wait = max(wait, getattr(error, "retry_after", None) or 0.0)
         wait = max(wait, getattr(error, "retry_after", None) or 0.0)
         before = self.reason(lane)
+        self._seen = None
         with self._index.transaction():
             self._index.run(
                 "INSERT INTO site VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET reason = excluded.reason,"
@@ -198,6 +208,7 @@ class Sites:
         """The lane did its work: its trouble, if any, is over."""
         before = self.reason(lane)
         if before is not None:
+            self._seen = None
             with self._index.transaction():
                 self._index.run("DELETE FROM site WHERE lane = ?", lane)
                 self._close(lane, now)

@@ -7,7 +7,9 @@ tests' own credential files. Private by design, and not searched: the index, sid
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +23,12 @@ CREDENTIALS = ("developer_key", "customer_key", "sftp_password")
 STAGED = r"syncd-[a-z0-9-]+-[0-9]{8}-[0-9a-f]{32}"
 MARKER = ".syncd-archive"
 
+RAM_DISK = Path("/dev/shm")  # where there is one: hundreds of archives on it wait for no disk
+
 _printed: list[tuple[str, str]] = []
+
+if os.access(RAM_DISK, os.W_OK):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(RAM_DISK))
 
 
 def secrets_of(folder: Path) -> set[str]:
@@ -64,3 +71,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if found:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         raise pytest.UsageError("the test run said what syncd must never say:\n" + "\n".join(found))
+    if folder is not None and session.exitstatus == pytest.ExitCode.OK and folder.is_relative_to(RAM_DISK):
+        shutil.rmtree(folder, ignore_errors=True)  # it is memory

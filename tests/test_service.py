@@ -137,6 +137,24 @@ def test_missing_or_unreadable_state_folder_is_a_disk_error(tmp_path: Path) -> N
         Lock(tmp_path).holder()
 
 
+def test_requests_leave_no_closer_than_the_spacing_however_long_connecting_takes(tmp_path: Path) -> None:
+    clock, spacing, early, gaps, out_at = SystemClock(), 0.05, 0, [], 0.0
+    pace = PaceFile(tmp_path / "pace", clock)
+    for connecting in (0.0, 0.008, 0.0, 0.002, 0.012, 0.0, 0.0):
+        while not isinstance(claim := pace.claim(spacing), Claim):
+            time.sleep(claim)
+        with claim:
+            early += 0 < clock.steady() - out_at < spacing
+            time.sleep(connecting)
+            claim.hold()
+            gaps.append(clock.steady() - out_at)
+            time.sleep(0.004)  # a request takes its time to leave
+            claim.sent()
+            out_at = clock.steady()
+    assert min(gaps) >= spacing - 0.001  # between our two looks at the clock
+    assert early  # what connecting took before was not waited for once more
+
+
 def test_two_processes_and_their_threads_never_start_closer_than_the_spacing(tmp_path: Path) -> None:
     path = tmp_path / "pace"
     others = [start(CLAIMING, path, 12) for _ in range(3)]
