@@ -23,7 +23,6 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,23 +30,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from syncd import guards
 from syncd.schema import Row
 from tests.faults.ailing import ail
 from tests.faults.crashing import SECONDS, crash, watch
-from tests.faults.cycle import Cycle, Stage, live
+from tests.faults.cycle import FEW, Cycle, Stage, live, quicken
 from tests.faults.injection import GO_ON, HALFWAY, TORN, Injection
 from tests.faults.judging import judge, trial
 from tests.faults.points import PLANS, Plan, Point, Report, only, sharded
 from tests.world import World
 
 COLLECTED_AFTER: Final = 25  # points; the collector of garbage is off in between
-
-
-class SilentTimer(threading.Timer):
-    """A deadline in real time, which nothing here comes near; a thread a request would cost more than the request."""
-
-    def start(self) -> None:
-        """No thread."""
 
 
 class Server:
@@ -152,7 +145,7 @@ def main() -> None:
     gc.disable()
     faulthandler.enable()
     signal.signal(signal.SIGALRM, out_of_time)
-    threading.Timer = SilentTimer  # type: ignore[misc]  # for this process and its children
+    quicken(probes=FEW if code else guards.PROBED_ITEMS)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="syncd-faults-", dir="/dev/shm"))
     try:

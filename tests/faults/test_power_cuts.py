@@ -22,7 +22,7 @@ import pytest
 
 from syncd.scrub import reindex
 from syncd.wiring import open_archive
-from tests.faults.cycle import Cycle, Stage, live
+from tests.faults.cycle import Cycle, Stage, live, quicken
 from tests.faults.mounts import FILE_SYSTEMS, MEMORY, Disk, FileSystem, copy_image, in_namespace, make_image, need
 from tests.faults.power import Power, close_what_is_open_in, missing_versions, settled
 from tests.world import World
@@ -194,6 +194,7 @@ def points(calls: int, fewest: int, lot: str) -> list[int]:
 
 def explore(folder: Path, kind: FileSystem, scenario: Scenario, seed: int, shard: int) -> Explored:
     """In a namespace of its own: prepare, live once undisturbed, then die at every point of the shard."""
+    quicken()
     machine = Machine(folder, kind, Cycle(seed))
     scenario.prepare(machine)
     machine.let_go()
