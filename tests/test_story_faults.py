@@ -235,6 +235,19 @@ def test_retry_of_a_damaged_file_heals_it_and_keeps_the_damaged_bytes_aside(tmp_
     assert aside.read_bytes() == damaged
 
 
+def test_retry_of_a_damaged_sheet_archives_what_is_rendered_now_as_another_version(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run(hours=3)
+    (name,) = world.archive.glob(f"patients/{one.patient}/sheet-{one.sheet}/1-*.pdf")
+    name.chmod(0o600)
+    name.write_bytes(name.read_bytes()[:-9] + b"%%EOF rot")
+    wishes.make(world.index, "retry", [[one.patient, "sheet", one.sheet]], world.clock.now())
+    world.run(hours=3)
+    assert world.item(one.patient, "sheet", one.sheet)["current_version"] == 2
+    assert world.media(one.patient, "sheet", one.sheet)[-1].endswith(b"%%EOF\n")
+
+
 def test_document_without_its_file_waits_for_the_next_listing(tmp_path: Path) -> None:
     one = small()
     world = serving(tmp_path, one)

@@ -128,7 +128,7 @@ MUTANTS = (
         "and self._doors.archive.intact(newest):",
         ":",
         "tests/test_story_faults.py",
-        "retry_of_a_damaged_file",
+        "retry_of_a_damaged_sheet",
     ),
     Mutant(
         "an old index is believed",
@@ -144,7 +144,7 @@ MUTANTS = (
         "        archive.note_seq(numbers[-1])\n",
         "",
         "tests/test_scrub.py",
-        "older_copy_is_noticed",
+        "no_version_is_recorded_before",
     ),
     # --- the drop: whole, regular, unchanged, of the right site
     Mutant(
@@ -345,8 +345,8 @@ MUTANTS = (
     Mutant(
         "requests in flight are forgotten at a restart",
         "syncd/pulling.py",
-        '            self._doors.index.set_attempt(attempt.id, "unanswered", now)\n        self._recovered = True',
-        "            self._doors.index.forget_attempt(attempt.id)\n        self._recovered = True",
+        '            self._doors.index.set_attempt(attempt.id, "unanswered", now)\n        self._publisher',
+        "            self._doors.index.forget_attempt(attempt.id)\n        self._publisher",
         "tests/test_story_crashes.py",
         "costs_at_most_one_placement",
     ),
