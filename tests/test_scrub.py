@@ -162,11 +162,13 @@ def test_without_an_archive_nothing_is_rebuilt_and_the_index_stays(tmp_path: Pat
 
 def test_no_version_is_recorded_before_the_archive_knows_its_number(tmp_path: Path, one: Small) -> None:
     world = serving(tmp_path, one)
-    last = 0
-    for _ in range(5):
-        world.run(until=lambda before=last: (world.index.value("SELECT max(seq) FROM version") or 0) > before)
-        last = world.index.value("SELECT max(seq) FROM version")
-        assert open_archive(world).last_seq() >= last
+
+    def last() -> int:
+        return int(world.index.value("SELECT max(seq) FROM version") or 0)
+
+    for before in (0, 1, 2, 3):
+        world.run(until=lambda: last() > before)  # noqa: B023 - called at once
+        assert open_archive(world).last_seq() >= last()
 
 
 def test_index_put_back_from_an_older_copy_is_noticed_and_made_whole_without_requests(
