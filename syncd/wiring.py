@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from syncd.archive import Archive
 from syncd.audit import AuditLog
 from syncd.config import Settings
 from syncd.drop import SftpDrop
-from syncd.errors import ConfigError, UsageError
+from syncd.errors import ConfigError, SiteError, UsageError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.mirror import CLOCK_SLACK, ApiLane, Scope
@@ -56,7 +57,11 @@ def open_index(settings: Settings) -> Index:
     """The practice's index; made when there is none. Raises ConfigError on a network file system, SiteError."""
     if kind := network_file_system(settings.state_path):
         raise ConfigError((f"[state] path: is on a network file system ({kind}), where SQLite loses data: move it",))
-    settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        told = f"[state] path: {errno.errorcode.get(error.errno or 0, 'unknown')}"
+        raise SiteError("disk_error", told) from error
     return Index(settings.state_path / "index.db")
 
 

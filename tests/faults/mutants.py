@@ -12,17 +12,27 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import apscheduler.schedulers.background  # noqa: F401 - this and the next ones: imported once, for all forks
+import hypothesis  # noqa: F401
+import paramiko  # noqa: F401
+import PIL.Image  # noqa: F401
+import pydantic  # noqa: F401
+import pytest
+import requests  # noqa: F401
+import rich.progress  # noqa: F401
+import sqlite_utils  # noqa: F401
+import structlog  # noqa: F401
+import werkzeug.serving  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[2]
 RAM = Path("/dev/shm")
-SECONDS = 300  # for the tests of one mutant
+SAID = "said.txt"
 FEWEST = 30  # planted bugs in all
 FAILED = 1  # pytest's exit code for "a test failed"; everything else is no verdict
 
@@ -496,38 +506,59 @@ def _copied(tree: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tree / name)
 
 
-def _tests(tree: Path, files: Iterable[str], words: str) -> tuple[int, str]:
-    """Pytest's exit code in that tree, and the first test that failed, or its last line."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *files]
-    try:
-        done = subprocess.run(
-            [*command, *(["-k", words] if words else [])],
-            cwd=tree,
-            env={**os.environ, "PYTHONPATH": str(tree)},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return -1, "its tests did not end"
-    lines = done.stdout.splitlines()
+def _start(tree: Path, files: Iterable[str], words: str) -> int:
+    """Fork a process for pytest in that tree, where what others wrote is imported already; its pid."""
+    if pid := os.fork():
+        return pid
+    output = os.open(tree / SAID, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    os.environ["PYTHONPATH"] = str(tree)  # of the processes that tests start
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "syncd")]:
+        del sys.modules[name]
+    options = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", f"--rootdir={tree}")
+    os._exit(pytest.main([*options, *files, *(["-k", words] if words else [])]))
+
+
+def _seen(tree: Path) -> str:
+    """The first test that failed, or the last line."""
+    lines = (tree / SAID).read_text("utf-8", "replace").splitlines()
     failed = [line.split(" - ")[0].removeprefix("FAILED ") for line in lines if line.startswith("FAILED")]
-    return done.returncode, (failed or lines or ["pytest said nothing"])[0 if failed else -1]
+    return (failed or lines or ["pytest said nothing"])[0 if failed else -1]
 
 
-def caught(mutant: Mutant) -> tuple[bool, str]:
-    """Whether its test fails with the bug in place, and what was seen."""
-    with tempfile.TemporaryDirectory(dir=RAM if RAM.is_dir() else None, prefix="mutant-") as folder:
-        tree = Path(folder)
-        _copied(tree)
-        target = tree / mutant.path
-        text = target.read_text("utf-8")
-        if text.count(mutant.old) != 1:
-            return False, f"its text is {text.count(mutant.old)} times in {mutant.path}"
-        target.write_text(text.replace(mutant.old, mutant.new), "utf-8")
-        code, seen = _tests(tree, [mutant.test_file], mutant.words)
-    return code == FAILED, seen
+def _planted(mutant: Mutant, tree: Path) -> str:
+    """A copy of the tree with the bug in it; what is wrong, where that cannot be."""
+    _copied(tree)
+    target = tree / mutant.path
+    text = target.read_text("utf-8")
+    if text.count(mutant.old) != 1:
+        return f"its text is {text.count(mutant.old)} times in {mutant.path}"
+    target.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+    return ""
+
+
+def results(chosen: Sequence[Mutant], folder: Path) -> dict[str, tuple[bool, str]]:
+    """By name: whether its test fails with the bug in place, and what was seen. As many at once as there are cores."""
+    found: dict[str, tuple[bool, str]] = {}
+    running: dict[int, tuple[Mutant, Path]] = {}
+    waiting = list(enumerate(chosen))
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            number, mutant = waiting.pop(0)
+            tree = folder / str(number)
+            if wrong := _planted(mutant, tree):
+                found[mutant.name] = False, wrong
+            else:
+                running[_start(tree, [mutant.test_file], mutant.words)] = mutant, tree
+        if running:
+            pid, status = os.wait()
+            mutant, tree = running.pop(pid)
+            found[mutant.name] = os.waitstatus_to_exitcode(status) == FAILED, _seen(tree)
+            shutil.rmtree(tree)
+    return found
 
 
 def main() -> int:
@@ -537,17 +568,20 @@ def main() -> int:
     word = parser.parse_args().word
     chosen = [mutant for mutant in MUTANTS if word in mutant.name]
     every = " or ".join(f"({mutant.words})" for mutant in chosen)
-    code, seen = _tests(ROOT, sorted({mutant.test_file for mutant in chosen}), every)
-    if code:
-        sys.stdout.write(f"no verdict: without any bug the tests fail already: {seen}\n")
-        return 2
-    with ThreadPoolExecutor(2) as pool:
-        results = list(zip(chosen, pool.map(caught, chosen), strict=True))
-    for mutant, (found, seen) in results:
-        sys.stdout.write(f"{'caught' if found else 'MISSED':<8}{mutant.name:<48}{seen}\n")
-    number = sum(found for _, (found, _) in results)
-    sys.stdout.write(f"{number} of {len(results)} planted bugs caught\n")
-    return 0 if number == len(results) and (word or number >= FEWEST) else 1
+    with tempfile.TemporaryDirectory(dir=RAM if RAM.is_dir() else None, prefix="mutants-") as folder:
+        sound = Path(folder, "sound")
+        _copied(sound)
+        pid = _start(sound, sorted({mutant.test_file for mutant in chosen}), every)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+            sys.stdout.write(f"no verdict: without any bug the tests fail already: {_seen(sound)}\n")
+            return 2
+        found = results(chosen, Path(folder))
+    for mutant in chosen:
+        caught, seen = found[mutant.name]
+        sys.stdout.write(f"{'caught' if caught else 'MISSED':<8}{mutant.name:<48}{seen}\n")
+    number = sum(caught for caught, _ in found.values())
+    sys.stdout.write(f"{number} of {len(chosen)} planted bugs caught\n")
+    return 0 if number == len(chosen) and (word or number >= FEWEST) else 1
 
 
 if __name__ == "__main__":
