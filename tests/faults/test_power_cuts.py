@@ -86,8 +86,8 @@ class Scenario:
     """`prepare`: what happened before. `act`: what is disturbed at each of its calls.
 
     `keeps_index`: whether what was recorded has to be in the index at once, before the next start could heal it.
-    `fewest`: calls; "no call was seen" must not pass for "no cut did harm". `points`: so many of them, by lot, others on
-    the other file system; nightly all calls.
+    `fewest`: calls; "no call was seen" must not pass for "no cut did harm". `points`: so many of them, by lot, others
+    on the other file system; nightly all calls.
     """
 
     prepare: Callable[[Machine], None]
