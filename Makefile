@@ -17,7 +17,7 @@ test: check
 
 test-faults: $(VENV)/.ready
 	$(BIN)/python -m tests.faults.mutants
-	$(BIN)/pytest -n auto tests/faults
+	$(BIN)/pytest -n auto tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),,-m "not racing")
 
 quick: $(VENV)/.ready
 	$(BIN)/pytest -n auto --ignore=tests/faults -m "not slow"

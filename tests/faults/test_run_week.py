@@ -29,7 +29,7 @@ from syncd.service import Systemd, read_credentials
 from tests.test_story_week import staff
 from tests.truth import Expected, Findings, compare_archive
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.racing, pytest.mark.timeout(400)]
 
 SPEED = 10_000.0
 HOUR = 3600.0
