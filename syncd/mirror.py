@@ -240,10 +240,9 @@ class ApiLane:
         elif verb == "approve" and self._sites.reason("database"):
             self.identity_at = now
 
-    def due(self, mark: str) -> None:
-        """The scheduler says that something is due; the lane does it in its turn."""
-        if mark == "identity":
-            self.identity_at = 0.0
+    def identity_due(self) -> None:
+        """The scheduler says that the database's identity is to be compared; the lane does it in its turn."""
+        self.identity_at = 0.0
 
     def close(self) -> None:
         """Take back what was prepared and not sent."""

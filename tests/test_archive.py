@@ -274,6 +274,23 @@ def test_sidecar_without_an_archived_file_is_refused(archive: Archive) -> None:
     assert isinstance(outcome, ItemError)
 
 
+def test_sidecar_of_a_file_that_is_gone_is_refused(archive: Archive) -> None:
+    first = pulled(archive)
+    assert archive.publish([first]) == [None]
+    (archive.root / first.version.path).unlink()
+    (outcome,) = archive.publish([Publication(version(sidecar=2, seq=8, revision="later"), None)])
+    assert isinstance(outcome, ItemError)
+
+
+def test_sidecar_that_is_there_is_not_written_again(archive: Archive) -> None:
+    first = pulled(archive)
+    archive.publish([first])
+    before = files(archive)
+    with pytest.raises(ItemError):
+        archive.write_sidecar(dataclasses.replace(first.version, revision="other"))
+    assert files(archive) == before
+
+
 def test_one_bad_item_does_not_stop_the_batch(archive: Archive) -> None:
     absent = Publication(version(item=Item(101, "sheet", 1)), archive.root / "incoming" / "absent")
     short = pulled(archive, b"short", item=Item(101, "sheet", 2), bytes=6)

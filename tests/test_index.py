@@ -227,6 +227,11 @@ def test_killed_process_leaves_nothing_of_its_open_transaction(tmp_path: Path) -
 # --- a disk that fails
 
 
+def test_wrong_statement_is_a_bug_and_no_disk_error(index: Index) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        index.rows("SELECT nothing FROM nowhere")
+
+
 def test_anything_but_an_index_is_a_disk_error_that_names_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "index.db"
     path.write_bytes(b"Patient Smith" * 1000)

@@ -18,10 +18,12 @@ from syncd.report import (
     DAY,
     HOUR,
     LIVELY,
+    SILENT,
     Budget,
     Hold,
     Incident,
     Report,
+    Signs,
     StatusFacts,
     Surroundings,
     Trouble,
@@ -32,11 +34,13 @@ from syncd.report import (
     iso,
     plan,
     plan_text,
+    silent_parts,
     status,
     text,
 )
 
 NOW = 1_795_000_000.0
+BOOTED_FOR = 50_000.0
 SYNCED = StatusFacts(
     items=40,
     archived_items=40,
@@ -385,3 +389,30 @@ def test_a_time_for_programs_reads_back_to_the_millisecond(at: float) -> None:
     assert written is not None
     assert written.endswith("Z")
     assert abs(dt.datetime.fromisoformat(written).timestamp() - at) < 0.002
+
+
+# --- who gives no sign of life
+
+
+def told_silent(signs: Signs | None) -> list[tuple[str, str, float]]:
+    return [(each.lane, each.reason, NOW - each.since_at) for each in silent_parts(signs, BOOTED_FOR, NOW)]
+
+
+def test_process_that_is_silent_is_told_once_and_not_each_of_its_parts() -> None:
+    long_ago = BOOTED_FOR - SILENT - 1
+    assert told_silent(Signs(long_ago, {"api": (long_ago, "")})) == [("process", "not_responding", SILENT + 1)]
+
+
+def test_each_silent_part_is_told_with_its_own_reason() -> None:
+    live, silent = BOOTED_FOR - SILENT, BOOTED_FOR - SILENT - 60
+    parts = {"api": (live, ""), "pull": (silent, "disk_error"), "scheduler": (silent, ""), "clock": (silent, "")}
+    assert told_silent(Signs(BOOTED_FOR, {**parts, "log": (silent, "")})) == [
+        ("pull", "disk_error", SILENT + 60),
+        ("scheduler", "lane_stuck", SILENT + 60),
+        ("clock", "clock_stuck", SILENT + 60),
+        ("log", "log_unwritable", SILENT + 60),
+    ]
+
+
+def test_verb_that_gives_no_signs_is_not_silent() -> None:
+    assert told_silent(None) == []

@@ -302,7 +302,7 @@ def test_other_database_is_found_at_the_daily_comparison(tmp_path: Path) -> None
         world.clock.advance(3600)
     world.swap_practice(build_practice(3, 77, world.clock, past=OTHER, name="other"))
     world.clock.advance(21 * 3600)
-    world.lanes.api_lane.due("identity")
+    world.lanes.api_lane.identity_due()
     world.run(hours=1)
     assert reasons(world) == {"other_database"}
 
@@ -351,6 +351,15 @@ def test_database_that_went_back_is_believed_once_approved(restored: World) -> N
     assert reasons(restored) == set()
     assert vanished(restored) == 10
     restored.check()
+
+
+def test_database_that_was_approved_is_not_asked_about_again_while_its_gaps_are_marked(restored: World) -> None:
+    restored.restart()
+    restored.run(hours=1)
+    decide(restored, "approve")
+    restored.restart()  # which compares again, and finds the same gaps
+    restored.run(hours=1)
+    assert (reasons(restored), guards_held(restored), vanished(restored)) == (set(), [], 0)
 
 
 def test_two_missing_documents_of_twenty_are_ordinary(world: World) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from syncd import wishes
 from syncd.demo.site import DropFile
-from syncd.errors import SiteError, TransientError
+from syncd.errors import SiteError, SyncdError, TransientError, UnansweredError
 from syncd.index import Index
 from syncd.model import Item
 from tests.small import HOUR, LEAST, Small, backfilling, serving, settle, small, versions
@@ -26,6 +26,59 @@ def test_short_list_that_names_a_row_twice_records_nothing(tmp_path: Path) -> No
     world.office.faults.clear()
     world.run(hours=1)
     assert world.has(one.other, "document", one.letter)
+
+
+def test_without_a_pace_on_disk_nothing_is_sent(tmp_path: Path) -> None:
+    world = serving(tmp_path, small())
+    pace = world.settings.state_path / "pace"
+    pace.mkdir()
+    world.run(hours=1)
+    assert world.office.arrivals == []
+    assert world.index.value("SELECT reason FROM site") == "disk_error"
+    pace.rmdir()
+    world.run(hours=3)
+    world.check()
+
+
+def test_bug_in_taking_an_answer_is_told_and_the_answer_is_not_kept_for_ever(tmp_path: Path) -> None:
+    class BuggyStep:
+        bulk, failures = False, list[SyncdError]()
+
+        def ask(self) -> object:
+            return None
+
+        def take(self, answer: object, now: float) -> None:
+            raise RuntimeError("a bug")
+
+        def failed(self, error: SyncdError, now: float) -> None:
+            self.failures.append(error)
+
+        def abandon(self) -> None:
+            pass
+
+    world, step = serving(tmp_path, small()), BuggyStep()
+    with pytest.raises(RuntimeError):
+        world.lanes.api_lane._record(step, "an answer", world.clock.now())
+    assert [type(error) for error in step.failures] == [UnansweredError]
+    world.run(hours=3)
+    world.check()
+
+
+def test_nothing_that_the_list_lacks_meanwhile_is_placed_however_much_is_owed(tmp_path: Path) -> None:
+    one = small(documents=70)
+    world = World.start(tmp_path, practice=one.practice, interval=1.0)
+    world.site.down = True
+    world.run(hours=1)
+    assert world.index.value("SELECT count(*) FROM duty WHERE pat_num = ?", one.patient) > 70
+    world.office.faults.add("empty", path="/documents", params={"PatNum": one.patient}, times=None)
+    world.run(seconds=900)
+    world.site.down = False
+    world.run(hours=1)
+    placed = {arrival.params.get("DocNum") for arrival in world.placements()}
+    assert placed == {one.letter, None}  # None: a sheet
+    world.office.faults.clear()
+    world.run(hours=6)
+    world.check()
 
 
 def test_no_two_placements_share_a_name(tmp_path: Path) -> None:
