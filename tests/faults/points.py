@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Final
 
 CODES: Final = (errno.EIO, errno.ENOSPC, errno.EROFS)
-PAIR_SEEDS: Final = 5
+PAIR_SEEDS: Final = 10
 RECOVERY_CALLS: Final = 120  # a second crash comes within so many calls of the recovery
 EVERY: Final = {0: 11, 1: 7, 3: 13, 6: 5}  # the long stages are sampled; prime to 6, so that the ways to fail change
 BLOCKS: Final = {"kills": 24, "errors": 6, "some-errors": 6}  # so many neighbours together: they often end the same

@@ -25,7 +25,7 @@ from tests.faults.power import Power, close_what_is_open_in, missing_versions, s
 
 SHARDS = 2
 NIGHTLY = os.environ.get("SYNCD_FAULTS") == "nightly"
-POINTS = 500 if NIGHTLY else 20  # of each stage in each shard
+POINTS = 500 if NIGHTLY else 15  # of each stage in each shard
 STAGES = {"first backfill": 600, "documents change": 300}  # and the fewest calls: "none was seen" proves nothing
 CHANCES = (0.0, 0.5, 0.9)  # that what was not synced survives
 POINT, SHARD = 60.0, 3600.0 if NIGHTLY else 600.0  # seconds at most
