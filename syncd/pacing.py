@@ -62,8 +62,11 @@ def spacing(settings: Settings, now: float, bulk: bool) -> float:
 def next_start(pace: Pace, spacing: float, steady_now: float) -> float:
     """The steady time before which no request may start.
 
-    A last start that lies ahead happened before a reboot: it then counts as made at boot, with its pause after it.
+    A start may be noted a moment before it is made, with no answer and so no pause yet. One that lies further ahead
+    happened before a reboot: it then counts as made at boot, with its pause after it.
     """
+    if steady_now < pace.last_start <= steady_now + spacing:
+        return pace.last_start + spacing
     pause = pace.not_before - pace.last_start
     last = pace.last_start if pace.last_start <= steady_now else 0.0
     return last + max(spacing, min(pause, LONGEST_PAUSE + LONGEST_REQUEST))

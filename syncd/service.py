@@ -32,6 +32,7 @@ PACE_BYTES: Final = 512  # always overwritten as a whole, within one page and on
 SIGNS_AT: Final = 128  # where in the lock file the signs of life stand; before them, who holds it
 SIGNS_BYTES: Final = 896  # always overwritten as a whole, as the pace is
 MIRRORING: Final = ("run", "backfill")  # verbs that give signs of life; others hold the lock as long as they need
+HOLD_SLICE: Final = 0.005  # seconds of real time, however fast the clock goes
 LEADS: Final = 20  # requests whose connecting is remembered
 CREDENTIAL_CAP: Final = 65_536
 MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); not to be shown as it is
@@ -230,9 +231,9 @@ class Claim:
 
     def hold(self) -> None:
         """The connection stands: note how long that took, and wait until the request may be sent."""
-        steady = self._clock.steady()
-        self._leads.append(steady - self._made_at)
-        time.sleep(max(self._pace.last_start - steady, 0.0))  # at most a quarter of the distance
+        self._leads.append(self._clock.steady() - self._made_at)
+        while (early := self._pace.last_start - self._clock.steady()) > 0:  # at most a quarter of the distance
+            time.sleep(min(early, HOLD_SLICE))
 
     def sent(self) -> None:
         """The request is out: the next one keeps its distance from here, however long connecting and sending took."""

@@ -187,7 +187,6 @@ class Sites:
         failures = 1 + int(self._index.value("SELECT failures FROM site WHERE lane = ?", lane) or 0)
         wait = SLOWLY if error.reason in REFUSED else site_delay(failures)
         wait = max(wait, getattr(error, "retry_after", None) or 0.0)
-        wait = max(wait, getattr(error, "retry_after", None) or 0.0)
         before = self.reason(lane)
         self._seen = None
         with self._index.transaction():

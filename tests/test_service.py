@@ -155,6 +155,38 @@ def test_requests_leave_no_closer_than_the_spacing_however_long_connecting_takes
     assert early  # what connecting took before was not waited for once more
 
 
+def test_start_that_was_noted_a_moment_ahead_is_no_leave_to_start_at_once(tmp_path: Path) -> None:
+    clock = StoppedClock()
+    pace = PaceFile(tmp_path / "pace", clock)
+    first = claimed(pace)
+    clock.since_boot += 0.2  # connecting
+    first.hold()
+    first.sent()
+    first.__exit__(None)
+    clock.since_boot += 0.8  # the next claim comes as much earlier as connecting took; then its process is gone
+    claimed(pace).__exit__(None)
+    other = PaceFile(tmp_path / "pace", clock).claim(1.0)
+    assert isinstance(other, float)
+    assert other > 1.0
+
+
+def test_wait_before_sending_is_by_the_given_clock(tmp_path: Path) -> None:
+    class FastClock(StoppedClock):
+        def steady(self) -> float:
+            return self.since_boot + 1000 * time.monotonic()
+
+    pace = PaceFile(tmp_path / "pace", FastClock())
+    began = time.monotonic()
+    for connecting in (0.05, 0.0, 0.0):
+        while not isinstance(claim := pace.claim(40.0), Claim):
+            time.sleep(claim / 1000)
+        with claim:
+            time.sleep(connecting)
+            claim.hold()
+            claim.sent()
+    assert time.monotonic() - began < 5  # and not ten of the clock's seconds a request
+
+
 def test_two_processes_and_their_threads_never_start_closer_than_the_spacing(tmp_path: Path) -> None:
     path = tmp_path / "pace"
     others = [start(CLAIMING, path, 12) for _ in range(3)]
