@@ -20,6 +20,7 @@ from sqlite_utils import Database
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SiteError, SyncdError
 from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
+from syncd.naming import is_image
 from syncd.schema import Row, attempt_of, duty_of, known_of, migrations, refuse_later, row_checksum
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
@@ -215,13 +216,9 @@ class Index:
 
     def lists(self) -> list[ListState]:
         """Every list of a patient who is in the roster."""
-        sql = (
-            "SELECT l.* FROM list l JOIN patient p USING (pat_num) WHERE p.left_at IS NULL ORDER BY polled_at, pat_num"
-        )
-        return [
-            ListState((r["pat_num"], r["name"]), r["polled_at"], r["rows"], r["newest"])
-            for r in self.rows(f"{sql}, name")
-        ]
+        here = "SELECT l.* FROM list l JOIN patient p USING (pat_num) WHERE p.left_at IS NULL"
+        rows = self.rows(f"{here} ORDER BY polled_at, pat_num, name")
+        return [ListState((r["pat_num"], r["name"]), r["polled_at"], r["rows"], r["newest"]) for r in rows]
 
     def polled_at(self, pat_num: int, name: ListName) -> float:
         """When the list was last read completely; 0 for never."""
@@ -238,12 +235,8 @@ class Index:
         """What the index says of one list, vanished items included."""
         kinds = _LIST_KINDS[name]
         marks = ", ".join("?" * len(kinds))
-        return {
-            known.item: known
-            for known in map(
-                known_of, self.rows(f"SELECT * FROM item WHERE pat_num = ? AND kind IN ({marks})", pat_num, *kinds)
-            )
-        }
+        rows = self.rows(f"SELECT * FROM item WHERE pat_num = ? AND kind IN ({marks})", pat_num, *kinds)
+        return {known.item: known for known in map(known_of, rows)}
 
     def known_item(self, item: Item) -> Known | None:
         """What the index says of one item."""
@@ -251,8 +244,8 @@ class Index:
 
     def item_rows(self, item: Item) -> list[Row]:
         """The item's row, in a list of one or none."""
-        sql = "SELECT * FROM item WHERE pat_num = ? AND kind = ? AND num = ?"
-        return self.rows(sql, item.pat_num, item.kind, item.num)
+        key = (item.pat_num, item.kind, item.num)
+        return self.rows("SELECT * FROM item WHERE pat_num = ? AND kind = ? AND num = ?", *key)
 
     def apply_listing(self, key: ListKey, difference: Difference, rows: int, newest: float | None, now: float) -> None:
         """Take over one complete listing; the guards were asked before, held items carry their guard already."""
@@ -317,16 +310,13 @@ class Index:
         if date_created in NO_STAMP:
             return []
         sql = "SELECT pat_num FROM item WHERE kind = ? AND num = ? AND pat_num != ? AND date_created = ?"
-        sql += " AND vanished_at IS NULL"
-        return [
-            Item(r["pat_num"], item.kind, item.num)
-            for r in self.rows(sql, item.kind, item.num, item.pat_num, date_created)
-        ]
+        rows = self.rows(f"{sql} AND vanished_at IS NULL", item.kind, item.num, item.pat_num, date_created)
+        return [Item(r["pat_num"], item.kind, item.num) for r in rows]
 
     def reused(self, item: Item) -> bool:
         """Whether the number was ever seen under another patient."""
-        sql = "SELECT 1 FROM item WHERE kind = ? AND num = ? AND pat_num != ?"
-        return self.value(sql, item.kind, item.num, item.pat_num) is not None
+        here = (item.kind, item.num, item.pat_num)
+        return self.value("SELECT 1 FROM item WHERE kind = ? AND num = ? AND pat_num != ?", *here) is not None
 
     def vanish(self, item: Item, now: float, became: str | None = None) -> list[Item]:
         """Mark an item vanished, with its images if it is a mount; its files stay. Answers all that vanished."""
@@ -396,6 +386,13 @@ class Index:
         sql = f"SELECT * FROM duty d WHERE why = ? AND {due}{scope} ORDER BY next_try_at LIMIT 1"
         found = [row for why in whys for row in self.rows(sql, why, now)]  # one by one: each follows its index
         return duty_of(min(found, key=lambda row: row["next_try_at"])) if found else None
+
+    def owe_thumbnail(self, document: Item) -> None:
+        """Due where the document's newest bytes are an image's, and not those that the newest thumbnail was made of."""
+        made = "SELECT 1 FROM item t JOIN version v ON v.seq = t.current_seq WHERE t.pat_num = item.pat_num"
+        made += " AND t.kind = 'thumbnail' AND t.num = item.num AND v.source_revision = item.sha256"
+        due = any(is_image(row["media_type"] or "") for row in self.item_rows(document))
+        self.set_item(document, f"thumbnail_due = ? AND NOT EXISTS ({made})", int(due))
 
     def duty_failed(self, duty: Duty, failure: str, next_try_at: float) -> int:
         """Count a failed try; the number of tries that failed in a row."""

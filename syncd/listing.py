@@ -241,6 +241,8 @@ class Lists:
         if not found.nothing:
             with index.transaction():
                 index.apply_listing(key, found, len(rows), newest, now)
+                for item in found.back if "thumbnail" in self.doors.settings.sync.kinds else ():
+                    index.owe_thumbnail(item)
                 self._moved_here(found, known, now)
                 self._missing(key, found, known, now)
                 self._release(now)

@@ -16,7 +16,6 @@ from syncd.archive import Publication
 from syncd.diff import local_time, refetch_at, stamp_age
 from syncd.errors import SyncdError
 from syncd.model import FieldValue, Item, Version
-from syncd.naming import is_image
 from syncd.schema import row_is_sound
 from syncd.sites import Doors
 
@@ -77,7 +76,7 @@ class Publisher:
                 version = published[id(plan)].version if id(plan) in published else plan.version
                 outcomes.append(failure or version)
                 if failure is None:
-                    self._record(arrival, version, plan.source is not None, now)
+                    self._record(arrival, version, now)
             settle(outcomes)
         for arrival, plan, outcome in zip(arrivals, planned, outcomes, strict=True):
             self._tell(plan, outcome)
@@ -107,7 +106,7 @@ class Publisher:
                 index.put_version(version, now)
                 if not known:  # a crash came before the record, and before what follows from it
                     index.set_item(version.item, "refetch_at = ?", self._again_at(version, now))
-                    self._owe_thumbnail(version)
+                    self._owe_thumbnail(version.item)
 
     def _plan(self, arrival: Arrival, now: float) -> Publication:
         """What to write: a version, one more sidecar (seq 0, no source), or nothing (a known version, no source)."""
@@ -196,14 +195,18 @@ class Publisher:
         if unknown:
             self.adopt(unknown, now)
 
-    def _record(self, arrival: Arrival, version: Version, new_bytes: bool, now: float) -> None:
+    def _record(self, arrival: Arrival, version: Version, now: float) -> None:
         index, item = self._doors.index, arrival.item
         if self._doors.index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
             index.put_version(version, now)
         index.set_item(item, "refetch_at = ?", self._again_at(arrival, now))
         repair.settle(index, self._doors.archive, self._doors.log, item, now)
-        if new_bytes:
-            self._owe_thumbnail(version)
+        self._owe_thumbnail(item)
+
+    def _owe_thumbnail(self, item: Item) -> None:
+        """Bytes that are not new, too: a call may have settled the image while it was in a mount."""
+        if item.kind == "document" and "thumbnail" in self._doors.settings.sync.kinds:
+            self._doors.index.owe_thumbnail(item)
 
     def _tell(self, plan: Publication, outcome: Version | SyncdError) -> None:
         """The log names only what is committed."""
@@ -213,11 +216,6 @@ class Publisher:
                 log.info("document_archived", item=item, version=outcome.version, seq=outcome.seq, bytes=outcome.bytes)
             else:
                 log.info("revision_recorded", item=item, version=outcome.version, seq=outcome.seq)
-
-    def _owe_thumbnail(self, version: Version) -> None:
-        item = version.item
-        if item.kind == "document" and version.sidecar == 1 and "thumbnail" in self._doors.settings.sync.kinds:
-            self._doors.index.set_item(item, "thumbnail_due = ?", int(is_image(version.media_type)))
 
     def _again_at(self, arrival: Arrival | Version, now: float) -> float | None:
         if arrival.method == "note":

@@ -25,7 +25,6 @@ from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import Item, Kind, Version
-from syncd.naming import is_image
 from syncd.schema import Row
 from syncd.sites import Doors, Sites
 
@@ -97,7 +96,6 @@ def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> No
     """What the index remembers beside the versions: whole mounts, due thumbnails, the next fetch by age."""
     versions = sorted(versions, key=lambda version: version.seq)  # a mount's images come folder by folder
     newest = {version.item: version for version in versions}
-    made_from = {(v.item.num, v.source_revision) for v in versions if v.item.kind == "thumbnail"}
     have = {(v.item.num, v.mount_num, v.source_revision) for v in versions if v.item.kind == "mount-image"}
     for image in versions:
         named = image.mount_images
@@ -110,9 +108,8 @@ def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> No
         created_at = local_time(str(version.listing.get("DateCreated") or ""), settings.zone)
         again = refetch_at(item.kind, item.num, created_at, None, version.archived_at)
         index.set_item(item, "refetch_at = coalesce(refetch_at, ?)", again)
-        if item.kind == "document":
-            due = is_image(version.media_type) and (item.num, version.sha256) not in made_from
-            index.set_item(item, "thumbnail_due = ?", int(due and "thumbnail" in settings.sync.kinds))
+        if item.kind == "document" and "thumbnail" in settings.sync.kinds:
+            index.owe_thumbnail(item)
 
 
 def reindex(settings: Settings, archive: Archive, now: float) -> Findings:

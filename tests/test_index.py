@@ -439,6 +439,30 @@ def test_item_that_is_listed_again_is_as_if_it_had_never_been_away(index: Index)
     assert index.duty("document", 101, 34) is not None
 
 
+def thumbnail(of: int, seq: int = 8, pat_num: int = 101) -> Version:
+    return archived(Item(pat_num, "thumbnail", 34), seq, version=seq, source_revision=f"{of:064x}")
+
+
+@pytest.mark.parametrize(
+    ("media_type", "thumbnails", "due"),
+    [
+        ("image/jpeg", [], 1),
+        ("application/pdf", [], 0),
+        ("image/jpeg", [thumbnail(of=1)], 0),
+        ("image/jpeg", [thumbnail(of=2)], 1),
+        ("image/jpeg", [thumbnail(of=1), thumbnail(of=2, seq=9)], 1),
+        ("image/jpeg", [thumbnail(of=1, pat_num=102)], 1),
+    ],
+)
+def test_thumbnail_is_due_unless_the_newest_was_made_of_the_newest_bytes(
+    index: Index, media_type: str, thumbnails: list[Version], due: int
+) -> None:
+    for version in (archived(DOCUMENT, 7, media_type=media_type), *thumbnails):
+        index.put_version(version, T0)
+    index.owe_thumbnail(DOCUMENT)
+    assert index.item_rows(DOCUMENT)[0]["thumbnail_due"] == due
+
+
 def test_mount_that_is_listed_again_has_its_images_back(index: Index) -> None:
     poll(index, 101, listed(MOUNT))
     for image in (IMAGE, Item(101, "mount-image", 441)):

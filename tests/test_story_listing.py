@@ -416,6 +416,21 @@ def test_edit_without_new_bytes_makes_no_thumbnail_due(world: World) -> None:
     assert len(world.sent("/documents/Thumbnails")) == 1
 
 
+def test_image_that_was_in_a_mount_at_the_only_thumbnails_call_is_asked_for_once_it_is_back(world: World) -> None:
+    pat = world.practice.add_patient()
+    mount = world.practice.add_mount(pat, 1)
+    world.run(hours=2)
+    doc = world.practice.add_document(pat)
+    while not world.index.value("SELECT 1 FROM item WHERE thumbnail_due = 1"):
+        world.run(seconds=60)
+    world.practice.move_into_mount(doc, mount)
+    world.run(hours=2)
+    assert world.index.value("SELECT count(*) FROM item WHERE kind = 'thumbnail'") == 0
+    world.practice.out_of_mount(doc)
+    world.run(hours=30)
+    world.check()
+
+
 def test_new_bytes_make_a_new_thumbnail(world: World) -> None:
     pat = world.practice.add_patient()
     doc, other = world.practice.add_document(pat), world.practice.add_document(pat)

@@ -208,8 +208,11 @@ class Year:
         """Whether some list was not polled since, or something is owed a request now."""
         polled = "SELECT 1 FROM list JOIN patient USING (pat_num) WHERE left_at IS NULL AND polled_at <= ?"
         owed = "SELECT 1 FROM duty JOIN patient USING (pat_num) WHERE left_at IS NULL AND next_try_at <= ?"
+        small = "SELECT 1 FROM item JOIN patient USING (pat_num) WHERE left_at IS NULL AND thumbnail_due = 1"
         value = self.world.index.value
-        return value(polled, since) is not None or value(owed, self.world.clock.now()) is not None
+        return any(
+            found is not None for found in (value(polled, since), value(owed, self.world.clock.now()), value(small))
+        )
 
     def _restart_with(self, interval: float) -> None:
         self.world.settings = make_settings(self._folder, interval, {})
