@@ -320,7 +320,6 @@ D12 a torn write
     faults/test_kill_points.py::test_crash_at_any_call_loses_nothing
 D13 power cut at any persistence call
     faults/test_power_cuts.py::test_power_cut_at_any_persistence_call_loses_nothing
-    faults/test_power_cuts.py::test_there_are_2000_power_cuts_or_more
     faults/test_forgetful.py::test_power_cut_on_a_forgetful_file_system_loses_nothing
 D14 SIGTERM at any step
     test_cli.py::test_signal_ends_a_backfill_that_then_goes_on

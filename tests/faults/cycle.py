@@ -10,13 +10,14 @@ back from a copy, which adopts what the archive has.
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from syncd import guards
 from syncd.demo.clock import SimulatedClock
@@ -25,6 +26,8 @@ from syncd.demo.practice import Practice
 from syncd.demo.site import MemoryDrop
 from syncd.demo.wire import Request, Response
 from syncd.schema import Row
+from syncd.scrub import reindex
+from syncd.wiring import open_archive
 from tests.world import START, DropInMemory, Expected, RecordedLog, World
 
 DAY = 86_400.0
@@ -35,11 +38,15 @@ JPEG = bytes.fromhex("ffd8ffe000104a46494600010100000100010000") + b"a scan from
 
 @dataclass(frozen=True)
 class Stage:
-    """What happens before the mirror starts, and how long it goes on once it has nothing more to do."""
+    """What happens before the mirror starts, and how long it goes on once it has nothing more to do.
+
+    `first`: a command that is given on the mirror's machine before.
+    """
 
     name: str
     happens: Callable[[World], None]
     hours: float = 0.0
+    first: Callable[[World], None] = lambda _: None
 
 
 class Cycle:
@@ -114,16 +121,41 @@ class Cycle:
         return self.practice.as_of(world.clock.now() - 1800.0)
 
 
+def sync(*paths: Path) -> None:
+    """What was done by hand is durable."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
 def _copy_index(world: World, name: str, copy: str) -> None:
     """Of a mirror that has ended: its index is one file then."""
     state = world.settings.state_path
     assert not list(state.glob("index.db-*")), "the index was not closed"
     shutil.copyfile(state / name, state / copy)
+    sync(state / copy, state)
 
 
-def live(world: World, stage: Stage, *, again: bool = False) -> None:
-    """One life of the mirror's process: start, work until rest, end. `again`: poll every list of a backfill anew."""
-    world.restart(since=world.clock.now(), backfill=world.scope.backfill or again)
+def _lose_index(world: World) -> None:
+    for path in world.settings.state_path.glob("index.db*"):
+        path.unlink()
+    sync(world.settings.state_path)
+
+
+def _rebuild_index(world: World) -> None:
+    """`syncd reindex`, where there is no index."""
+    if not (world.settings.state_path / "index.db").exists():
+        reindex(world.settings, open_archive(world.settings), world.clock.now())
+
+
+REINDEXING: Final = Stage("reindexing", _lose_index, first=_rebuild_index)  # after all others
+
+
+def live(world: World, stage: Stage) -> None:
+    """One life of the mirror's process: start, work until rest, end."""
+    stage.first(world)
+    world.restart(since=world.clock.now())
     world.run()
     if stage.hours:
         world.run(hours=stage.hours)

@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import errno
 import importlib
+import itertools
 import os
 import pickle
 import random
@@ -42,6 +43,9 @@ POWERED = (  # in the dark a file can be closed, and the power brought back: no 
     *("getattr", "readdir", "read", "statfs", "open", "create", "opendir", "write", "truncate", "fsync", "fsyncdir"),
     *("mkdir", "link", "rename", "unlink", "rmdir", "chmod", "chown", "utimens"),
 )
+
+OWNER = {"st_uid": 0, "st_gid": 0}
+_numbers = itertools.count(1)
 
 Change = tuple[int, bytes | None]  # bytes written at an offset; None: cut to, or filled up to, that length
 
@@ -86,10 +90,11 @@ class Node:
     names: dict[str, Node] = field(default_factory=dict)
     synced_names: dict[str, Node] = field(default_factory=dict)
     modified_at: int = 0  # ns
+    number: int = 0
 
     @classmethod
     def new(cls, mode: int) -> Node:
-        return cls(mode, mode, modified_at=time.time_ns())
+        return cls(mode, mode, modified_at=time.time_ns(), number=next(_numbers))
 
     def change(self, change: Change) -> None:
         _changed(self.content, change)
@@ -204,10 +209,19 @@ class Service:
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
         node = self._node(path, fh)
         times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.modified_at)
-        return {"st_mode": node.mode, "st_size": len(node.content), "st_nlink": 1, "st_uid": 0, "st_gid": 0, **times}
+        return {
+            "st_mode": node.mode,
+            "st_size": len(node.content),
+            "st_nlink": 1,
+            "st_ino": node.number,
+            **OWNER,
+            **times,
+        }
 
-    def readdir(self, path: str, fh: int) -> list[str]:
-        return [".", "..", *self._node(path, fh).names]
+    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+        folder = self._node(path, fh)
+        named = {".": folder, "..": folder, **folder.names}
+        return [(name, {"st_ino": node.number, "st_mode": node.mode}, 0) for name, node in named.items()]
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         return bytes(self._node(path, fh).content[offset : offset + size])
@@ -294,12 +308,13 @@ class Service:
 @contextlib.contextmanager
 def serving(tree: Tree, folder: Path) -> Iterator[None]:
     """The tree, mounted at this folder by a process of its own. It ends, and its changes with it, on leaving."""
+    before = folder.stat().st_dev
     pid = os.fork()
     if pid == 0:
         _serve(tree, folder)
     try:
         deadline = time.monotonic() + STARTUP
-        while not folder.is_mount():
+        while folder.stat().st_dev == before:
             assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the file system ended at once"
             assert time.monotonic() < deadline, "the file system does not start"
             time.sleep(0.002)
@@ -317,5 +332,7 @@ def _serve(tree: Tree, folder: Path) -> None:
     with contextlib.suppress(BaseException):
         binding = _binding()
         assert binding is not None
-        binding.FUSE(Service(tree), str(folder), foreground=True, nothreads=True, hard_remove=True, **at_once)
+        binding.FUSE(
+            Service(tree), str(folder), foreground=True, nothreads=True, hard_remove=True, use_ino=True, **at_once
+        )
     os._exit(1)

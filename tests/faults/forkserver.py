@@ -37,6 +37,7 @@ from tests.faults.crashing import SECONDS, crash, watch
 from tests.faults.cycle import FEW, Cycle, Stage, live, quicken
 from tests.faults.injection import GO_ON, HALFWAY, TORN, Injection
 from tests.faults.judging import judge, trial
+from tests.faults.lot import Lot
 from tests.faults.points import PLANS, Plan, Point, Report, only, sharded
 from tests.world import World
 
@@ -54,6 +55,9 @@ class Server:
         self._folder, self._injection = folder / "live", injection
         self._code, self._watched = code, watched
         self._known: set[bytes] = set()
+        self._lot = Lot("points")
+        if code:  # mirrors that fare alike are then alike, to the byte
+            self._lot.install(setattr)
 
     def sweep(self, seed: int, plan: Plan) -> None:
         """Every planned point of one seed."""
@@ -75,6 +79,7 @@ class Server:
             else:
                 for point in points:
                     self._note(point, self._strike(world, stage, point))
+                self._lot.begin(seed, number, "lived")
                 live(world, stage)
             world.restart()
             world.check()
@@ -83,6 +88,7 @@ class Server:
     def _strike(self, world: World, stage: Stage, point: Point) -> Row:
         """Let it happen to a mirror; what was seen."""
         attempt = ail if point.code else crash
+        self._lot.begin(point.seed, point.stage)
         return self._tried(world, lambda: attempt(world, stage, point, self._injection, self._known))
 
     def _look(self, world: World, stage: Stage, kinds: str, points: Sequence[Point]) -> None:

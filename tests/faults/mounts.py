@@ -1,8 +1,10 @@
 """File systems that lose power: ext4 and xfs on images in memory, in a mount namespace that dies with its process.
 
-    with in_namespace(work, limit=60): ...   # see `in_namespace`
     disk = Disk(image, folder, "xfs")
-    disk.mount(); disk.cut(); disk.unmount(); disk.mount()   # the second mount replays the journal
+    disk.mount()
+    copy_image(disk.image, disk.kept)   # what the disk would hold, were the power to go now
+    disk.image = disk.kept
+    in_namespace(lambda: disk.mount() or work(), limit=60)   # the journal is replayed
 
 Everything is done by system calls, not by mount(8): a point costs milliseconds. Needs root, loop devices and mkfs.
 """
@@ -23,7 +25,7 @@ import struct
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -42,8 +44,6 @@ _MNT_DETACH = 2
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LOOP_MAJOR = 0x4C82, 0x4C0A, 7
 _LO_FLAGS_AUTOCLEAR = 4  # the device is free again once nothing is mounted from it and nobody has it open
 _LOOP_CONFIG = struct.Struct("=II 40x 12x I 176x 64x")  # fd, block size, lo_flags; all else is zero
-# _IOR('X', 125, __u32), ext4.h and xfs_fs.h; 2 = FSOP_GOING_FLAGS_NOLOGFLUSH: nothing more reaches the disk
-_FS_IOC_SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
 
 _MKFS: dict[FileSystem, tuple[str, ...]] = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-J", "size=4", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
@@ -97,23 +97,31 @@ def make_image(path: Path, kind: FileSystem) -> None:
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Copy what is not a hole: a few megabytes, whatever the size."""
-    with source.open("rb") as original, target.open("wb") as copy:
-        size = os.fstat(original.fileno()).st_size
-        os.ftruncate(copy.fileno(), size)
-        start = end = 0
+    """Copy what is not a hole: a few megabytes, whatever the size. Anew, if something was written meanwhile."""
+    with source.open("rb") as original:
         while True:
-            try:
-                start = os.lseek(original.fileno(), end, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # only a hole is left
-                    return
-                raise
-            end = os.lseek(original.fileno(), start, os.SEEK_HOLE)
-            os.lseek(original.fileno(), start, os.SEEK_SET)
-            os.lseek(copy.fileno(), start, os.SEEK_SET)
-            while start < end:
-                start += os.sendfile(copy.fileno(), original.fileno(), None, end - start)
+            target.unlink(missing_ok=True)  # not written over: a mount that ends may still write to its own
+            with target.open("wb") as copy:
+                os.ftruncate(copy.fileno(), os.fstat(original.fileno()).st_size)
+                before = [
+                    os.pwrite(copy.fileno(), block, at) and hash(block) for at, block in _blocks(original.fileno())
+                ]
+            if before == [hash(block) for _, block in _blocks(original.fileno())]:
+                return
+
+
+def _blocks(image: int) -> Iterator[tuple[int, bytes]]:
+    """What is not a hole, and where."""
+    start = end = 0
+    while True:
+        try:
+            start = os.lseek(image, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(image, start, os.SEEK_HOLE)
+        yield start, os.pread(image, end - start, start)
 
 
 def _attach(image: Path) -> tuple[Path, int]:
@@ -141,11 +149,10 @@ def _attach(image: Path) -> tuple[Path, int]:
 
 
 class Disk:
-    """One file system on an image. `mount`, `cut` and `unmount` may follow each other as often as one likes."""
+    """One file system on an image."""
 
     def __init__(self, image: Path, folder: Path, kind: FileSystem) -> None:
         self.image, self.folder, self.kind = image, folder, kind
-        folder.mkdir(parents=True, exist_ok=True)
 
     def mount(self) -> None:
         """Mount; what the journal holds is replayed first."""
@@ -156,17 +163,14 @@ class Disk:
         finally:
             os.close(device)
 
-    def cut(self) -> None:
-        """The power is gone: nothing that is not on the disk yet will ever be. Every later write is an I/O error."""
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.ioctl(folder, _FS_IOC_SHUTDOWN, struct.pack("=I", _NO_LOG_FLUSH))
-        finally:
-            os.close(folder)
+    @property
+    def kept(self) -> Path:
+        """Where a copy of its image may be."""
+        return self.image.with_name(f"{self.image.name}.kept")
 
     def unmount(self) -> None:
-        """Raises OSError EBUSY while somebody has a file open."""
-        _called(_libc.umount2(bytes(self.folder), 0))
+        """At once, for whoever looks; in truth once nobody has a file open."""
+        _called(_libc.umount2(bytes(self.folder), _MNT_DETACH))
 
 
 def leave_namespace() -> None:

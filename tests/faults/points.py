@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from typing import Final
 
 CODES: Final = (errno.EIO, errno.ENOSPC, errno.EROFS)
@@ -58,6 +58,11 @@ class Report:
     seconds: float = 0.0
     core_seconds: float = 0.0
     violations: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        """What another one saw, too."""
+        for told in fields(self):
+            setattr(self, told.name, getattr(self, told.name) + getattr(other, told.name))
 
     def count(self, kinds: str) -> None:
         """The calls of one stage that nothing disturbed."""

@@ -35,9 +35,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sweep(library: Path, plan: str, seeds: Sequence[int], shard: int) -> Report:
     """One fork server through one shard of a plan; its report."""
-    command = [sys.executable, "-m", "tests.faults.forkserver", plan, "--seeds", *map(str, seeds)]
-    command += ["--shard", str(shard), "--shards", str(SHARDS)]
-    command += ["--point", POINT] if POINT else []
+    replayed = ["--point", POINT] if POINT else []
+    return ask(library, "forkserver", plan, "--seeds", *seeds, "--shard", shard, "--shards", SHARDS, *replayed)
+
+
+def ask(library: Path, server: str, *arguments: object) -> Report:
+    """Run one of the servers beside this module, with the library loaded; its report."""
+    command = [sys.executable, "-m", f"tests.faults.{server}", *map(str, arguments)]
     ended = subprocess.run(
         command, env=environment(library), cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT
     )
@@ -52,7 +56,7 @@ def tell(record: Callable[[str, object], None], what: str, report: Report) -> No
     figures += f", {report.calls} calls in the undisturbed cycles"
     figures += f" ({report.writes} writes, {report.syncs} syncs), {report.named} named states"
     record("figures", f"{what}: {figures}, {report.seconds} s, {report.core_seconds} core-seconds")
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("[")[0]
-    replay = f"SYNCD_FAULT_POINT={{}} .venv/bin/pytest '{test}[0]'"
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
+    replay = f"SYNCD_FAULT_POINT={{}} .venv/bin/pytest '{test}'"
     lines = [f"{replay.format(point)}\n{wrong}" for point, wrong in report.violations]
     assert not lines, f"{len(lines)} violations; the first:\n" + "\n".join(lines[:5])

@@ -17,14 +17,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-import secrets
 import shutil
 import sqlite3
 import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,6 +34,7 @@ from syncd.demo.practice import Practice
 from syncd.errors import SiteError
 from syncd.scrub import reindex
 from syncd.wiring import open_archive
+from tests.faults.lot import Lot
 from tests.faults.perils import HOUR, Crash, Machine, Perils
 from tests.faults.staff import Staff
 from tests.faults.witness import Witness
@@ -82,18 +81,10 @@ class Year:
         self._perils = Perils(self.world, self._machine, seed, CHANCE)
 
     def _draw_everything_from_the_seed(self) -> None:
-        rng, connect = random.Random(f"names {self.seed}"), sqlite3.connect
-
-        def opened(*args: Any, **kwargs: Any) -> sqlite3.Connection:
-            connection: sqlite3.Connection = connect(*args, **kwargs)
-            connection.create_function("random", 0, lambda: rng.getrandbits(62))
-            return connection
-
+        Lot(f"names {self.seed}").install(self._patch.setattr)
         self._patch.setattr(guards, "PROBED_ITEMS", PROBES)
         self._patch.setattr(mirror, "ROSTER_EVERY", ROSTER_EVERY)
         self._patch.setattr(threading, "Timer", NoTimer)
-        self._patch.setattr(secrets, "token_hex", lambda size=32: rng.randbytes(size).hex())
-        self._patch.setattr(sqlite3, "connect", opened)
 
     def live(self, days: float) -> None:
         """So much time passes; then there is peace, and the mirror is complete. Raises AssertionError if not."""
