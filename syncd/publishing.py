@@ -199,12 +199,12 @@ class Publisher:
         index, item = self._doors.index, arrival.item
         if self._doors.index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
             index.put_version(version, now)
+            self._owe_thumbnail(item)
         index.set_item(item, "refetch_at = ?", self._again_at(arrival, now))
         repair.settle(index, self._doors.archive, self._doors.log, item, now)
-        self._owe_thumbnail(item)
 
     def _owe_thumbnail(self, item: Item) -> None:
-        """Bytes that are not new, too: a call may have settled the image while it was in a mount."""
+        """For a new revision of equal bytes, too: a call may have settled the image while it was in a mount."""
         if item.kind == "document" and "thumbnail" in self._doors.settings.sync.kinds:
             self._doors.index.owe_thumbnail(item)
 
