@@ -39,6 +39,7 @@ IDENTITY_EVERY = DAY
 CLOCK_SLACK = 60.0  # seconds: a clock that is slewed never leaps so far between two turns
 BLIPS = 2  # answers 429 in a row that are no state yet: other software shares the key
 BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be marked
+POLLS_A_REFETCH = 50  # where lists are always due, as with thousands of patients: no slot would ever be idle
 IDLE = 0.5
 FIRST_TRIES = 64  # duties looked at in one turn; those found in the archive cost no request
 OWED = ("listed", "moved", "repair", "retry", "confirm")
@@ -135,6 +136,7 @@ class ApiLane:
         self._throttles = BLIPS  # 429 in a row; not 0 at first, for a row of the last process may stand
         self._clock = (now, doors.clock.steady())
         self._refetch_after = 0.0
+        self._polls = 0  # since the last refetch
         self._patient: int | None = None
         self._quiet = 0.0 if scope.backfill else QUIET
         self._probes: list[guards.Probe] = []
@@ -316,13 +318,15 @@ class ApiLane:
             return ProbeStep(self)
         if self._roster_due(now):
             return RosterStep(self.lists, self.lists.limit)
-        return self._placement(now) or self._poll(now) or self._refetch(now)
+        turn_for_it = self._polls >= POLLS_A_REFETCH
+        return self._placement(now) or (turn_for_it and self._refetch(now)) or self._poll(now) or self._refetch(now)
 
     def _poll(self, now: float) -> Step | None:
         key = self.agenda.next(now)
         if key is None:
             return None
         self._patient = key[0]
+        self._polls += 1
         return ListStep(self.lists, key, self.lists.limit)
 
     def _roster_due(self, now: float) -> bool:
@@ -358,6 +362,12 @@ class ApiLane:
 
     def _refetch(self, now: float) -> Step | None:
         """An idle slot: fetch again what has no usable stamp, or was placed while its stamp was young."""
+        step = self._due_refetch(now)
+        if step is not None:  # its list is polled first, and once more before long if that fails
+            self._polls = POLLS_A_REFETCH - 2 if isinstance(step, ListStep) else 0
+        return step
+
+    def _due_refetch(self, now: float) -> Step | None:
         if self.scope.backfill or now < self._refetch_after or not self._may_place(now):
             return None
         self._quiet = QUIET

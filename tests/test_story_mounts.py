@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from syncd.demo.build import Past
 from syncd.demo.schema import NEVER
 from tests.world import World
 
@@ -171,6 +172,20 @@ def test_empty_mount_is_fulfilled(world: World) -> None:
     world.check()
     assert world.state(pat, "mount", mount) == "archived"
     assert len(world.sent("/documents/DownloadMount")) == 1
+
+
+def test_mount_is_fetched_again_where_some_list_is_always_due(tmp_path: Path) -> None:
+    world = World.start(tmp_path, 40, past=Past(documents=0, mounts=0, sheets=0), interval=60.0)
+    mount = world.practice.add_mount(1, 2)
+    world.run(hours=20)
+    (image, _) = world.practice.mount_images(mount)
+    world.practice.replace_bytes(image["DocNum"])  # which the mount's own row does not show
+    polled = len(world.sent("/documents", PatNum=2))
+    world.run(hours=20)
+    assert len(world.sent("/documents/DownloadMount", MountNum=mount)) > 1
+    assert len(world.sent("/documents", PatNum=2)) - polled >= 13, "and every list is polled nearly as often"
+    world.check()
+    world.stop()
 
 
 def test_images_of_a_mount_that_are_not_wanted_are_not_fetched_by_age_either(tmp_path: Path) -> None:
