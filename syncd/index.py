@@ -67,10 +67,11 @@ class Index:
             with _translated():
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
-                self.db.enable_wal()
-                refuse_later(self.db)
+                if writing is None:  # a sibling's file was looked at when the first one was opened
+                    self.db.enable_wal()
+                    refuse_later(self.db)
                 with self.transaction():
-                    if migrations.pending(self.db):
+                    if writing is None and migrations.pending(self.db):
                         migrations.apply(self.db)
                     # Where opening for writing fails SQLite opens for reading, for good, and only a write shows it.
                     self.db.conn.execute("DELETE FROM meta WHERE FALSE")

@@ -51,7 +51,8 @@ def encode(content: Mapping[str, object]) -> bytes:
 
 
 def _checksum(content: Mapping[str, object]) -> str:
-    return hashlib.sha256(encode({key: value for key, value in content.items() if key != "checksum"})).hexdigest()[:16]
+    said = json.dumps({key: value for key, value in content.items() if key != "checksum"}, sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def decode(text: bytes) -> Version | None:

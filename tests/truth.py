@@ -29,6 +29,7 @@ class Expected:
         self.lines: defaultdict[Key, set[bytes]] = defaultdict(set)
         self.kept: dict[str, str] = {}  # path below the archive -> sha256, as first seen
         self._read: dict[int, int] = {}
+        self._left: dict[int, tuple[float, Key]] = {}  # SheetNum -> when it last left a patient, and whose it was
 
     def note(self, practice: Practice) -> None:
         self.note_history(practice)
@@ -46,7 +47,12 @@ class Expected:
                 self.ever[event.pat_num, "thumbnail", event.num].add(_sha(thumbnail.render()))
             elif event.kind == "sheet":
                 stamp = event.stamp.replace(" ", "T")
-                self.lines[key].add(FileSpec(practice.name, *key[:1], "sheet", event.num, stamp, "pdf").line().encode())
+                line = FileSpec(practice.name, *key[:1], "sheet", event.num, stamp, "pdf").line().encode()
+                self.lines[key].add(line)
+                if event.what == "gone":
+                    self._left[event.num] = event.at, key
+                elif self._left.get(event.num, (0.0, key))[0] == event.at:  # merged after its list was read: rendered
+                    self.lines[self._left[event.num][1]].add(line)  # with the new patient's name, as it is then
 
     def could_be(self, key: Key, content: bytes) -> bool:
         """Whether these bytes were at some moment that item's."""

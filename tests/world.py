@@ -5,8 +5,8 @@ and archive in a folder, and the two lanes, which take turns under a simulated c
     world.run(hours=2)
     world.check()
 
-The clock jumps to the earliest wake of the two lanes. Where both are idle the jumps grow, up to `nap` seconds, so that
-weeks take seconds; whatever falls due meanwhile is late by less than a nap.
+The clock jumps to the earliest wake of the two lanes. Where both are idle the jumps grow, from `first_nap` to `nap`
+seconds, so that weeks take seconds; whatever falls due meanwhile is late by less than a nap.
 """
 
 from __future__ import annotations
@@ -200,6 +200,7 @@ class World:
     lanes: Lanes
     scope: Scope
     nap: float = 300.0
+    first_nap: float = 0.5
     turns: int = 0
     expected: Expected = field(default_factory=Expected)
 
@@ -268,7 +269,7 @@ class World:
             if wait is None:
                 if not span and until is None and self.at_rest():
                     break
-                wait = tick or min(self.nap, 0.5 * 2.0 ** min(next(idle), 20))
+                wait = tick or min(self.nap, self.first_nap * 2.0 ** min(next(idle), 20))
             else:
                 idle = itertools.count()
             self.clock.advance(min(wait, max(0.0, end - self.clock.now())))

@@ -72,7 +72,7 @@ def _serve(
             world.restart(since=world.clock.now())
         except SyncdError as error:  # the verb ends with its exit code, and the unit starts it again
             return [_name_of(error), "start"]
-    end, idle = world.clock.now() + seconds, 0.5
+    end, idle = world.clock.now() + seconds, world.first_nap
     rests_at = world.clock.now() + stage.hours * HOUR
     for _ in range(STEPS):
         before = (len(world.office.arrivals), world.drop.calls)
@@ -84,7 +84,7 @@ def _serve(
         busy = (len(world.office.arrivals), world.drop.calls) != before
         if until() or world.clock.now() >= end or (world.clock.now() >= rests_at and _at_rest(world, since)):
             return named + _troubles(world)
-        idle = 0.5 if busy else min(2 * idle, HOUR)
+        idle = world.first_nap if busy else min(2 * idle, HOUR)
         world.clock.advance(min(30.0, max(0.0, end - world.clock.now())) if busy else idle)
     raise AssertionError(f"no end in sight: {sorted(set(named))}")
 

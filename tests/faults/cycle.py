@@ -71,7 +71,7 @@ class Cycle:
         for name in ("state", "archive"):
             shutil.rmtree(folder / name)
         (folder / "archive").mkdir()
-        world.nap = HOUR
+        world.first_nap, world.nap = 30.0, HOUR
         world.expected = Noted()
         return world
 

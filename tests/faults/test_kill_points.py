@@ -35,7 +35,8 @@ def test_crash_at_any_call_loses_nothing(
     tell(record_property, "kill points", report)
     assert report.struck == report.points
     if not POINT:
-        assert report.points >= LEAST_POINTS / SHARDS
+        assert report.calls + report.writes >= LEAST_POINTS  # in all shards, which are nearly equal
+        assert report.points >= 0.9 * LEAST_POINTS / SHARDS
         assert report.calls >= LEAST_CALLS * len(SEEDS)
         assert report.syncs >= LEAST_SYNCS * len(SEEDS)
         assert report.points - report.known >= LEAST_STATES / SHARDS

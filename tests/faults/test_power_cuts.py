@@ -34,6 +34,7 @@ def test_power_cut_at_any_persistence_call_loses_nothing(
     report = ask(library, "blackout", kind, "--seeds", *SEEDS, *points, *(["--point", POINT] if POINT else []))
     tell(record_property, f"power cuts on {kind}", report)
     if not POINT:
-        assert report.points >= LEAST_POINTS / SHARDS
+        assert report.calls / EVERY >= LEAST_POINTS  # in all shards, which are nearly equal
+        assert report.points >= 0.9 * LEAST_POINTS / SHARDS
         assert report.calls >= LEAST_CALLS * len(SEEDS)
         assert report.syncs >= LEAST_SYNCS * len(SEEDS)

@@ -41,7 +41,7 @@ from tests.faults.witness import Witness
 from tests.world import START, World, make_settings
 
 DAY = 24 * HOUR
-INTERVAL = 3000.0  # seconds from request to request: a listing must be younger than an hour when its files are placed
+INTERVAL = 3400.0  # seconds from request to request: a listing must be younger than an hour when its files are placed
 INTERVAL_IN_PEACE = 1200.0
 TICK = 2 * HOUR  # between turns while nothing is to be done
 ROSTER_EVERY = 6 * HOUR  # instead of a quarter of an hour, and
