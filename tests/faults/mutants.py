@@ -35,6 +35,7 @@ RAM = Path("/dev/shm")
 SAID = "said.txt"
 FEWEST = 30  # planted bugs in all
 FAILED = 1  # pytest's exit code for "a test failed"; everything else is no verdict
+PASSED, SOUND = 0, "(no bug)"
 
 
 @dataclass(frozen=True)
@@ -541,9 +542,16 @@ def _planted(mutant: Mutant, tree: Path) -> str:
 
 
 def results(chosen: Sequence[Mutant], folder: Path) -> dict[str, tuple[bool, str]]:
-    """By name: whether its test fails with the bug in place, and what was seen. As many at once as there are cores."""
+    """By name: whether its test fails with the bug in place, and what was seen. As many at once as there are cores.
+
+    Beside them all those tests without any bug, as `SOUND`: whether they pass.
+    """
     found: dict[str, tuple[bool, str]] = {}
-    running: dict[int, tuple[Mutant, Path]] = {}
+    sound = folder / "sound"
+    _copied(sound)
+    words = " or ".join(f"({mutant.words})" for mutant in chosen)
+    pid = _start(sound, sorted({mutant.test_file for mutant in chosen}), words)
+    running: dict[int, tuple[str, Path, int]] = {pid: (SOUND, sound, PASSED)}
     waiting = list(enumerate(chosen))
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):
@@ -552,11 +560,11 @@ def results(chosen: Sequence[Mutant], folder: Path) -> dict[str, tuple[bool, str
             if wrong := _planted(mutant, tree):
                 found[mutant.name] = False, wrong
             else:
-                running[_start(tree, [mutant.test_file], mutant.words)] = mutant, tree
+                running[_start(tree, [mutant.test_file], mutant.words)] = mutant.name, tree, FAILED
         if running:
             pid, status = os.wait()
-            mutant, tree = running.pop(pid)
-            found[mutant.name] = os.waitstatus_to_exitcode(status) == FAILED, _seen(tree)
+            name, tree, expected = running.pop(pid)
+            found[name] = os.waitstatus_to_exitcode(status) == expected, _seen(tree)
             shutil.rmtree(tree)
     return found
 
@@ -567,15 +575,12 @@ def main() -> int:
     parser.add_argument("word", nargs="?", default="")
     word = parser.parse_args().word
     chosen = [mutant for mutant in MUTANTS if word in mutant.name]
-    every = " or ".join(f"({mutant.words})" for mutant in chosen)
     with tempfile.TemporaryDirectory(dir=RAM if RAM.is_dir() else None, prefix="mutants-") as folder:
-        sound = Path(folder, "sound")
-        _copied(sound)
-        pid = _start(sound, sorted({mutant.test_file for mutant in chosen}), every)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-            sys.stdout.write(f"no verdict: without any bug the tests fail already: {_seen(sound)}\n")
-            return 2
         found = results(chosen, Path(folder))
+    sound, seen = found.pop(SOUND)
+    if not sound:
+        sys.stdout.write(f"no verdict: without any bug the tests fail already: {seen}\n")
+        return 2
     for mutant in chosen:
         caught, seen = found[mutant.name]
         sys.stdout.write(f"{'caught' if caught else 'MISSED':<8}{mutant.name:<48}{seen}\n")
