@@ -389,9 +389,11 @@ class Index:
         return duty_of(min(found, key=lambda row: row["next_try_at"])) if found else None
 
     def owe_thumbnail(self, document: Item) -> None:
-        """Due where the document's newest bytes are an image's, and not those that the newest thumbnail was made of."""
+        """Due where a document's newest bytes are an image's, and not those that the newest thumbnail was made of."""
         made = "SELECT 1 FROM item t JOIN version v ON v.seq = t.current_seq WHERE t.pat_num = item.pat_num"
         made += " AND t.kind = 'thumbnail' AND t.num = item.num AND v.source_revision = item.sha256"
+        if document.kind != "document":
+            return
         due = any(is_image(row["media_type"] or "") for row in self.item_rows(document))
         self.set_item(document, f"thumbnail_due = ? AND NOT EXISTS ({made})", int(due))
 

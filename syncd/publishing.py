@@ -205,7 +205,7 @@ class Publisher:
 
     def _owe_thumbnail(self, item: Item) -> None:
         """For a new revision of equal bytes, too: a call may have settled the image while it was in a mount."""
-        if item.kind == "document" and "thumbnail" in self._doors.settings.sync.kinds:
+        if "thumbnail" in self._doors.settings.sync.kinds:
             self._doors.index.owe_thumbnail(item)
 
     def _tell(self, plan: Publication, outcome: Version | SyncdError) -> None:

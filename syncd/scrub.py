@@ -108,7 +108,7 @@ def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> No
         created_at = local_time(str(version.listing.get("DateCreated") or ""), settings.zone)
         again = refetch_at(item.kind, item.num, created_at, None, version.archived_at)
         index.set_item(item, "refetch_at = coalesce(refetch_at, ?)", again)
-        if item.kind == "document" and "thumbnail" in settings.sync.kinds:
+        if "thumbnail" in settings.sync.kinds:
             index.owe_thumbnail(item)
 
 

@@ -463,6 +463,13 @@ def test_thumbnail_is_due_unless_the_newest_was_made_of_the_newest_bytes(
     assert index.item_rows(DOCUMENT)[0]["thumbnail_due"] == due
 
 
+@pytest.mark.parametrize("item", [MOUNT, IMAGE])
+def test_only_documents_have_thumbnails(index: Index, item: Item) -> None:
+    index.put_version(archived(item, 7), T0)
+    index.owe_thumbnail(item)
+    assert index.item_rows(item)[0]["thumbnail_due"] == 0
+
+
 def test_mount_that_is_listed_again_has_its_images_back(index: Index) -> None:
     poll(index, 101, listed(MOUNT))
     for image in (IMAGE, Item(101, "mount-image", 441)):
