@@ -363,7 +363,7 @@ class ApiLane:
     def _refetch(self, now: float) -> Step | None:
         """An idle slot: fetch again what has no usable stamp, or was placed while its stamp was young."""
         step = self._due_refetch(now)
-        if step is not None:  # its list is polled first, and once more before long if that fails
+        if step is not None:  # its list is polled first, and it comes soon after
             self._polls = POLLS_A_REFETCH - 2 if isinstance(step, ListStep) else 0
         return step
 

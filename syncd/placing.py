@@ -126,12 +126,20 @@ class Places:
         name: ListName = "sheets" if duty.method == "sheet" else "documents"
         listed_at = self.doors.index.polled_at(duty.pat_num, name)
         if not is_fresh(listed_at, now):
-            return ListStep(self._lists, (duty.pat_num, name), self._lists.limit)
+            return self._read_first(duty, name, now)
         if duty.method == "mount-image" and (duty.pat_num, duty.num) not in self._proven:
             return OwnerStep(self, duty)
         self._proven.discard((duty.pat_num, duty.num))  # a proof is for one placement: numbers are reused
         attempt = self._journalled(duty, listed_at, now)
         return PlaceStep(self, attempt, duty, self._bulk or duty.why == "refetch") if attempt else None
+
+    def _read_first(self, duty: Duty, name: ListName, now: float) -> Step | None:
+        """Its list is too old to place from. One that could not be read lately has its time: nothing is urgent here."""
+        sql = "SELECT next_try_at FROM list WHERE pat_num = ? AND name = ?"
+        if duty.why == "refetch" and (until := self.doors.index.value(sql, duty.pat_num, name)) > now:
+            self.doors.index.put_off(duty, until)
+            return None
+        return ListStep(self._lists, (duty.pat_num, name), self._lists.limit)
 
     def _is_missing(self, duty: Duty) -> bool:
         """Whether the last complete listing lacks it (of an image: its mount). In a database that was restored the

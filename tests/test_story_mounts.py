@@ -9,6 +9,7 @@ import pytest
 
 from syncd.demo.build import Past
 from syncd.demo.schema import NEVER
+from syncd.listing import BAD_LIST_AGAIN
 from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
@@ -185,6 +186,18 @@ def test_mount_is_fetched_again_where_some_list_is_always_due(tmp_path: Path) ->
     assert len(world.sent("/documents/DownloadMount", MountNum=mount)) > 1
     assert len(world.sent("/documents", PatNum=2)) - polled >= 13, "and every list is polled nearly as often"
     world.check()
+    world.stop()
+
+
+def test_refetch_whose_list_cannot_be_read_takes_few_requests(tmp_path: Path) -> None:
+    world = World.start(tmp_path, 40, past=Past(documents=0, mounts=0, sheets=0), interval=60.0)
+    world.practice.add_mount(1, 2)
+    world.run(hours=20)
+    world.office.faults.add("html", path="/documents", params={"PatNum": 1}, times=None)
+    before = len(world.office.arrivals)
+    world.run(hours=20)
+    tries = 3 * 20 * 3600 / BAD_LIST_AGAIN  # as any list that cannot be read
+    assert len(world.sent("/documents", since=before, PatNum=1)) <= tries
     world.stop()
 
 
