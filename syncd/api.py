@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import requests
 import urllib3
@@ -29,6 +29,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from syncd.diff import revision
 from syncd.errors import (
     REASONS,
+    ConfigError,
     ItemError,
     ListingError,
     NoSuchMethodError,
@@ -113,17 +114,24 @@ class OpenDentalApi:
         deadline: float = 75.0,
         size_cap: int = 64 * 1024 * 1024,
     ) -> None:
-        self._url, self._placement = url.rstrip("/"), placement
+        self._placement = placement
         self._deadline, self._cap, self._foreign = deadline, size_cap, adapter is not None
-        self._wire, self._session = _Wire(), requests.Session()
-        self._session.trust_env = False  # no proxy, no .netrc, no CA bundle from the environment
-        self._session.verify = str(ca_bundle) if ca_bundle else True
-        for scheme in ("https://", "http://"):
-            self._session.mount(scheme, adapter or self._wire)
-        headers = self._session.headers
-        headers["Authorization"] = f"ODFHIR {developer_key}/{customer_key}"
-        headers["Content-Type"] = "application/json"  # the vendor wants it on GET, too
-        headers["Connection"] = "close"  # an idle connection is cut by the gateway just when it is used again
+        # Not a `requests.Session`: no redirect is followed, no cookie kept, nothing comes from the environment.
+        self._wire = _Wire()
+        self._adapter: BaseAdapter = adapter or self._wire
+        self._verify = str(ca_bundle) if ca_bundle else True
+        headers = {
+            "User-Agent": "syncd",
+            "Accept-Encoding": "gzip, deflate",
+            "Authorization": f"ODFHIR {developer_key}/{customer_key}",
+            "Content-Type": "application/json",  # the vendor wants it on GET, too
+            "Connection": "close",  # an idle connection is cut by the gateway just when it is used again
+        }
+        try:
+            self._blank = requests.Request("GET", url, headers).prepare()
+        except requests.RequestException as error:
+            raise ConfigError(("[api] url: no server can have this address",)) from error
+        self._url = str(self._blank.url).rstrip("/")
 
     def when_sending(self, hold: Callable[[], None], sent: Callable[[], None]) -> None:
         """From now on call `hold` when a request's connection stands, and `sent` as soon as the request is out."""
@@ -219,10 +227,12 @@ class OpenDentalApi:
         timer = threading.Timer(self._deadline, self._wire.cut)
         timer.daemon = True
         timer.start()
-        options: dict[str, Any] = {"params": params, "json": body, "stream": True, "allow_redirects": False}
-        options["timeout"] = (CONNECT_TIMEOUT, self._deadline)
         try:
-            with self._session.request(verb, self._url + path, **options) as response:
+            asked = self._blank.copy()
+            asked.method, asked.url = verb, f"{self._url}{path}{'?' if params else ''}{urlencode(params or {})}"
+            asked.prepare_body(None, None, body)
+            limits = (CONNECT_TIMEOUT, self._deadline)
+            with self._adapter.send(asked, stream=True, timeout=limits, verify=self._verify, proxies={}) as response:
                 for chunk in response.iter_content(CHUNK):
                     content += chunk
                     if len(content) > self._cap:

@@ -78,7 +78,8 @@ def read_json(name: str, folder: int) -> dict[str, object]:
     """The JSON object in a file; empty for anything else, and for nothing. Raises OSError where a disk is to blame."""
     try:
         with open_regular(name, folder) as file:
-            content = json.loads(file.read(_JSON_CAP).decode())
+            size = os.fstat(file.fileno()).st_size  # not the cap: read() makes room for as much as it is asked for
+            content = json.loads(file.read(min(size, _JSON_CAP)).decode())
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno in _SITE:
             raise

@@ -23,6 +23,7 @@ from syncd.api import OpenDentalApi, PlacementSite
 from syncd.demo.simulation import Simulation
 from syncd.drop import SftpDrop
 from syncd.errors import (
+    ConfigError,
     ItemError,
     ListingError,
     NoSuchMethodError,
@@ -126,6 +127,11 @@ def api_of(office: Office, **changes: Any) -> OpenDentalApi:
     site = PlacementSite("sftp.example.org", "opendental", "s3cret")
     url = changes.pop("url", f"http://127.0.0.1:{office.port}/api/v1")
     return OpenDentalApi(url, "DEV", "CUST", site, **{"deadline": 5.0, **changes})
+
+
+def test_address_that_no_server_can_have_is_told_before_the_start() -> None:
+    with pytest.raises(ConfigError, match="url"):
+        OpenDentalApi("http://127.0.0.1:99999/api", "DEV", "CUST", PlacementSite("site", "user", "s3cret"))
 
 
 def place(api: OpenDentalApi) -> None:

@@ -15,6 +15,7 @@ One seed, one trace: everything random is drawn from the seed, so a year that fa
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import random
 import shutil
@@ -88,6 +89,8 @@ class Year:
 
     def live(self, days: float) -> None:
         """So much time passes; then there is peace, and the mirror is complete. Raises AssertionError if not."""
+        gc.collect()
+        gc.freeze()  # what was imported need not be looked through all year
         started, end = time.process_time(), self.world.clock.now() + days * DAY
         try:
             self._perils.begin()
