@@ -234,8 +234,8 @@ MUTANTS = (
     Mutant(
         "redirects are followed",
         "syncd/api.py",
-        '"allow_redirects": False',
-        '"allow_redirects": True',
+        "self._adapter.send(asked,",
+        "requests.Session().send(asked,",
         "tests/test_api.py",
         "redirect",
     ),
