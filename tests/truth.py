@@ -28,7 +28,7 @@ class Expected:
         self.ever: defaultdict[Key, set[str]] = defaultdict(set)
         self.lines: defaultdict[Key, set[bytes]] = defaultdict(set)
         self.kept: dict[str, str] = {}  # path below the archive -> sha256, as first seen
-        self._read: dict[int, int] = {}
+        self._read: dict[Practice, int] = {}
         self._left: dict[int, tuple[float, Key]] = {}  # SheetNum -> when it last left a patient, and whose it was
 
     def note(self, practice: Practice) -> None:
@@ -37,8 +37,8 @@ class Expected:
             self.ever[key].add(_sha(content))
 
     def note_history(self, practice: Practice) -> None:
-        events = practice.history[self._read.get(id(practice), 0) :]
-        self._read[id(practice)] = len(practice.history)
+        events = practice.history[self._read.get(practice, 0) :]
+        self._read[practice] = len(practice.history)
         for event in events:
             key = (event.pat_num, event.kind, event.num)
             if event.spec is not None:
