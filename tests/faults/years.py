@@ -43,7 +43,7 @@ from tests.world import START, World, make_settings
 
 DAY = 24 * HOUR
 INTERVAL = 3400.0  # seconds from request to request: a listing must be younger than an hour when its files are placed
-INTERVAL_IN_PEACE = 1200.0
+INTERVAL_IN_PEACE = 1800.0
 TICK = 2 * HOUR  # between turns while nothing is to be done
 ROSTER_EVERY = 6 * HOUR  # instead of a quarter of an hour, and
 PROBES = 4  # instead of 20, lest rosters and the daily comparison of identities take the whole budget
@@ -112,7 +112,7 @@ class Year:
             if self._rng.random() < 0.004:
                 self._go_astray()
         self._perils.step()
-        if not self._machine.doomed and self._rng.random() < 0.27:
+        if not self._machine.doomed and self._rng.random() < 0.29:
             self._machine.die_in(self._rng.randint(1, 60))
         try:
             self._run(self._rng.uniform(0.3, 1.7) * STEP)
