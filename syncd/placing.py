@@ -118,7 +118,7 @@ class Places:
         """The request this duty needs next, or None when it needed none: its bytes are archived already."""
         if duty.why in ("listed", "retry") and self._adopted(duty, now):
             return None
-        if duty.why == "listed" and self._put_off(duty, now):
+        if (duty.why == "listed" and self._put_off(duty, now)) or self._left_its_mount(duty):
             return None
         if self._is_missing(duty):
             self.doors.index.put_off(duty, now + MISSING_AGAIN)
@@ -140,6 +140,14 @@ class Places:
             self.doors.index.put_off(duty, until)
             return None
         return ListStep(self._lists, (duty.pat_num, name), self._lists.limit)
+
+    def _left_its_mount(self, duty: Duty) -> bool:
+        """Whether an image is listed as a document: what it is by now never was in the mount, and is not owed as such."""
+        listed = self.doors.index.known_item(Item(duty.pat_num, "document", duty.num))
+        if duty.method != "mount-image" or listed is None or listed.missing_since_at is not None or listed.vanished:
+            return False
+        self.doors.index.duty_done(duty.method, duty.pat_num, duty.num)
+        return True
 
     def _is_missing(self, duty: Duty) -> bool:
         """Whether the last complete listing lacks it (of an image: its mount). In a database that was restored the

@@ -274,6 +274,22 @@ def test_large_mount_of_unknown_images_is_failing_under_its_own_name(tmp_path: P
     world.check_safe()
 
 
+def test_image_that_left_a_large_mount_is_not_fetched_as_one_of_it(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    world.office.faults.add("gateway_timeout", times=None, seconds=60.0, **one.request("mount-images"))
+    left, *_ = [row["DocNum"] for row in one.practice.mount_images(one.mount)]
+    with one.practice.as_of(world.clock.now() - 1200.0):
+        one.practice.out_of_mount(left)
+        one.practice.replace_bytes(left)
+    one.practice.change_mount(one.mount)
+    world.run(hours=3)
+    assert len(world.media(one.patient, "document", left)) == 1
+    assert len(world.media(one.patient, "mount-image", left)) == 1, "as it was while it was in the mount"
+    world.check_safe()
+
+
 def test_large_mount_of_known_images_is_fetched_image_by_image(tmp_path: Path) -> None:
     one = small()
     world = serving(tmp_path, one)
