@@ -142,7 +142,7 @@ class Places:
         return ListStep(self._lists, (duty.pat_num, name), self._lists.limit)
 
     def _left_its_mount(self, duty: Duty) -> bool:
-        """Whether an image is listed as a document: what it is by now never was in the mount, and is not owed as such."""
+        """Whether an image is listed as a document: what it is by now never was in the mount. Then it is not owed."""
         listed = self.doors.index.known_item(Item(duty.pat_num, "document", duty.num))
         if duty.method != "mount-image" or listed is None or listed.missing_since_at is not None or listed.vanished:
             return False
