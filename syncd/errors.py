@@ -155,6 +155,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
 FailureClass = Literal[
     "changed_while_read",
     "io_error",
+    "list_unreadable",  # its patient's list, which is read before a file is placed
     "missing_on_drop",  # answered with 201, but no file appeared
     "mount_too_large",  # DownloadMount went unanswered again and again
     "not_a_file",  # a folder, link or device where the file should be

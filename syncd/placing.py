@@ -134,10 +134,14 @@ class Places:
         return PlaceStep(self, attempt, duty, self._bulk or duty.why == "refetch") if attempt else None
 
     def _read_first(self, duty: Duty, name: ListName, now: float) -> Step | None:
-        """Its list is too old to place from. One that could not be read lately has its time: nothing is urgent here."""
-        sql = "SELECT next_try_at FROM list WHERE pat_num = ? AND name = ?"
-        if duty.why == "refetch" and (until := self.doors.index.value(sql, duty.pat_num, name)) > now:
-            self.doors.index.put_off(duty, until)
+        """Its list is too old to place from. Nothing waits for one that could not be read lately: it has its time."""
+        index = self.doors.index
+        until = index.value("SELECT next_try_at FROM list WHERE pat_num = ? AND name = ?", duty.pat_num, name)
+        if until is not None and until > now:
+            if duty.why == "refetch":
+                index.put_off(duty, until)
+            else:
+                index.duty_failed(duty, "list_unreadable", until)
             return None
         return ListStep(self._lists, (duty.pat_num, name), self._lists.limit)
 

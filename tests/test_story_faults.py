@@ -10,6 +10,7 @@ import pytest
 
 from syncd import wishes
 from syncd.demo.site import DropFile
+from syncd.listing import BAD_LIST_AGAIN
 from syncd.model import PullJob
 from tests.small import HOUR, LEAST, METHODS, backfilling, failing, serving, settle, small, troubles, verdict, versions
 
@@ -258,6 +259,28 @@ def test_document_without_its_file_waits_for_the_next_listing(tmp_path: Path) ->
     world.check_safe()
     assert world.state(one.patient, "document", late) == "failing"
     world.run(hours=8)
+    world.check()
+
+
+# --- a list that cannot be read before what it names is placed
+
+
+def test_list_that_cannot_be_read_keeps_nothing_else_waiting_and_is_not_asked_all_the_time(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    with one.practice.as_of(world.clock.now() - 1200.0):
+        mine, theirs = one.practice.add_document(one.patient, "jpg"), one.practice.add_document(one.other, "jpg")
+    world.run(hours=30, until=lambda: world.has(one.patient, "document", mine))
+    world.clock.advance(2 * HOUR)  # the machine slept: what was listed is too old to place from
+    world.office.faults.add("html", path="/documents", params={"PatNum": one.patient}, times=None)
+    before = len(world.office.arrivals)
+    world.run(hours=2)
+    assert world.media(one.other, "document", theirs)
+    assert len(world.sent("/documents", since=before, PatNum=one.patient)) <= 3 * (2 * HOUR / BAD_LIST_AGAIN + 1)
+    assert world.state(one.patient, "document", mine) == "failing"
+    world.office.faults.clear()
+    world.run(hours=5)
     world.check()
 
 
