@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from syncd import copies, repair
+from syncd import repair
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.index import KIND_OF
@@ -23,7 +23,7 @@ from syncd.model import Attempt, FieldValue, Item, Kind, PlacedName, Pulled, Pul
 from syncd.naming import check_body, extension_of, is_staging_name, media_type, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher
-from syncd.scrub import Scrub, adopt_newer
+from syncd.scrub import Scrub, adopt_newer, copy_index
 from syncd.sites import LANE_OF, Doors, Sites, claim_archive, settle_audit
 
 BATCH = 16  # placements looked at in one turn
@@ -104,23 +104,12 @@ class PullLane:
         """An idle turn: the day's copy of the index, then a slice of the scrub; whether there is more to do at once."""
         if self._copy_due:
             self._copy_due = False
-            self._copy_index(now)
+            copy_index(self._doors, now)
         try:
             return self._scrub.turn(now)
         except SiteError:
             self._scrub.abandon()
             raise
-
-    def _copy_index(self, now: float) -> None:
-        settings, index = self._doors.settings, self._doors.index
-        day = dt.datetime.fromtimestamp(now, settings.zone).date().isoformat()
-        if index.value("SELECT 1 FROM version LIMIT 1") is None:
-            return
-        try:
-            if copies.make(index, settings.state_path / "copies", day):
-                self._doors.log.info("index_copied")
-        except SiteError as error:  # the mirror goes on; the next mark tries again
-            self._doors.log.warning("index_copy_failed", reason=error.reason)
 
     def start(self, now: float) -> None:
         """Before the first turn of any lane; an archive that is missing is a state, and the next turn tries again."""
@@ -212,8 +201,7 @@ class PullLane:
         if attempt.method not in METHODS:  # a document of unknown name: whatever the office wrote into its own folder
             names = self._names(folder) or []
             return [Target(attempt, _item(attempt), folder + names[0], None, new())] if len(names) == 1 else []
-        sql = "SELECT num FROM item WHERE pat_num = ? AND kind = 'document'"
-        known = {row["num"] for row in self._doors.index.rows(sql, attempt.pat_num)}
+        known = self._documents(attempt.pat_num)
         twice = {name for name, times in Counter(named.file_name for named in attempt.names).items() if times > 1}
         return [
             Target(
@@ -224,6 +212,10 @@ class PullLane:
             and _plain_name(named.file_name)
             and (attempt.method != "thumbnails" or named.doc_num in known)
         ]
+
+    def _documents(self, pat_num: int) -> set[int]:
+        sql = "SELECT num FROM item WHERE pat_num = ? AND kind = 'document'"
+        return {row["num"] for row in self._doors.index.rows(sql, pat_num)}
 
     def _names(self, folder: bytes) -> list[bytes] | None:
         try:
@@ -322,8 +314,15 @@ class PullLane:
         return True
 
     def _thumbnails_settled(self, attempt: Attempt, count: int) -> None:
-        """An answered call settles every image archived before it, named or not."""
+        """An answered call settles every image archived before it, named or not.
+
+        But not one that names nothing of this patient's: it came from another database, and is asked for tomorrow.
+        """
         index = self._doors.index
+        if attempt.names and self._documents(attempt.pat_num).isdisjoint(name.doc_num for name in attempt.names):
+            sql = "UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?"
+            index.run(sql, attempt.asked_at + DAY, attempt.pat_num)
+            return
         sql = "UPDATE item SET thumbnail_due = 0 WHERE pat_num = ? AND thumbnail_due = 1 AND archived_at <= ?"
         index.run(sql, attempt.pat_num, attempt.asked_at)
         sql = "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE pat_num = ?"

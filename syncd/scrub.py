@@ -7,6 +7,7 @@ again where Open Dental still lists it with the very revision that is archived, 
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from syncd.archive import Archive
 from syncd.checker import Finding, Tally
 from syncd.config import Settings
 from syncd.diff import local_time, refetch_at
-from syncd.errors import UsageError
+from syncd.errors import SiteError, UsageError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import Item, Kind, Version
@@ -47,6 +48,19 @@ class Findings:
     versions: int = 0
     bytes: int = 0
     foreign: list[str] = field(default_factory=list)
+
+
+def copy_index(doors: Doors, now: float) -> None:
+    """The day's copy of the index, where it knows a version. A failure is told; the next mark tries again."""
+    settings, index = doors.settings, doors.index
+    day = dt.datetime.fromtimestamp(now, settings.zone).date().isoformat()
+    if index.value("SELECT 1 FROM version LIMIT 1") is None:
+        return
+    try:
+        if copies.make(index, settings.state_path / "copies", day):
+            doors.log.info("index_copied")
+    except SiteError as error:
+        doors.log.warning("index_copy_failed", reason=error.reason)
 
 
 def adopt_newer(doors: Doors, now: float) -> int:

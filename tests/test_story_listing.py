@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from syncd.demo.build import Past
+from syncd.demo.practice import Practice
 from syncd.demo.wire import Request, Response
 from syncd.naming import archive_path_is_ours
 from tests.world import World
@@ -429,6 +430,27 @@ def test_image_that_was_in_a_mount_at_the_only_thumbnails_call_is_asked_for_once
     world.practice.out_of_mount(doc)
     world.run(hours=30)
     world.check()
+
+
+def test_answer_that_names_nobodys_thumbnails_settles_nothing(world: World) -> None:
+    pat = world.practice.add_patient()
+    doc = world.practice.add_document(pat, "jpg")
+    world.run(until=lambda: world.media(pat, "document", doc))
+    ours = world.practice
+    other = Practice(world.clock, "America/Chicago", seed=99, name="other")
+    other.next_numbers["document"] = 1000
+    with other.as_of(world.clock.now() - 3600.0):
+        while other.add_patient() < pat:
+            pass
+        other.add_document(pat, "jpg")
+    world.swap_practice(other)  # the key leads to another database for a while, and no list tells
+    world.office.faults.add("html", path="/documents", times=None)
+    world.run(until=lambda: world.sent("/documents/Thumbnails", PatNum=pat))
+    world.run(seconds=300)
+    world.swap_practice(ours)
+    world.office.faults.clear()
+    world.run(hours=30)
+    assert len(world.media(pat, "thumbnail", doc)) == 1
 
 
 def test_new_bytes_make_a_new_thumbnail(world: World) -> None:
