@@ -81,12 +81,11 @@ class IdentityStep:
         return self._lane.probed(said, now)
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
-        """An office that lacks the method cannot be asked; anything else is asked again."""
+        """An office that lacks the method cannot be asked. There may be a row that it cannot show: others are asked."""
         if isinstance(error, NoSuchMethodError):
             self._lane.identified("same", 0, now)
-        else:
-            self._lane.identity_at = now
-        return None
+            return None
+        return self._lane.probed(None, now)
 
     def abandon(self) -> None:
         """It is asked at the next start."""
@@ -408,12 +407,14 @@ class ApiLane:
             return self.choose(now)
         return IdentityStep(self, self._to_probe[-1])
 
-    def probed(self, said: guards.Probe, now: float) -> Step | None:
-        """One more answer; after the last the verdict."""
-        self._probes.append(said)
+    def probed(self, said: guards.Probe | None, now: float) -> Step | None:
+        """One more answer, None for one that says nothing. After the last the verdict; without any all over again."""
+        self._probes += [said] if said is not None else []
         self._to_probe[-1:] = []  # none is left where the verdict could not be recorded at first
         if self._to_probe:
-            return IdentityStep(self, self._to_probe[-1])
+            return IdentityStep(self, self._to_probe[-1]) if said is not None else None
+        if not self._probes:
+            return None
         self.identified(guards.identity(self._probes), len(self._probes), now)
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from syncd import wishes
 from syncd.demo.build import Past, build_practice
 from syncd.demo.faults import Fault
 from syncd.schema import Row
+from tests.small import serving, small, troubles
 from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
@@ -269,6 +271,41 @@ def test_other_database_stops_everything(swapped: World) -> None:
     assert {arrival.path.rstrip("0123456789") for arrival in swapped.office.arrivals[sent:]} == {"/documents/"}
     assert [row["scope"] for row in guards_held(swapped)] == ["database"]
     swapped.check_safe()
+
+
+@pytest.mark.parametrize(("kind", "details"), [("status", {"status": 500}), ("html", {})])
+def test_one_row_that_no_office_can_show_does_not_stop_the_mirror(
+    tmp_path: Path, kind: Any, details: dict[str, Any]
+) -> None:
+    one = small(documents=3)
+    world = serving(tmp_path, one)
+    world.run()
+    world.office.faults.add(kind, path=f"/documents/{one.document}", times=None, **details)
+    with one.practice.as_of(world.clock.now() - 1200.0):
+        new = one.practice.add_document(one.other)
+    world.restart()
+    world.run(hours=20)
+    assert len(world.media(one.other, "document", new)) == 1
+    assert world.log.events("identity_checked")[-1]["count"] == 4
+    assert troubles(world) == {}
+
+
+def test_office_that_shows_no_row_is_asked_on_and_nothing_is_done_before(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    for number in (one.document, one.letter):
+        world.office.faults.add("html", path=f"/documents/{number}", times=None)
+    world.restart()
+    before = len(world.office.arrivals)
+    world.run(hours=1)
+    asked = world.office.arrivals[before:]
+    assert asked
+    assert {arrival.path for arrival in asked} <= {f"/documents/{number}" for number in (one.document, one.letter)}
+    world.office.faults.clear()
+    world.run(hours=1)
+    assert world.log.events("identity_checked")[-1]["count"] > 0
+    world.check()
 
 
 def test_other_database_ends_when_the_right_one_is_back(tmp_path: Path) -> None:
