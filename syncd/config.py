@@ -46,7 +46,7 @@ _BYTES: Final = {"B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "
 }
 _HOST: Final = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
 _BRACKETED: Final = r"\[[0-9A-Fa-f:.]{2,45}\]"
-_PORT: Final = "(?::[1-9][0-9]{0,4})?"
+_PORT: Final = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 _ADDRESS: Final = f"(?:{_HOST}|{_BRACKETED}){_PORT}"
 _URL: Final = re.compile(rf"(https?)://({_HOST}|{_BRACKETED}){_PORT}(/[!-~]*)?")
 _STEP: Final = r"(?!\.)[A-Za-z0-9._-]{1,100}"

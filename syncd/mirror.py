@@ -84,8 +84,9 @@ class IdentityStep:
         """An office that lacks the method cannot be asked. There may be a row that it cannot show: others are asked."""
         if isinstance(error, NoSuchMethodError):
             self._lane.identified("same", 0, now)
-            return None
-        return self._lane.probed(None, now)
+        else:
+            self._lane.unprobed(now)
+        return None
 
     def abandon(self) -> None:
         """It is asked at the next start."""
@@ -140,6 +141,7 @@ class ApiLane:
         self._quiet = 0.0 if scope.backfill else QUIET
         self._probes: list[guards.Probe] = []
         self._to_probe: list[Listed] = []
+        self._drawn = 0
         self.identity_at = 0.0  # due at every start
         self.answers = False  # the API does again, after trouble: the next request shows whether the trouble is over
         self.requests = 0
@@ -402,21 +404,26 @@ class ApiLane:
             )
             found = (self.doors.index.listed(Item(row["pat_num"], "document", row["num"])) for row in rows)
             self._to_probe = [row for row in found if row is not None]
+            self._drawn = len(self._to_probe)
         if not self._to_probe:
             self.identified("same", 0, now)
             return self.choose(now)
         return IdentityStep(self, self._to_probe[-1])
 
-    def probed(self, said: guards.Probe | None, now: float) -> Step | None:
-        """One more answer, None for one that says nothing. After the last the verdict; without any all over again."""
-        self._probes += [said] if said is not None else []
+    def probed(self, said: guards.Probe, now: float) -> Step | None:
+        """One more answer; after the last the verdict. Fewer answers than half of what was asked for prove nothing."""
+        self._probes.append(said)
         self._to_probe[-1:] = []  # none is left where the verdict could not be recorded at first
         if self._to_probe:
-            return IdentityStep(self, self._to_probe[-1]) if said is not None else None
-        if not self._probes:
-            return None
-        self.identified(guards.identity(self._probes), len(self._probes), now)
+            return IdentityStep(self, self._to_probe[-1])
+        if 2 * len(self._probes) >= self._drawn:  # else others are drawn, and nothing is done before
+            self.identified(guards.identity(self._probes), len(self._probes), now)
         return None
+
+    def unprobed(self, now: float) -> None:
+        """An answer that says nothing: the others are asked; where none is left to ask, others are drawn."""
+        self._to_probe[-1:] = []
+        self.identity_at = now
 
     def identified(self, verdict: guards.Verdict, count: int, now: float) -> None:
         """Act on the verdict: go on, or hold everything until somebody approves."""

@@ -147,8 +147,10 @@ class Places:
 
     def _left_its_mount(self, duty: Duty) -> bool:
         """Whether an image is listed as a document: what it is by now never was in the mount. Then it is not owed."""
+        if duty.method != "mount-image":
+            return False
         listed = self.doors.index.known_item(Item(duty.pat_num, "document", duty.num))
-        if duty.method != "mount-image" or listed is None or listed.missing_since_at is not None or listed.vanished:
+        if listed is None or listed.missing_since_at is not None or listed.vanished:
             return False
         self.doors.index.duty_done(duty.method, duty.pat_num, duty.num)
         return True

@@ -179,6 +179,7 @@ def test_key_in_the_place_of_a_section_is_named() -> None:
         ("drop", "host", '"a b"'),
         ("drop", "port", "0"),
         ("drop", "port", "65536"),
+        ("api", "url", "'https://127.0.0.1:65536/api'"),
         ("drop", "port", "true"),
         ("drop", "username", '"a\\nb"'),
         ("drop", "folder", '"../other"'),

@@ -308,6 +308,23 @@ def test_office_that_shows_no_row_is_asked_on_and_nothing_is_done_before(tmp_pat
     world.check()
 
 
+def test_few_answers_of_many_prove_no_identity(tmp_path: Path) -> None:
+    one = small(documents=4)
+    world = serving(tmp_path, one)
+    world.run()
+    known = [row["num"] for row in world.index.rows("SELECT num FROM item WHERE kind = 'document'")]
+    for number in known[2:]:
+        world.office.faults.add("html", path=f"/documents/{number}", times=None)
+    world.restart()
+    before = len(world.office.arrivals)
+    world.run(hours=1)
+    asked = {arrival.path for arrival in world.office.arrivals[before:]}
+    assert {f"/documents/{number}" for number in known} >= asked > {f"/documents/{known[0]}"}
+    world.office.faults.clear()
+    world.run(hours=1)
+    world.check()
+
+
 def test_other_database_ends_when_the_right_one_is_back(tmp_path: Path) -> None:
     world = World.start(tmp_path, 3, past=OTHER, interval=10.0)
     world.run(hours=3)
