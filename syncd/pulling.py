@@ -35,6 +35,7 @@ LATE_LOOKS = (600.0, 3600.0, DAY)  # its name is emptied again at these ages: la
 AFTER_A_CUT = 60.0  # seconds; four times as long each time, up to an hour
 PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
 WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
+NOT_READ = frozenset({"changed_while_read", "unreadable_on_drop"})  # the office made it: only the pull went wrong
 DROP_SWEPT_EVERY = DAY
 ARCHIVE_SEEN_EVERY = 300.0
 DEEPEST = 8  # folders within a folder of ours
@@ -50,6 +51,9 @@ class Target:
     remote: bytes
     named: PlacedName | None
     local: Path
+
+
+Result = tuple[Target, Version | SyncdError]
 
 
 class PullLane:
@@ -184,7 +188,7 @@ class PullLane:
         def settle(published: Outcomes) -> None:
             results = iter(published)
             said = [next(results) if isinstance(each, Arrival) else each for each in checked]
-            by_attempt: dict[int, list[tuple[Target, Version | SyncdError]]] = {a.id: [] for a in taken}
+            by_attempt: dict[int, list[Result]] = {a.id: [] for a in taken}
             for target, result in zip(targets, said, strict=True):
                 by_attempt[target.attempt.id].append((target, result))
             done.update(each.id for each in taken if self._settled(each, by_attempt[each.id], now))
@@ -285,7 +289,7 @@ class PullLane:
 
     # --- what became of an attempt, inside the transaction that records its files
 
-    def _settled(self, attempt: Attempt, results: Sequence[tuple[Target, Version | SyncdError]], now: float) -> bool:
+    def _settled(self, attempt: Attempt, results: Sequence[Result], now: float) -> bool:
         """Whether nothing more is to be read of this attempt; its duty is fulfilled, or has failed once more."""
         index = self._doors.index
         failures = [result for _, result in results if isinstance(result, SyncdError)]
@@ -299,7 +303,7 @@ class PullLane:
         late = {"placed_at": None} if failure == "missing_on_drop" else {}  # it may come yet: emptied again later
         index.set_attempt(attempt.id, "cleaning", now, looks=0, **late)
         if attempt.method == "thumbnails":
-            self._thumbnails_settled(attempt, len(results) - len(failures))
+            self._thumbnails_settled(attempt, results, now)
             return True
         duty = index.duty(attempt.method, attempt.pat_num, attempt.num)
         if attempt.method == "mount-images":
@@ -313,21 +317,25 @@ class PullLane:
             self._doors.log.info("item_recovered", item=_item(attempt).full_id, failures=duty.failures)
         return True
 
-    def _thumbnails_settled(self, attempt: Attempt, count: int) -> None:
-        """An answered call settles every image archived before it, named or not.
+    def _thumbnails_settled(self, attempt: Attempt, results: Sequence[Result], now: float) -> None:
+        """An answered call settles every image archived before it, named or not, but those whose file was not read.
 
-        But not one that names nothing of this patient's: it came from another database, and is asked for tomorrow.
+        An answer that names nothing of this patient's came from another database: it is asked for again tomorrow.
         """
-        index = self._doors.index
-        if attempt.names and self._documents(attempt.pat_num).isdisjoint(name.doc_num for name in attempt.names):
-            sql = "UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?"
-            index.run(sql, attempt.asked_at + DAY, attempt.pat_num)
+        index, pat_num = self._doors.index, attempt.pat_num
+        if attempt.names and self._documents(pat_num).isdisjoint(name.doc_num for name in attempt.names):
+            index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", attempt.asked_at + DAY, pat_num)
             return
+        left = [target.item.num for target, said in results if isinstance(said, ItemError) and said.failure in NOT_READ]
         sql = "UPDATE item SET thumbnail_due = 0 WHERE pat_num = ? AND thumbnail_due = 1 AND archived_at <= ?"
-        index.run(sql, attempt.pat_num, attempt.asked_at)
-        sql = "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE pat_num = ?"
-        index.run(sql, attempt.pat_num)
-        self._doors.log.info("thumbnails_settled", pat_num=attempt.pat_num, count=count)
+        sql += " AND num NOT IN (SELECT value FROM json_each(?))"
+        index.run(sql, pat_num, attempt.asked_at, json.dumps(left))
+        if left:
+            thumbnails_failed(self._doors, pat_num, now)
+        else:
+            index.run("UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE pat_num = ?", pat_num)
+        count = sum(isinstance(said, Version) for _, said in results)
+        self._doors.log.info("thumbnails_settled", pat_num=pat_num, count=count)
 
     def _images_settled(self, attempt: Attempt, archived: Sequence[int], now: float) -> None:
         """What a whole mount brought is archived; what it has no more goes, what left the listing is found here."""
@@ -392,14 +400,10 @@ class PullLane:
                 return
             if attempt.method == "mount-images" and duty.failures >= 1 and self._singly(attempt, now):
                 return
-            count_failure(
-                self._doors, duty, "mount_too_large" if attempt.method == "mount-images" else "timeout_60s", now
-            )
-            index.run(
-                "UPDATE duty SET next_try_at = min(next_try_at, ?) WHERE pat_num = ? AND method = ? AND num = ?"
-                " AND failures < 3",
-                *(now, duty.pat_num, duty.method, duty.num),
-            )
+            failure = "mount_too_large" if attempt.method == "mount-images" else "timeout_60s"
+            count_failure(self._doors, duty, failure, now)
+            sql = "UPDATE duty SET next_try_at = min(next_try_at, ?) WHERE pat_num = ? AND method = ? AND num = ?"
+            index.run(f"{sql} AND failures < 3", now, duty.pat_num, duty.method, duty.num)
 
     def _singly(self, attempt: Attempt, now: float) -> bool:
         """A mount too large for 60 s: each known image by itself, if any is known."""
@@ -421,11 +425,8 @@ class PullLane:
     def _clean(self, attempts: Sequence[Attempt], now: float) -> None:
         """Remove what was staged; names without an answer are emptied again later, for late writes happen."""
         files = [attempt for attempt in attempts if not attempt.staging.endswith("/")]
-        removed = (
-            dict(zip((a.id for a in files), self._doors.drop.remove([a.staging.encode() for a in files]), strict=True))
-            if files
-            else {}
-        )
+        gone = self._doors.drop.remove([attempt.staging.encode() for attempt in files]) if files else []
+        removed = dict(zip((attempt.id for attempt in files), gone, strict=True))
         for attempt in attempts:
             clean = removed[attempt.id] if attempt.id in removed else self._emptied(attempt.staging.encode())
             self._cleaned(attempt, clean, now)

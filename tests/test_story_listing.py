@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 
 from syncd.demo.build import Past
 from syncd.demo.practice import Practice
+from syncd.demo.site import DropFile
 from syncd.demo.wire import Request, Response
 from syncd.naming import archive_path_is_ours
+from syncd.ports import PullJob
 from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
@@ -451,6 +454,27 @@ def test_answer_that_names_nobodys_thumbnails_settles_nothing(world: World) -> N
     world.office.faults.clear()
     world.run(hours=30)
     assert len(world.media(pat, "thumbnail", doc)) == 1
+
+
+@pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
+def test_thumbnail_whose_file_was_not_read_is_asked_for_again(world: World, for_ever: bool) -> None:
+    pat = world.practice.add_patient()
+    doc, other = world.practice.add_document(pat, "jpg"), world.practice.add_document(pat, "jpg")
+    world.run(until=lambda: len(world.index.rows("SELECT 1 FROM item WHERE thumbnail_due = 1")) == 2)
+
+    def rewrite(job: PullJob) -> None:
+        """Somebody writes to the thumbnail of one of them whenever it is read, for as long as the first call counts."""
+        name = os.fsdecode(job.remote)
+        first = len(world.sent("/documents/Thumbnails")) == 1
+        if (first or for_ever) and name.endswith(f"{doc}.jpg"):
+            world.site.files[name] = DropFile(world.site.files[name].data, world.site.files[name].mtime + 1)
+
+    world.drop.meddle = rewrite
+    world.run(hours=30)
+    assert len(world.media(pat, "thumbnail", other)) == 1
+    assert len(world.media(pat, "thumbnail", doc)) == (0 if for_ever else 1)
+    assert len(world.sent("/documents/Thumbnails")) == (3 if for_ever else 2)
+    assert world.catalog().status_facts(world.clock.now()).thumbnails_due == int(for_ever)
 
 
 def test_new_bytes_make_a_new_thumbnail(world: World) -> None:
