@@ -14,8 +14,8 @@ from syncd.demo.build import Past
 from syncd.demo.practice import Practice
 from syncd.demo.site import DropFile
 from syncd.demo.wire import Request, Response
+from syncd.model import PullJob
 from syncd.naming import archive_path_is_ours
-from syncd.ports import PullJob
 from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
