@@ -41,12 +41,12 @@ def identity(probes: Iterable[Probe]) -> Verdict:
     """Judge up to 20 random known items.
 
     More than two with another patient or another DateCreated: numbers mean other people there. Rows missing while the
-    rest agree: a practice restored from backup. Everything missing proves no identity at all, so it counts as another
-    database.
+    rest agree: a practice restored from backup. More than two, and none that agrees, prove no identity at all, so they
+    count as another database.
     """
     answers = [probe.answer for probe in probes]
     disagreeing, missing = answers.count("disagrees"), answers.count("missing")
-    if disagreeing > DISAGREEMENTS or (missing > DISAGREEMENTS and "agrees" not in answers):
+    if disagreeing > DISAGREEMENTS or (len(answers) > DISAGREEMENTS and "agrees" not in answers):
         return "other_database"
     return "database_went_back" if missing > DISAGREEMENTS else "same"
 

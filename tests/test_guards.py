@@ -62,6 +62,10 @@ def test_one_in_a_hundred_is_exact_whatever_the_floating_point(missing: int, ite
         (0, 0, 20, "other_database"),  # nothing proves whose numbers these are
         (0, 0, 2, "same"),  # a practice of two documents may lose both
         (0, 2, 3, "other_database"),
+        (0, 2, 1, "other_database"),  # a practice of few documents: nothing agrees, as in another one with few numbers
+        (0, 1, 2, "other_database"),
+        (1, 2, 2, "same"),
+        (0, 1, 1, "same"),
         (1, 2, 3, "database_went_back"),
         (1, 3, 16, "other_database"),
     ],

@@ -22,16 +22,20 @@ class Witness(Expected):
 
     Files are hashed when they are new; later a look at their attributes is enough, because nothing changes a file
     without changing those. `World.check` hashes all of them again.
+
+    Only one practice's files may come into the archive: what another one behind the key holds is not noted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, practice: Practice) -> None:
         super().__init__()
+        self._practice = practice
         self.rows: dict[int, Row] = {}  # by seq
         self._files: dict[str, tuple[Stat, str]] = {}  # path below the archive -> attributes and sha256
 
     def note(self, practice: Practice) -> None:
         """What happened since the last time. Every change of the practice is in its history."""
-        self.note_history(practice)
+        if practice is self._practice:
+            self.note_history(practice)
 
     def note_all(self, practice: Practice) -> None:
         """What happened, and what is there now."""

@@ -78,7 +78,7 @@ class Year:
         with self._practice.as_of(START - 40 * DAY):
             self._staff.open_practice()
         self.world = World.start(folder, practice=self._practice, seed=seed, interval=INTERVAL)
-        self._witness = self.world.expected = Witness()
+        self._witness = self.world.expected = Witness(self._practice)
         self._perils = Perils(self.world, self._machine, seed, CHANCE)
 
     def _draw_everything_from_the_seed(self) -> None:
