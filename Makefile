@@ -28,7 +28,7 @@ coverage: $(VENV)/.ready
 
 test-faults: $(VENV)/.ready
 	$(BIN)/python -m tests.faults.mutants
-	$(BIN)/pytest -n $$(($$(nproc) + 1)) tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-v,-m "not racing")
+	$(BIN)/pytest -n $$(($$(nproc) + 1)) tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-vv,-m "not racing")
 
 quick: $(VENV)/.ready
 	$(BIN)/pytest -n auto --ignore=tests/faults -m "not slow"
