@@ -37,16 +37,16 @@ class Probe:
     answer: Literal["agrees", "disagrees", "missing"]
 
 
-def identity(probes: Iterable[Probe]) -> Verdict:
-    """Judge up to 20 random known items.
+def identity(probes: Iterable[Probe], drawn: int) -> Verdict:
+    """Judge what was answered about `drawn` random known items, up to 20.
 
     More than two with another patient or another DateCreated: numbers mean other people there. Rows missing while the
-    rest agree: a practice restored from backup. More than two, and none that agrees, prove no identity at all, so they
-    count as another database.
+    rest agree: a practice restored from backup. Where more than two were drawn and none agrees, no identity is proven:
+    that counts as another database, and never ends a hold of it.
     """
     answers = [probe.answer for probe in probes]
     disagreeing, missing = answers.count("disagrees"), answers.count("missing")
-    if disagreeing > DISAGREEMENTS or (len(answers) > DISAGREEMENTS and "agrees" not in answers):
+    if disagreeing > DISAGREEMENTS or (drawn > DISAGREEMENTS and "agrees" not in answers):
         return "other_database"
     return "database_went_back" if missing > DISAGREEMENTS else "same"
 

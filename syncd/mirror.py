@@ -417,7 +417,7 @@ class ApiLane:
         if self._to_probe:
             return IdentityStep(self, self._to_probe[-1])
         if 2 * len(self._probes) >= self._drawn:  # else others are drawn, and nothing is done before
-            self.identified(guards.identity(self._probes), len(self._probes), now)
+            self.identified(guards.identity(self._probes, self._drawn), len(self._probes), now)
         return None
 
     def unprobed(self, now: float) -> None:

@@ -73,7 +73,12 @@ def test_one_in_a_hundred_is_exact_whatever_the_floating_point(missing: int, ite
 def test_known_items_tell_whose_database_it_is(agrees: int, disagrees: int, missing: int, verdict: Verdict) -> None:
     probes = [Probe("agrees")] * agrees + [Probe("disagrees")] * disagrees + [Probe("missing")] * missing
     random.Random(agrees).shuffle(probes)
-    assert identity(iter(probes)) == verdict
+    assert identity(iter(probes), len(probes)) == verdict
+
+
+def test_answers_about_few_of_many_prove_an_identity_only_where_one_agrees() -> None:
+    assert identity([Probe("missing")] * 2, 4) == "other_database"
+    assert identity([Probe("missing"), Probe("agrees")], 4) == "same"
 
 
 def test_alike_failures_of_different_items_trip_the_breaker() -> None:
