@@ -109,7 +109,7 @@ class Year:
             self._come_home()
         if not self._home_at:
             self._staff.act(times=self._rng.choice((0, 0, 0, 1, 1, 3)))
-            if self._rng.random() < 0.004:
+            if self._rng.random() < 0.004 and self._knows_the_practice():
                 self._go_astray()
         self._perils.step()
         if not self._machine.doomed and self._rng.random() < 0.29:
@@ -213,6 +213,11 @@ class Year:
         self.world.restart()
 
     # --- rarely
+
+    def _knows_the_practice(self) -> bool:
+        """By fewer archived documents nobody can tell one database from another (design.md section 7)."""
+        known = "SELECT count(*) FROM item WHERE kind = 'document' AND archived_revision IS NOT NULL"
+        return int(self.world.index.value(f"{known} AND vanished_at IS NULL")) > guards.DISAGREEMENTS
 
     def _go_astray(self) -> None:
         """The key leads to another practice for a while, from a start on."""
