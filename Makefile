@@ -14,8 +14,8 @@ PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 demo: $(VENV)/.ready
 	$(BIN)/syncd demo
 
-DECISIONS  := agenda config diff guards naming pacing report
-NOTHING_LOST := archive index mirror scrub
+DECISIONS  := agenda changes config diff guards naming pacing report
+NOTHING_LOST := archive identity index mirror scrub
 
 test: check
 	$(BIN)/pytest -n auto $(DECISIONS:%=tests/test_%.py) --cov --cov-report=

@@ -39,12 +39,11 @@ from syncd.errors import (
     TransientError,
     UnansweredError,
 )
-from syncd.model import FieldValue, Item, Kind, Listed, Page, Patient, PlacedName, Upload
+from syncd.model import LARGEST_KEY, Appointment, FieldValue, Item, Kind, Listed, Page, Patient, PlacedName, Upload
 from syncd.pacing import parse_retry_after
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 CHUNK: Final = 64 * 1024
-LARGEST_KEY: Final = 2**63 - 1
 RAW_MARK, URL_MARK = "_rawBase64_", "_download_"
 
 # The fields of the two list methods (api-documents, api-sheets): whole numbers, texts.
@@ -157,9 +156,32 @@ class OpenDentalApi:
             raise ListingError("the answer is not the document asked for")
         return _listed_document({"MountNum": 0, **row, "DocNum": doc_num}, _key(row, "PatNum"))
 
-    def patients(self, offset: int, limit: int) -> tuple[Patient, ...]:
-        """GET /patients/Simple: everybody but the status Deleted. All other personal fields end here."""
-        return tuple(_patient(row) for row in self._rows("/patients/Simple", {"Offset": offset, "Limit": limit}))
+    def patients(self, offset: int, limit: int, since: str | None = None) -> tuple[Patient, ...]:
+        """GET /patients/Simple: everybody but the status Deleted. All other personal fields end here.
+
+        `since`: only those whose DateTStamp, local time of the office, is not before.
+        """
+        params: Params = {"Offset": offset, "Limit": limit, **({"DateTStamp": since} if since else {})}
+        return tuple(_patient(row) for row in self._rows("/patients/Simple", params))
+
+    def appointments(self, first: str, last: str, offset: int) -> tuple[Appointment, ...]:
+        """GET /appointments from one day to another, both included, as `2026-03-10`; pages of 100."""
+        rows = self._rows("/appointments", {"dateStart": first, "dateEnd": last, "Offset": offset})
+        names = ("AptDateTime", "AptStatus")
+        return tuple(Appointment(_key(row, "PatNum"), *(_text(row, name) or "" for name in names)) for row in rows)
+
+    def short_query(self, sql: str) -> list[Row]:
+        """PUT /queries/ShortQuery (21.2, permission Queries), read-only; at most 100 rows.
+
+        Neither NoSuchMethodError (400, 401 or 403: refused) nor ListingError (5xx) says anything of the API as a whole.
+        """
+        answer = self._exchange("PUT", "/queries/ShortQuery", body={"SqlCommand": sql})
+        told = f"HTTP {answer.status}"
+        if answer.status in (400, 401, 403) and "econnector" not in answer.words:
+            raise NoSuchMethodError(told)
+        if answer.status // 100 == 5:  # noqa: PLR2004 - a class of statuses
+            raise ListingError(told)
+        return _objects(_accepted(answer))
 
     def permissions(self) -> frozenset[str]:
         """GET /securityperms: the names of the permissions this key has."""
@@ -215,14 +237,16 @@ class OpenDentalApi:
         site = self._placement
         address = f"{site.address.rstrip('/')}/{staging}"
         login = {"SftpAddress": address, "SftpUsername": site.username, "SftpPassword": site.password}
-        return self._exchange("POST", path, body={**what, **login})
+        return self._exchange("POST", path, body={**what, **login}, placing=True)
 
     def _rows(self, path: str, params: Params) -> list[Row]:
         return _objects(_accepted(self._exchange("GET", path, params=params)))
 
-    def _exchange(self, verb: str, path: str, params: Params | None = None, body: Params | None = None) -> _Answer:
-        """Send one request and read its whole answer, whatever its status. A body makes it a placement."""
-        placing, content = body is not None, bytearray()
+    def _exchange(
+        self, verb: str, path: str, params: Params | None = None, body: Params | None = None, *, placing: bool = False
+    ) -> _Answer:
+        """Send one request and read its whole answer, whatever its status."""
+        content = bytearray()
         self._wire.sock, end = None, time.monotonic() + self._deadline
         timer = threading.Timer(self._deadline, self._wire.cut)
         timer.daemon = True

@@ -6,11 +6,13 @@ that is handed out was compared with its row's checksum: a silently wrong row is
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from syncd.diff import local_time
 from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
 from syncd.model import KINDS, Item, Kind, ListName, Version
@@ -22,7 +24,7 @@ Row = dict[str, Any]
 Condition = tuple[str, object]  # SQL with one mark, and the value for it
 NEVER_READ_AFTER: Final = 24  # tries in vain, a quarter of an hour or more apart, of a list that was never read
 _OPEN: Final = (  # methods by name, and not "all but thumbnails": so the table's primary key finds an item's duties
-    "d.why IN ('listed', 'repair', 'moved', 'retry')"
+    "d.why IN ('listed', 'backfill', 'repair', 'moved', 'retry')"
     " AND d.method IN ('document', 'mount', 'mount-image', 'mount-images', 'sheet')"
 )
 _ODD: Final = "vanished_at IS NOT NULL OR pending = 1 OR held_by IS NOT NULL"  # as the index item_odd has it
@@ -179,7 +181,7 @@ class Catalog:
             told: Row = {"id": item.id, "full_id": item.full_id, "failure": row["failure"], "failures": row["failures"]}
             yield told | {"since_at": iso(row["since_at"]), "next_try_at": iso(row["next_try_at"])}
 
-    def status_facts(self, now: float, page_rows: int = 100, days: float = 7) -> StatusFacts:
+    def status_facts(self, now: float, page_rows: int = 100, days: float = 7, zone: dt.tzinfo = dt.UTC) -> StatusFacts:
         """The facts of a status. `page_rows`: what one page of a list holds; `days`: how old incidents may be."""
         return StatusFacts(
             **self._owed_facts(),
@@ -189,10 +191,26 @@ class Catalog:
             **self._one(_THUMBNAILS),
             **self._one(_LEFTOVERS),
             roster_read_at=self.index.meta_time("roster_at") or None,
+            feed_at=self.index.meta_time("feed_at") or None,
+            feed_off_until=self.index.meta_time("feed_off_until") or None,
+            delays=self._delays(now - DAY, zone),
             troubles=tuple(Trouble(**row) for row in self.index.rows("SELECT * FROM site ORDER BY since_at")),
             holds=tuple(Hold(**row) for row in self.index.rows(_HOLDS)),
             incidents=tuple(Incident(**row) for row in self.index.rows(_INCIDENTS, now - days * DAY)),
         )
+
+    def _delays(self, since: float, zone: dt.tzinfo) -> dict[str, list[float]]:
+        """Seconds from a file's appearance in the practice to its archiving, by kind, of what was archived `since`.
+
+        What was there before the mirror is none of it: a first sync says nothing of how fresh a mirror is.
+        """
+        begun = self.index.value("SELECT listed_at FROM version ORDER BY seq LIMIT 1")
+        delays: dict[str, list[float]] = {}
+        for row in self.index.rows(_APPEARED, since):
+            appeared = local_time(row["appeared"] or "", zone)
+            if appeared is not None and appeared >= begun:
+                delays.setdefault(row["kind"], []).append(max(0.0, row["archived_at"] - appeared))
+        return delays
 
     def _one(self, sql: str, *values: object) -> Row:
         return self.index.rows(sql, *values)[0]
@@ -238,6 +256,13 @@ _THUMBNAILS: Final = (
 )
 _LEFTOVERS: Final = (  # files that could not be removed from the drop when last tried
     "SELECT count(*) AS drop_leftovers FROM attempt WHERE state = 'cleaning' AND looks > 0"
+)
+_APPEARED: Final = (  # each revision once: neither a repair nor a second look at the same one is news
+    "SELECT v.kind, v.archived_at, CASE v.kind WHEN 'mount' THEN (SELECT i.date_created FROM item i WHERE i.pat_num ="
+    " v.pat_num AND i.kind = v.kind AND i.num = v.num) ELSE v.revision END AS appeared FROM version v WHERE"
+    " v.archived_at >= ? AND v.kind IN ('document', 'mount', 'sheet') AND NOT EXISTS (SELECT 1 FROM version e WHERE"
+    " e.pat_num = v.pat_num AND e.kind = v.kind AND e.num = v.num AND e.seq < v.seq AND (e.revision = v.revision OR"
+    " v.kind = 'mount'))"
 )
 _INCIDENTS: Final = (
     "SELECT lane, reason, since_at, until_at FROM incident WHERE coalesce(until_at, 9e99) >= ? ORDER BY since_at"

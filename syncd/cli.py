@@ -225,7 +225,8 @@ def _status(
     clock, facts = SystemClock(), report.StatusFacts()
     now = clock.now()
     if index is not None:
-        facts = Catalog(index, settings.name, settings.sync.kinds).status_facts(now, settings.api.page_limit, days)
+        catalog = Catalog(index, settings.name, settings.sync.kinds)
+        facts = catalog.status_facts(now, settings.api.page_limit, days, settings.zone)
     holder, counts = Lock(settings.state_path).holder(), wiring.open_pace(settings, clock).counts()
     troubles = report.silent_parts(holder.signs if holder else None, clock.steady(), now)
     if blind is not None:

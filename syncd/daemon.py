@@ -95,7 +95,7 @@ class Daemon:
         )
         tell, report = self._ticked, (lambda: self._tell(report=True))
         for work, seconds in (
-            (self._lanes.api_lane.identity_due, IDENTITY_EVERY),
+            (self._lanes.api_lane.identity.compare_soon, IDENTITY_EVERY),
             (self._mark_upkeep, UPKEEP_EVERY),
             (self._tell_audit_head, AUDIT_HEAD_EVERY),
             (tell, STATUS_JSON_EVERY),

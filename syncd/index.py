@@ -204,16 +204,16 @@ class Index:
             left = [n for n, left_at in before.items() if leaving and left_at is None and n not in seen]
             for pat_num in left:
                 self.db.conn.execute("UPDATE patient SET left_at = ? WHERE pat_num = ?", (at, pat_num))
-            self.remember("roster_at", str(at))
+            if leaving:
+                self.remember("roster_at", str(at))
         return {"new": new, "back": back, "left": left}
 
     def add_patients(self, patients: Iterable[Patient], names: bool) -> None:
         """Patients whom the archive knows; the next roster says whether they are still there."""
         with self.transaction():
-            read_at = self.meta("roster_at")
-            known = self.rows("SELECT pat_num FROM patient WHERE left_at IS NULL")
+            if self.value("SELECT 1 FROM patient WHERE left_at IS NULL") is None:
+                self.remember("roster_at", None)
             self.apply_roster(patients, 0.0, names, None, leaving=False)
-            self.remember("roster_at", read_at if known else None)
 
     def lists(self) -> list[ListState]:
         """Every list of a patient who is in the roster."""
@@ -255,8 +255,9 @@ class Index:
                 self._put_item(row, now)
             for item in difference.back:
                 self._put_back(item)
+            why = "listed" if self.polled_at(*key) else "backfill"
             for owing in difference.owing:
-                self.owe(owing, "listed", now)
+                self.owe(owing, why, now)
             for known in difference.newly_missing:
                 self._update(known.item, "missing_since_at = ?", now)
             self.db.conn.execute(
@@ -360,14 +361,15 @@ class Index:
     def owe(self, owing: Owing, why: str, now: float) -> None:
         """A request is owed. A newer revision starts the tries anew; a stronger reason replaces a weaker one."""
         values = (owing.method, owing.item.pat_num, owing.item.num, KIND_OF[owing.method], owing.revision, why, now)
+        anew = "revision != excluded.revision OR excluded.why IN ('repair', 'retry')"
+        same = "(why, excluded.why, revision) = ('backfill', 'listed', excluded.revision)"
         with self.transaction():
             self.db.conn.execute(
                 "INSERT INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at) VALUES"
-                " (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET why = CASE excluded.why WHEN 'refetch' THEN why"
-                " ELSE excluded.why END, revision = excluded.revision, next_try_at = CASE WHEN revision !="
-                " excluded.revision OR excluded.why IN ('repair', 'retry') THEN excluded.next_try_at ELSE next_try_at"
-                " END, failures = CASE WHEN revision != excluded.revision OR excluded.why IN ('repair', 'retry') THEN 0"
-                " ELSE failures END",
+                f" (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET why = CASE WHEN {same} OR excluded.why ="
+                " 'refetch' THEN why ELSE excluded.why END, revision = excluded.revision, next_try_at = CASE WHEN"
+                f" {anew} THEN excluded.next_try_at ELSE next_try_at END, failures = CASE WHEN {anew} THEN 0 ELSE"
+                " failures END",
                 (*values, owing.not_before),
             )
 
@@ -415,10 +417,8 @@ class Index:
         """The duty is fulfilled, unless a newer revision was listed in the meantime: then it is owed still."""
         with self.transaction():
             key = (pat_num, method, num)
-            sql = "DELETE FROM duty WHERE pat_num = ? AND method = ? AND num = ?"
-            self.db.conn.execute(
-                sql + (" AND revision = ?" if revision else ""), (*key, *([revision] if revision else []))
-            )
+            sql = "DELETE FROM duty WHERE pat_num = ? AND method = ? AND num = ? AND revision = coalesce(?, revision)"
+            self.db.conn.execute(sql, (*key, revision or None))
             self.db.conn.execute("UPDATE duty SET busy = 0 WHERE pat_num = ? AND method = ? AND num = ?", key)
 
     def duty(self, method: str, pat_num: int, num: int) -> Duty | None:

@@ -209,6 +209,14 @@ class Lists:
             self.doors.log.warning("patient_left", pat_num=pat_num)
         self.doors.log.info("roster_read", count=len(patients), rows=len(changes["new"]))
 
+    def met(self, patients: Sequence[Patient], now: float) -> list[int]:
+        """Take over some rows of the roster: nobody left for not being among them. Answers who is new."""
+        sync = self.doors.settings.sync
+        changes = self.doors.index.apply_roster(patients, now, sync.patient_names, sync.patients, leaving=False)
+        arrived: list[int] = changes["new"] + changes["back"]
+        self.arrived += arrived
+        return arrived
+
     def roster_refused(self, error: SyncdError, now: float) -> None:
         """The roster could not be read: everybody stays, and it is asked for again later."""
         self.roster_not_before = now + BAD_LIST_AGAIN
@@ -276,7 +284,7 @@ class Lists:
         sql = "SELECT mount_num FROM item WHERE pat_num = ? AND num = ? AND kind = 'mount-image'"
         left = self.doors.index.value(f"{sql} AND vanished_at IS NULL", item.pat_num, item.num)
         if item.kind == "document" and left is not None:
-            self._fetch_mounts(item.pat_num, now, left)
+            self.fetch_mounts(item.pat_num, now, left)
 
     def _missing(self, key: ListKey, found: Difference, known: dict[Item, Known], now: float) -> None:
         """What the listing lacks: moved at once, held by a guard, looked for, or vanished in time."""
@@ -386,18 +394,23 @@ class Lists:
                 self._vanish(item, now)
         else:
             index.set_item(item, "missing_since_at = ?", now)  # it is there: looked for again a day later
-            self._fetch_mounts(item.pat_num, now)
+            self.fetch_mounts(item.pat_num, now)
 
-    def _fetch_mounts(self, pat_num: int, now: float, only: int | None = None) -> None:
-        """An image went into a mount, or came out of `only` that one: mounts have no stamp that tells."""
+    def fetch_mounts(self, pat_num: int, now: float, only: int | None = None) -> bool:
+        """An image went into a mount, or came out of `only` that one: mounts have no stamp that tells.
+
+        False: no such mount is known.
+        """
         kinds = self.doors.settings.sync.kinds
         methods: list[tuple[Method, Kind]] = [("mount", "mount"), ("mount-images", "mount-image")]
         sql = "SELECT num, revision FROM item WHERE pat_num = ? AND kind = 'mount' AND num = coalesce(?, num)"
         sql += " AND vanished_at IS NULL"
-        for mount in self.doors.index.rows(sql, pat_num, only):
+        mounts = self.doors.index.rows(sql, pat_num, only)
+        for mount in mounts:
             for method in (method for method, kind in methods if kind in kinds):
                 owing = Owing(method, Item(pat_num, "mount", mount["num"]), mount["revision"], now)
                 self.doors.index.owe(owing, "moved", now)
+        return bool(mounts)
 
     def _vanish(self, item: Item, now: float, became: str | None = None) -> None:
         for each in self.doors.index.vanish(item, now, became):

@@ -39,6 +39,7 @@ EVENTS: Final[dict[str, str]] = {
     "drop_open_to_others": "other users of the SFTP site may look into the drop folder: chmod 700 on the site",
     "guard_ended": "what a guard held was approved, rejected, or agreed with by seven listings",
     "guard_held": "unusually many disappearances are held; see `syncd held`",
+    "hint_off": "a hint was refused or failed three times; it rests until tomorrow: that costs freshness only",
     "identity_checked": "known items were compared with the database behind the key",
     "index_copied": "the day's copy of the index is in STATE/copies",
     "index_copy_failed": "the day's copy of the index could not be made; syncd tries again",
@@ -67,7 +68,7 @@ EVENTS: Final[dict[str, str]] = {
 }
 _KEYS: Final = """
 practice item list pat_num mount_num kind num version seq bytes method mode reason who failure failures state now guard
-count rows lane became attempt looks pid verb exit_code message_code exception where logger log_level lines_lost
+hint count rows lane became attempt looks pid verb exit_code message_code exception where logger log_level lines_lost
 next_try_at wait_seconds n hash
 """
 KEYS: Final = frozenset(_KEYS.split())

@@ -6,11 +6,12 @@ waits for a pull: so many placed files at most may lie on the drop, then it list
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from syncd import guards, wishes
+from syncd import identity, wishes
 from syncd.agenda import Agenda, Policy
 from syncd.diff import DAY, Owing
 from syncd.errors import (
@@ -23,9 +24,11 @@ from syncd.errors import (
     TransientError,
     UnansweredError,
 )
-from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step, end_guard
-from syncd.model import Item, Kind, Listed, Method
-from syncd.pacing import spacing
+from syncd.hints import Hints
+from syncd.identity import Identity
+from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step
+from syncd.model import Item, Kind, ListState, Method
+from syncd.pacing import in_window, spacing
 from syncd.placing import QUIET, Places, PlaceStep
 from syncd.sites import LANE_OF, Doors, Sites, put_times_right
 
@@ -35,14 +38,14 @@ if TYPE_CHECKING:
 PLACED_CAP = 200  # files on the drop that are not pulled yet
 ROSTER_EVERY = 900.0
 ROSTER_SHARE = 0.02  # of the budget, at most, for reading the roster again and again
-IDENTITY_EVERY = DAY
 CLOCK_SLACK = 60.0  # seconds: a clock that is slewed never leaps so far between two turns
 BLIPS = 2  # answers 429 in a row that are no state yet: other software shares the key
-BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be marked
+PATIENTS_MORE = 1.25  # times as many as the agenda was planned for
 POLLS_A_REFETCH = 50  # where lists are always due, as with thousands of patients: no slot would ever be idle
 IDLE = 0.5
 FIRST_TRIES = 64  # duties looked at in one turn; those found in the archive cost no request
 OWED = ("listed", "moved", "repair", "retry", "confirm")
+BULK = ("backfill",)
 
 
 @dataclass
@@ -56,40 +59,6 @@ class Scope:
     since: float = 0.0
     patients: frozenset[int] | None = None
     max_requests: int | None = None
-
-
-class IdentityStep:
-    """Ask again for one known document: does its number still mean the same?"""
-
-    bulk = False
-
-    def __init__(self, lane: ApiLane, row: Listed) -> None:
-        self._lane, self._row = lane, row
-
-    def ask(self) -> Listed | None:
-        """GET /documents/N."""
-        return self._lane.doors.api.document(self._row.item.num)
-
-    def take(self, answer: object, now: float) -> Step | None:
-        """Number, patient and DateCreated agree, or not."""
-        if not isinstance(answer, Listed):
-            said = guards.Probe("missing")
-        elif (answer.item.pat_num, answer.date_created) == (self._row.item.pat_num, self._row.date_created):
-            said = guards.Probe("agrees")
-        else:
-            said = guards.Probe("disagrees")
-        return self._lane.probed(said, now)
-
-    def failed(self, error: SyncdError, now: float) -> Step | None:
-        """An office that lacks the method cannot be asked. There may be a row that it cannot show: others are asked."""
-        if isinstance(error, NoSuchMethodError):
-            self._lane.identified("same", 0, now)
-        else:
-            self._lane.unprobed(now)
-        return None
-
-    def abandon(self) -> None:
-        """It is asked at the next start."""
 
 
 class ProbeStep:
@@ -127,32 +96,44 @@ class ApiLane:
         self._sites, self._pace = sites, pace
         self.lists = Lists(doors, sites)
         self.places = Places(doors, sites, self.lists, bulk=scope.backfill)
-        policy = Policy.for_interval(doors.settings.api.min_interval, 0)
-        self._policy = Policy(rest=float("inf")) if scope.backfill else policy
-        self.agenda = Agenda((), self._policy, now)
-        self.refill(now)
+        self.hints = None if scope.backfill else Hints(self.lists)
+        self._planned_for = 0  # patients
+        self._plan(now)
         self._prepared: Step | None = None
         self._in_hand: tuple[Step, object] | None = None  # answered, and not recorded yet
         self._throttles = BLIPS  # 429 in a row; not 0 at first, for a row of the last process may stand
         self._clock = (now, doors.clock.steady())
         self._refetch_after = 0.0
         self._polls = 0  # since the last refetch
+        self._bulk_next = True
         self._patient: int | None = None
         self._quiet = 0.0 if scope.backfill else QUIET
-        self._probes: list[guards.Probe] = []
-        self._to_probe: list[Listed] = []
-        self._drawn = 0
-        self.identity_at = 0.0  # due at every start
+        self.identity = Identity(doors, sites)
         self.answers = False  # the API does again, after trouble: the next request shows whether the trouble is over
         self.requests = 0
 
-    def refill(self, now: float, arrived: frozenset[int] | None = None) -> None:
-        """Give the agenda the lists of this scope: all of them, or those of patients who just arrived."""
-        wanted = self.scope.patients
-        for state in self.doors.index.lists():
-            mine = (wanted is None or state.key[0] in wanted) and (arrived is None or state.key[0] in arrived)
-            if mine and not (self.scope.backfill and state.polled_at >= self.scope.since):
-                self.agenda.add(replace(state, polled_at=0.0) if self.scope.backfill else state, now)
+    def _plan(self, now: float) -> None:
+        """A new agenda, for as many patients as there are now."""
+        states, api = self._lists(), self.doors.settings.api
+        self._planned_for = len({state.key[0] for state in states})
+        policy = Policy.for_interval(api.min_interval / api.share, self._planned_for, self.doors.settings.zone.key)
+        self.agenda = Agenda(states, Policy.once() if self.scope.backfill else policy, now)
+
+    def _lists(self) -> list[ListState]:
+        """Those of this scope; a backfill's as if never polled."""
+        wanted, once = self.scope.patients, self.scope.backfill
+        mine = [state for state in self.doors.index.lists() if wanted is None or state.key[0] in wanted]
+        return [replace(s, polled_at=0.0) for s in mine if s.polled_at < self.scope.since] if once else mine
+
+    def refill(self, now: float, arrived: frozenset[int]) -> None:
+        """Give the agenda the lists of patients who just arrived; a new policy where there are many more by now."""
+        states = self._lists()
+        if not self.scope.backfill and len({state.key[0] for state in states}) > PATIENTS_MORE * self._planned_for:
+            self._plan(now)
+        else:
+            for state in states:
+                if state.key[0] in arrived:
+                    self.agenda.add(state, now)
 
     # --- one turn
 
@@ -223,12 +204,13 @@ class ApiLane:
         put_times_right(self.doors.index, now, went_back=leap < 0)
         self.doors.log.warning("clock_jumped", wait_seconds=leap)
         self._refetch_after = now + DAY  # until then the clock is right again, or what is due is due
-        self.identity_at = min(self.identity_at, now + IDENTITY_EVERY)
+        self.identity.due_at = min(self.identity.due_at, now + identity.EVERY)
         self.lists.roster_not_before = min(self.lists.roster_not_before, now)
+        if self.hints is not None:
+            self.hints.put_right(now)
         if leap < 0:
             self.scope.since = min(self.scope.since, now - CLOCK_SLACK)
-            self.agenda = Agenda((), self._policy, now)
-            self.refill(now)
+            self._plan(now)
 
     def _granted(self, verb: str, argument: object, now: float) -> None:
         """A wish was granted that changes what is next."""
@@ -241,11 +223,7 @@ class ApiLane:
             self.doors.index.remember("roster_at", None)
             self._quiet = 0.0  # somebody watches: thumbnails do not wait for a quiet quarter of an hour
         elif verb == "approve" and self._sites.reason("database"):
-            self.identity_at = now
-
-    def identity_due(self) -> None:
-        """The scheduler says that the database's identity is to be compared; the lane does it in its turn."""
-        self.identity_at = 0.0
+            self.identity.due_at = now
 
     def close(self) -> None:
         """Take back what was prepared and not sent."""
@@ -306,24 +284,45 @@ class ApiLane:
             self.refill(now, frozenset(lists.arrived))
         for pending in (lists.settled, lists.postponed, lists.departed, lists.arrived):
             pending.clear()
+        if self.hints is not None:
+            self.hints.tell(self.agenda, now)
 
     # --- what is next
 
     def choose(self, now: float) -> Step | None:
         """The most useful request, or None: nothing is worth one now."""
-        if now >= self.identity_at:
-            return self._identity(now)
+        if now >= self.identity.due_at and (step := self.identity.next(now)) is not None:
+            return step
         if self._sites.reason("database") == "other_database" or self._sites.reason("archive") == "index_lost":
             return None
         if self._sites.reason("api") and not self.answers:
             return ProbeStep(self)
         if self._roster_due(now):
             return RosterStep(self.lists, self.lists.limit)
+        if self.hints is not None and (step := self.hints.due(now)) is not None:
+            return step
         turn_for_it = self._polls >= POLLS_A_REFETCH
-        return self._placement(now) or (turn_for_it and self._refetch(now)) or self._poll(now) or self._refetch(now)
+        return self._placement(now) or (turn_for_it and self._refetch(now)) or self._shared(now) or self._refetch(now)
 
-    def _poll(self, now: float) -> Step | None:
-        key = self.agenda.next(now)
+    def _shared(self, now: float) -> Step | None:
+        """Bulk work, which is what the first look at each list brings, and the search for news.
+
+        In turns; but nothing keeps urgent lists waiting, and in the window of the backfill bulk work goes first.
+        """
+        if self.scope.backfill:
+            return self._poll(now)
+        local = dt.datetime.fromtimestamp(now, self.doors.settings.zone)
+        if self.agenda.urgent(now) or not (self._bulk_next or in_window(self.doors.settings.backfill.window, local)):
+            self._bulk_next = True
+            return self._poll(now, known=True) or self._bulk(now)
+        self._bulk_next = False
+        return self._bulk(now)
+
+    def _bulk(self, now: float) -> Step | None:
+        return self._owed(now, BULK) or self._poll(now)
+
+    def _poll(self, now: float, known: bool = False) -> Step | None:
+        key = self.agenda.next(now, known)
         if key is None:
             return None
         self._patient = key[0]
@@ -347,19 +346,24 @@ class ApiLane:
         return int(on_drop) < PLACED_CAP
 
     def _placement(self, now: float) -> Step | None:
+        """What is owed; in a backfill all of it, else what is news. Then thumbnails."""
+        step = self._owed(now, OWED + BULK if self.scope.backfill else OWED)
+        if step is not None or "thumbnail" not in self.doors.settings.sync.kinds or not self._may_place(now):
+            return step
+        return self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)
+
+    def _owed(self, now: float, whys: tuple[str, ...]) -> Step | None:
         if not self._may_place(now):
             return None
         for _ in range(FIRST_TRIES):
-            duty = self.doors.index.next_duty(now, OWED, self._patient, self.scope.patients)
+            duty = self.doors.index.next_duty(now, whys, self._patient, self.scope.patients)
             if duty is None:
                 break
             self._patient = duty.pat_num
             step = ConfirmStep(self.lists, duty) if duty.method == "confirm" else self.places.prepare(duty, now)
             if step is not None:
                 return step
-        if "thumbnail" not in self.doors.settings.sync.kinds:
-            return None
-        return self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)
+        return None
 
     def _refetch(self, now: float) -> Step | None:
         """An idle slot: fetch again what has no usable stamp, or was placed while its stamp was young."""
@@ -390,69 +394,3 @@ class ApiLane:
                     index.owe(Owing(method, item, row["revision"], now), "refetch", now)
         duty = index.next_duty(now, ("refetch",), None, None)
         return self.places.prepare(duty, now) if duty is not None else None
-
-    # --- whose database is it
-
-    def _identity(self, now: float) -> Step | None:
-        """Compare up to 20 random known documents: at start, after a change of key, and daily."""
-        if not self._to_probe:
-            self._probes = []
-            rows = self.doors.index.rows(
-                "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
-                " AND held_by IS NULL AND archived_revision IS NOT NULL ORDER BY random() LIMIT ?",
-                guards.PROBED_ITEMS,
-            )
-            found = (self.doors.index.listed(Item(row["pat_num"], "document", row["num"])) for row in rows)
-            self._to_probe = [row for row in found if row is not None]
-            self._drawn = len(self._to_probe)
-        if not self._to_probe:
-            self.identified("same", 0, now)
-            return self.choose(now)
-        return IdentityStep(self, self._to_probe[-1])
-
-    def probed(self, said: guards.Probe, now: float) -> Step | None:
-        """One more answer; after the last the verdict. Fewer answers than half of what was asked for prove nothing."""
-        self._probes.append(said)
-        self._to_probe[-1:] = []  # none is left where the verdict could not be recorded at first
-        if self._to_probe:
-            return IdentityStep(self, self._to_probe[-1])
-        if 2 * len(self._probes) >= self._drawn:  # else others are drawn, and nothing is done before
-            self.identified(guards.identity(self._probes, self._drawn), len(self._probes), now)
-        return None
-
-    def unprobed(self, now: float) -> None:
-        """An answer that says nothing: the others are asked; where none is left to ask, others are drawn."""
-        self._to_probe[-1:] = []
-        self.identity_at = now
-
-    def identified(self, verdict: guards.Verdict, count: int, now: float) -> None:
-        """Act on the verdict: go on, or hold everything until somebody approves."""
-        index = self.doors.index
-        self.identity_at = now + IDENTITY_EVERY
-        self.doors.log.info("identity_checked", count=count, reason=verdict)
-        if index.meta("database_approved") is not None:
-            index.remember("database_approved", None)
-            index.remember("database_believed_at", repr(now))
-            verdict = "same"
-        if verdict == "database_went_back" and now - index.meta_time("database_believed_at") < BELIEVED_FOR:
-            verdict = "same"
-        if verdict == "same":
-            self._sites.works("database", now)
-            for row in index.rows("SELECT id FROM guard WHERE scope = 'database' AND state = 'held'"):
-                end_guard(index, self.doors.log, row["id"], "over", now)
-            return
-        self.identity_at = now + 900.0 if verdict == "other_database" else now + IDENTITY_EVERY
-        self._sites.failed(SiteError(verdict), now)
-        held = index.rows("SELECT id, reason FROM guard WHERE scope = 'database' AND state = 'held'")
-        for row in held:
-            if row["reason"] != verdict:  # what is held from now on is another thing to decide
-                end_guard(index, self.doors.log, row["id"], "over", now)
-        if verdict not in {row["reason"] for row in held}:
-            differ = sum(p.answer != "agrees" for p in self._probes)
-            with index.transaction():
-                index.run(
-                    "INSERT INTO guard (scope, reason, made_at, items, of_items) VALUES ('database', ?, ?, ?, ?)",
-                    *(verdict, now, differ, count),
-                )
-                guard = index.value("SELECT max(id) FROM guard")
-                index.record("guard_held", now, guard=f"guard-{guard}", scope="database", count=differ)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 Kind = Literal["document", "mount", "mount-image", "sheet", "thumbnail"]
 KINDS: tuple[Kind, ...] = ("document", "mount", "mount-image", "sheet", "thumbnail")
@@ -19,6 +19,7 @@ ListKey = tuple[int, ListName]  # (pat_num, list)
 # where the whole mount is too much for 60 s; thumbnails: of one patient.
 Method = Literal["document", "mount", "mount-image", "mount-images", "sheet", "thumbnails"]
 FieldValue = str | int | None
+LARGEST_KEY: Final = 2**63 - 1  # the vendor says bigint
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,6 +93,15 @@ class Patient:
 
 
 @dataclass(frozen=True, slots=True)
+class Appointment:
+    """One row of GET /appointments. `starts`: AptDateTime, local time of the office; `status`: AptStatus."""
+
+    pat_num: int
+    starts: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlacedName:
     """One file of a Thumbnails or DownloadMount answer."""
 
@@ -127,9 +137,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """One thing the API lane owes a request for. `why`: listed, refetch, repair, moved, confirm.
+    """One thing the API lane owes a request for. `why`: listed, backfill, refetch, repair, retry, moved, confirm.
 
-    `method` "confirm" asks the single GET about a document that left its listing.
+    "backfill" is what a list held when it was first read, until another revision of it is listed. `method` "confirm"
+    asks the single GET about a document that left its listing.
     """
 
     method: Method | Literal["confirm"]

@@ -51,11 +51,16 @@ class Pace:
         return pace if sound and pace.last_start >= 0 and pace.not_before >= 0 else cls()  # false for NaN
 
 
+def office_is_open(settings: Settings, now: float) -> bool:
+    """Monday to Friday, 8 to 17, in the practice's zone."""
+    local = datetime.fromtimestamp(now, settings.zone)
+    return local.weekday() < 5 and 8 <= local.hour < 17  # noqa: PLR2004 - as above
+
+
 def spacing(settings: Settings, now: float, bulk: bool) -> float:
     """Seconds from start to start: the share in force, and half of it for bulk work outside the backfill window."""
     local, api, windows = datetime.fromtimestamp(now, settings.zone), settings.api, settings.backfill.window
-    is_open = local.weekday() < 5 and 8 <= local.hour < 17  # noqa: PLR2004 - Monday to Friday, 8 to 17
-    share = api.share if is_open else api.share_closed
+    share = api.share if office_is_open(settings, now) else api.share_closed
     return api.min_interval / (share / 2 if bulk and windows and not in_window(windows, local) else share)
 
 

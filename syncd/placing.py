@@ -116,9 +116,10 @@ class Places:
 
     def prepare(self, duty: Duty, now: float) -> Step | None:
         """The request this duty needs next, or None when it needed none: its bytes are archived already."""
-        if duty.why in ("listed", "retry") and self._adopted(duty, now):
+        if duty.why in ("listed", "backfill", "retry") and self._adopted(duty, now):
             return None
-        if (duty.why == "listed" and self._put_off(duty, now)) or self._left_its_mount(duty):
+        restless = duty.why in ("listed", "backfill") and self._put_off(duty, now)
+        if restless or self._left_its_mount(duty):
             return None
         if self._is_missing(duty):
             self.doors.index.put_off(duty, now + MISSING_AGAIN)
@@ -131,7 +132,7 @@ class Places:
             return OwnerStep(self, duty)
         self._proven.discard((duty.pat_num, duty.num))  # a proof is for one placement: numbers are reused
         attempt = self._journalled(duty, listed_at, now)
-        return PlaceStep(self, attempt, duty, self._bulk or duty.why == "refetch") if attempt else None
+        return PlaceStep(self, attempt, duty, self._bulk or duty.why in ("refetch", "backfill")) if attempt else None
 
     def _read_first(self, duty: Duty, name: ListName, now: float) -> Step | None:
         """Its list is too old to place from. Nothing waits for one that could not be read lately: it has its time."""
@@ -272,7 +273,7 @@ class Places:
             " JOIN patient p USING (pat_num) JOIN list l ON l.pat_num = i.pat_num AND l.name = 'documents'"
             " WHERE i.thumbnail_due = 1 AND p.thumbnails_after_at <= ?1 AND p.left_at IS NULL"
             " AND (?2 IS NULL OR i.pat_num IN (SELECT value FROM json_each(?2))) AND NOT EXISTS"
-            " (SELECT 1 FROM duty d WHERE d.pat_num = i.pat_num AND d.method = 'document' AND d.why = 'listed'"
+            " (SELECT 1 FROM duty d WHERE d.pat_num = i.pat_num AND d.method = 'document' AND d.why != 'refetch'"
             " AND d.failures < 3) GROUP BY i.pat_num HAVING last_image_at <= ?3 LIMIT 1",
             *(now, whose, now - quiet),
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from syncd.errors import SyncdError
-from syncd.model import Listed, Page, Patient, PlacedName, Pulled, PullJob, Seen
+from syncd.model import Appointment, Listed, Page, Patient, PlacedName, Pulled, PullJob, Seen
 
 
 class Clock(Protocol):
@@ -44,8 +44,16 @@ class Api(Protocol):
         """GET /documents/N (24.2.32). None: 404 "Document not found". The item carries the PatNum the office says."""
         ...
 
-    def patients(self, offset: int, limit: int) -> tuple[Patient, ...]:
-        """GET /patients/Simple, everybody but the status Deleted, by PatNum."""
+    def patients(self, offset: int, limit: int, since: str | None = None) -> tuple[Patient, ...]:
+        """GET /patients/Simple, everybody but the status Deleted, by PatNum; those stamped `since` or later."""
+        ...
+
+    def appointments(self, first: str, last: str, offset: int) -> tuple[Appointment, ...]:
+        """GET /appointments of these days, `2026-03-10`, both included."""
+        ...
+
+    def short_query(self, sql: str) -> Sequence[Mapping[str, object]]:
+        """PUT /queries/ShortQuery (21.2). NoSuchMethodError: refused; the API as a whole may be well."""
         ...
 
     def place_document(self, doc_num: int, staging: str) -> None:

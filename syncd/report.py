@@ -6,8 +6,9 @@ Pure. Times come in as seconds since the epoch, UTC; in answers they are ISO 860
 from __future__ import annotations
 
 import datetime as dt
+import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -21,6 +22,7 @@ SCHEMA_VERSION: Final = 1
 HOUR: Final = 3600.0
 DAY: Final = 24 * HOUR
 LIVELY: Final = 30 * 60.0  # a first sync shows life within it; a blocked site may recover within it
+FEED_IS_ON: Final = 1800.0  # seconds since it was last read; its longest period is 20 minutes
 HEALTH_FACTOR: Final = 1.3  # of the floor: the polling policy lets no list rest longer than 1.15 of it
 FIRST_SYNC_SHARE: Final = 0.01  # of all lists: fewer that were never polled are new patients, not a first sync
 SILENT: Final = 15 * 60.0  # without a sign of life: then somebody is told
@@ -93,7 +95,8 @@ class StatusFacts:
 
     `owed_requests`: calls that the owed items take. `thumbnail_calls`: patients with an image whose thumbnail is due.
     `sweep_requests`: pages of all lists, as far as their lengths are known. `oldest_polled_at`: of the lists that were
-    polled at all. `lists_unreadable`: read in vain for a day.
+    polled at all. `lists_unreadable`: read in vain for a day. `feed_at`: when the change feed was last read. `delays`:
+    seconds from the appearance of a file to its archiving, of the last day's files, by kind.
     """
 
     owed: int = 0
@@ -118,6 +121,9 @@ class StatusFacts:
     lists_unreadable: int = 0
     roster_read_at: float | None = None
     drop_leftovers: int = 0
+    feed_at: float | None = None
+    feed_off_until: float | None = None
+    delays: Mapping[str, Sequence[float]] = field(default_factory=dict)
     troubles: tuple[Trouble, ...] = ()
     holds: tuple[Hold, ...] = ()
     incidents: tuple[Incident, ...] = ()
@@ -287,8 +293,24 @@ def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     said |= {"guards": [_hold(hold) for hold in facts.holds]}
     said |= {"incidents": [_incident(each, now) for each in facts.incidents]}
     said |= {"lists_unreadable": facts.lists_unreadable, "roster_read_at": iso(facts.roster_read_at)}
+    said |= _feed(facts, now) | {"freshness": {kind: _freshness(each) for kind, each in sorted(facts.delays.items())}}
     healthy, line = health(said, facts, None, floor, now)
     return said | {"healthy": healthy, "health": line}
+
+
+def _feed(facts: StatusFacts, now: float) -> Report:
+    """Whether the change feed tells of changes, rests after it was refused or failed, or is off."""
+    resting = facts.feed_off_until is not None and now < facts.feed_off_until
+    reads = facts.feed_at is not None and now - facts.feed_at < FEED_IS_ON
+    said = "resting" if resting else "on" if reads else "off"
+    return {"change_feed": said, "change_feed_again_at": iso(facts.feed_off_until) if resting else None}
+
+
+def _freshness(delays: Sequence[float]) -> Report:
+    """Of the last day's files of a kind: how many, and seconds until half of them, 95 in 100 and all were archived."""
+    many = len(ordered := sorted(delays))
+    parts = (("median_seconds", 0.5), ("p95_seconds", 0.95), ("oldest_seconds", 1.0))
+    return {"files": many} | {name: round(ordered[math.ceil(part * many) - 1], 1) for name, part in parts}
 
 
 def _hold(hold: Hold) -> Report:
@@ -397,12 +419,21 @@ def _site_lines(said: Report, zone: dt.tzinfo) -> list[str]:
     age = f"first sync, {said['lists'] - said['lists_never_polled']:,} of {said['lists']:,} lists"
     if said["oldest_list_seconds"] is not None:
         age = f"{human_duration(said['oldest_list_seconds'])} ago"
+    again_at = said["change_feed_again_at"]
+    feed = f"refused or failing; again at {_local(again_at, zone)}" if again_at else said["change_feed"]
     free = "unknown" if said["archive_free_bytes"] is None else human_bytes(said["archive_free_bytes"])
     archived = f"{said['archived_versions']:,} versions of {said['archived_items']:,} items"
     budget = f"{said['requests_today']:,} today of {said['requests_a_day']:,} a day"
+    fresh: list[str] = []
+    for kind, each in said["freshness"].items():
+        took = (human_duration(each[f"{part}_seconds"]) for part in ("median", "p95", "oldest"))
+        words = "{:,} in a day, half of them within {}, 95 % within {}, all within {}".format(each["files"], *took)
+        fresh += textwrap.wrap(_line(f"new {kind}s", words), 80, subsequent_indent=" " * 18)
     return [
-        _line("oldest list", age),
+        _line("oldest list", f"{age}; the limit is {human_duration(said['floor_seconds'])}"),
+        *fresh,
         _line("last archived", _local(said["last_archived_at"], zone)),
+        _line("change feed", feed),
         _line("requests", f"{budget}, {said['throttled_today']:,} refused (429)"),
         _line("archive", f"{archived}, {human_bytes(said['archived_bytes'])}; free: {free}"),
         _line("left on the drop", f"{said['drop_leftovers']:,}"),

@@ -66,6 +66,7 @@ CREATE TABLE version (
     UNIQUE (pat_num, kind, num, version, sidecar)
 ) STRICT;
 CREATE INDEX version_checked ON version (checked_at) WHERE sidecar = 1;
+CREATE INDEX version_archived ON version (archived_at);
 CREATE TABLE damage (
     path TEXT PRIMARY KEY,    -- of the file or sidecar that is not what was archived, relative to the archive
     pat_num INTEGER NOT NULL, kind TEXT NOT NULL, num INTEGER NOT NULL, seq INTEGER, code TEXT NOT NULL,

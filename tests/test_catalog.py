@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from syncd.diff import Owing, compare
 from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
 from syncd.model import KINDS, Duty, Item, Kind, Listed, ListName, Patient, Upload, Version
-from syncd.report import iso
+from syncd.report import DAY, iso
 
 T0 = 1_795_000_000.0
 DOCUMENT, SHEET = Item(101, "document", 34), Item(101, "sheet", 45)
@@ -316,6 +317,24 @@ def test_facts_count_what_find_shows(practice: Practice) -> None:
     assert facts.failing == {"zero_bytes": 1}
     assert (facts.archived_items, facts.archived_versions, facts.archived_bytes) == (2, 2, 2000)
     assert (facts.last_archived_at, facts.mean_bytes) == (T0, 1000)
+
+
+def stamped(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(T0 + seconds, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def test_delays_are_of_news_and_of_each_revision_once(practice: Practice) -> None:
+    item, mount = Item(101, "document", 35), Item(101, "mount", 15)
+    practice.list(101, listed(DOCUMENT), listed(item), replace(listed(mount), date_created=stamped(100)))
+    practice.archive(DOCUMENT, revision=stamped(-10), at=T0)  # the mirror begins: what is older says nothing
+    practice.archive(DOCUMENT, 2, revision=stamped(10), at=T0 + 50)
+    practice.archive(DOCUMENT, 3, revision=stamped(10), at=T0 + 900)  # fetched again: no news
+    practice.archive(item, revision=stamped(60), at=T0 + 40)  # a clock that is ahead
+    practice.archive(SHEET, revision="digest:ab", at=T0 + 60)  # no stamp at all
+    practice.archive(mount, revision="digest:cd", at=T0 + 160)
+    practice.archive(mount, 2, revision="digest:ef", at=T0 + 900)
+    assert practice.catalog.status_facts(T0 + 1000).delays == {"document": [0.0, 40.0], "mount": [60.0]}
+    assert practice.catalog.status_facts(T0 + DAY + 45).delays == {"document": [40.0], "mount": [60.0]}
 
 
 def test_a_mount_that_needs_two_calls_is_one_item_and_two_requests(practice: Practice) -> None:

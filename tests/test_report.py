@@ -302,6 +302,7 @@ BIG = replace(
     lists=MANY,
     patients=MANY,
     archived_bytes=99_000_000_000_000,
+    delays=dict.fromkeys(("document", "mount", "sheet"), [86_340.0] * 12_345),
     incidents=(Incident("placing", "placements_refused", NOW - 3 * DAY - 5 * HOUR, None),),
 )
 
@@ -312,6 +313,34 @@ def test_no_line_for_people_is_longer_than_80_columns(facts: StatusFacts, reason
     said = told(replace(facts, troubles=(trouble(reason, since=DAY),)), replace(AROUND, free_bytes=123_456_789_012))
     shown = text(said) + plan_text(plan(facts, Budget(1.1, 2.2, 2.2)))
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_status_tells_how_fresh_the_last_day_was_by_kind() -> None:
+    status_ = told(replace(SYNCED, delays={"sheet": [7200.0], "document": [*range(100, 0, -1)]}))
+    assert status_["freshness"] == {
+        "document": {"files": 100, "median_seconds": 50, "p95_seconds": 95, "oldest_seconds": 100},
+        "sheet": {"files": 1, "median_seconds": 7200.0, "p95_seconds": 7200.0, "oldest_seconds": 7200.0},
+    }
+    words = "new documents: 100 in a day, half of them within 50 s, 95 % within 1 min, all within 1 min"
+    assert words in " ".join(text(status_).split())
+    assert told(SYNCED)["freshness"] == {}
+
+
+@pytest.mark.parametrize(
+    ("feed_at", "off_until", "said", "shown"),
+    [
+        (None, None, "off", "off"),
+        (NOW - 60, None, "on", "on"),
+        (NOW - 2 * HOUR, NOW - HOUR, "off", "off"),
+        (NOW - 60, NOW + HOUR, "resting", "refused or failing; again at 2026-11-18 12:06:40+00:00"),
+    ],
+)
+def test_status_tells_whether_the_change_feed_is_on(
+    feed_at: float | None, off_until: float | None, said: str, shown: str
+) -> None:
+    status_ = told(replace(SYNCED, feed_at=feed_at, feed_off_until=off_until))
+    assert status_["change_feed"] == said
+    assert f"change feed:      {shown}\n" in text(status_)
 
 
 def test_status_text_of_incidents_tells_how_long_they_lasted() -> None:

@@ -354,7 +354,8 @@ class Running:
 
 @pytest.fixture
 def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    world = World.start(tmp_path, practice=full_practice(), interval=5.0)
+    quiet = {"change_feed": "off", "appointments": "off"}  # a step of the clock is a minute, and holds one request
+    world = World.start(tmp_path, practice=full_practice(), interval=5.0, sync=quiet)
     world.run()
     clock, gate, log = SteppedClock(world.clock.now() - START), Gate(world.office), RecordedLog()
     monkeypatch.setattr(cli, "SystemClock", lambda: clock)
@@ -481,6 +482,7 @@ def test_log_folder_that_cannot_be_written_is_told_while_syncing_goes_on(running
     new_document(running.world)
     archived = running.world.index.value("SELECT count(*) FROM version")
     assert_told(running, "log", "log_unwritable", state="degraded")
+    running.live(HOUR, "log")
     assert running.world.index.value("SELECT count(*) FROM version") > archived
     folder.unlink()
     running.live(HOUR)

@@ -356,7 +356,7 @@ def test_other_database_is_found_at_the_daily_comparison(tmp_path: Path) -> None
         world.clock.advance(3600)
     world.swap_practice(build_practice(3, 77, world.clock, past=OTHER, name="other"))
     world.clock.advance(21 * 3600)
-    world.lanes.api_lane.identity_due()
+    world.lanes.api_lane.identity.compare_soon()
     world.run(hours=1)
     assert reasons(world) == {"other_database"}
 

@@ -201,6 +201,7 @@ class World:
     scope: Scope
     nap: float = 300.0
     first_nap: float = 0.5
+    hinted: bool = False
     turns: int = 0
     expected: Expected = field(default_factory=Expected)
 
@@ -218,6 +219,8 @@ class World:
         latency: float = 0.0,
         in_database: bool = False,
         nap: float = 300.0,
+        hinted: bool = False,
+        window: str = "Mon-Sun 00:00-24:00",
         size_cap: int = SIZE_CAP,
         **overrides: Mapping[str, object],
     ) -> World:
@@ -232,11 +235,14 @@ class World:
         office = Office(own, site, clock=clock, seed=seed)
         office.latency = latency
         (folder / "archive").mkdir(parents=True, exist_ok=True)
-        settings = make_settings(folder, interval, overrides)
+        there: dict[str, Mapping[str, object]] = {"practice": {"time_zone": own.zone.key}}
+        settings = make_settings(folder, interval, {**there, "backfill": {"window": [window]}, **overrides})
         log, drop = RecordedLog(), DropInMemory(site)
         scope = Scope(backfill=backfill, since=clock.now())
         lanes = build(settings, clock, log, scope, make_api(settings, office, size_cap), drop)
-        return cls(folder, clock, own, office, site, drop, settings, log, lanes, scope, nap)
+        if not hinted:
+            lanes.api_lane.hints = None
+        return cls(folder, clock, own, office, site, drop, settings, log, lanes, scope, nap, hinted=hinted)
 
     @property
     def index(self) -> Index:
@@ -320,6 +326,8 @@ class World:
         )
         api = make_api(self.settings, self.office)
         self.lanes = build(self.settings, self.clock, self.log, self.scope, api, self.drop)
+        if not self.hinted:
+            self.lanes.api_lane.hints = None
 
     def stop(self) -> None:
         """End as an ordinary process ends."""

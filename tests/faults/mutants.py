@@ -412,8 +412,8 @@ MUTANTS = (
     Mutant(
         "an older revision fulfils the newer duty",
         "syncd/index.py",
-        'sql + (" AND revision = ?" if revision else ""), (*key, *([revision] if revision else []))',
-        "sql, key",
+        "(*key, revision or None)",
+        "(*key, None)",
         "tests/test_index.py",
         "newer_revision_stays_owed",
     ),

@@ -1,0 +1,131 @@
+"""Is it still the database whose documents are in the archive? Numbers mean other people in another one.
+
+At the start, after a change of key and daily, up to twenty random known documents are asked for again; until the
+verdict nothing else is asked.
+"""
+
+from __future__ import annotations
+
+from syncd import guards
+from syncd.diff import DAY
+from syncd.errors import NoSuchMethodError, SiteError, SyncdError
+from syncd.listing import Step, end_guard
+from syncd.model import Item, Listed
+from syncd.sites import Doors, Sites
+
+EVERY = DAY
+SOON = 900.0  # another database: is it ours again?
+BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be marked
+
+
+class IdentityStep:
+    """Ask again for one known document: does its number still mean the same?"""
+
+    bulk = False
+
+    def __init__(self, identity: Identity, row: Listed) -> None:
+        self._identity, self._row = identity, row
+
+    def ask(self) -> Listed | None:
+        """GET /documents/N."""
+        return self._identity.doors.api.document(self._row.item.num)
+
+    def take(self, answer: object, now: float) -> Step | None:
+        """Number, patient and DateCreated agree, or not."""
+        if not isinstance(answer, Listed):
+            said = guards.Probe("missing")
+        elif (answer.item.pat_num, answer.date_created) == (self._row.item.pat_num, self._row.date_created):
+            said = guards.Probe("agrees")
+        else:
+            said = guards.Probe("disagrees")
+        return self._identity.probed(said, now)
+
+    def failed(self, error: SyncdError, now: float) -> Step | None:
+        """An office that lacks the method cannot be asked. There may be a row that it cannot show: others are asked."""
+        if isinstance(error, NoSuchMethodError):
+            self._identity.settled("same", 0, now)
+        else:
+            self._identity.unprobed(now)
+        return None
+
+    def abandon(self) -> None:
+        """It is asked at the next start."""
+
+
+class Identity:
+    """The comparison, one request a turn. `due_at`: when the next one begins; 0, at every start."""
+
+    def __init__(self, doors: Doors, sites: Sites) -> None:
+        self.doors, self._sites = doors, sites
+        self.due_at = 0.0
+        self._probes: list[guards.Probe] = []
+        self._to_probe: list[Listed] = []
+        self._drawn = 0
+
+    def compare_soon(self) -> None:
+        """The scheduler says that the comparison is due; the lane makes it in its turn."""
+        self.due_at = 0.0
+
+    def next(self, now: float) -> Step | None:
+        """The next request of a comparison that is due; None where no document is known: then it is settled."""
+        if not self._to_probe:
+            self._probes = []
+            rows = self.doors.index.rows(
+                "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
+                " AND held_by IS NULL AND archived_revision IS NOT NULL ORDER BY random() LIMIT ?",
+                guards.PROBED_ITEMS,
+            )
+            found = (self.doors.index.listed(Item(row["pat_num"], "document", row["num"])) for row in rows)
+            self._to_probe = [row for row in found if row is not None]
+            self._drawn = len(self._to_probe)
+        if not self._to_probe:
+            self.settled("same", 0, now)
+            return None
+        return IdentityStep(self, self._to_probe[-1])
+
+    def probed(self, said: guards.Probe, now: float) -> Step | None:
+        """One more answer; after the last the verdict. Fewer answers than half of what was asked for prove nothing."""
+        self._probes.append(said)
+        self._to_probe[-1:] = []  # none is left where the verdict could not be recorded at first
+        if self._to_probe:
+            return IdentityStep(self, self._to_probe[-1])
+        if 2 * len(self._probes) >= self._drawn:  # else others are drawn, and nothing is done before
+            self.settled(guards.identity(self._probes, self._drawn), len(self._probes), now)
+        return None
+
+    def unprobed(self, now: float) -> None:
+        """An answer that says nothing: the others are asked; where none is left to ask, others are drawn."""
+        self._to_probe[-1:] = []
+        self.due_at = now
+
+    def settled(self, verdict: guards.Verdict, count: int, now: float) -> None:
+        """Act on the verdict: go on, or hold everything until somebody approves."""
+        index = self.doors.index
+        self.due_at = now + EVERY
+        self.doors.log.info("identity_checked", count=count, reason=verdict)
+        if index.meta("database_approved") is not None:
+            index.remember("database_approved", None)
+            index.remember("database_believed_at", repr(now))
+            verdict = "same"
+        if verdict == "database_went_back" and now - index.meta_time("database_believed_at") < BELIEVED_FOR:
+            verdict = "same"
+        if verdict == "same":
+            self._sites.works("database", now)
+            for row in index.rows("SELECT id FROM guard WHERE scope = 'database' AND state = 'held'"):
+                end_guard(index, self.doors.log, row["id"], "over", now)
+            return
+        self.due_at = now + SOON if verdict == "other_database" else now + EVERY
+        self._sites.failed(SiteError(verdict), now)
+        held = index.rows("SELECT id, reason FROM guard WHERE scope = 'database' AND state = 'held'")
+        for row in held:
+            if row["reason"] != verdict:  # what is held from now on is another thing to decide
+                end_guard(index, self.doors.log, row["id"], "over", now)
+        if verdict not in {row["reason"] for row in held}:
+            differ = sum(p.answer != "agrees" for p in self._probes)
+            with index.transaction():
+                index.run(
+                    "INSERT INTO guard (scope, reason, made_at, items, of_items) VALUES ('database', ?, ?, ?, ?)",
+                    *(verdict, now, differ, count),
+                )
+                guard = index.value("SELECT max(id) FROM guard")
+                index.record("guard_held", now, guard=f"guard-{guard}", scope="database", count=differ)
