@@ -48,6 +48,8 @@ __all__ = ["cli", "main", "reading"]  # importing `reading` told the group of it
 INDEX_AGAIN: Final = 60  # seconds until another look at an index that cannot be opened
 WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
 POLL: Final = 0.2
+MOUNT_HANGS_AFTER: Final = 5.0  # seconds
+SPACE: Final = "space"
 Held = tuple[Log, Index]  # what the holder of the lock works with
 CAUSES: Final = {  # of what a guard holds, by its scope
     "patient": "a merge of two patients, a wrong patient deleted, or a list that Open Dental cut short",
@@ -189,9 +191,18 @@ def _follow(call: Call, wanted: Wanted, stop: Stop, quiet: bool) -> int:
 
 
 def _free_bytes(settings: Settings) -> int | None:
-    with contextlib.suppress(SiteError):
-        return wiring.open_archive(settings).free_bytes()
-    return None
+    """None where the archive cannot tell, or its mount hangs: whoever asks how things stand gets an answer."""
+    found: list[int] = []
+
+    def ask() -> None:
+        with contextlib.suppress(SiteError):
+            found.append(wiring.open_archive(settings).free_bytes())
+
+    if SPACE not in {thread.name for thread in threading.enumerate()}:  # one that hangs is enough
+        asking = threading.Thread(target=ask, name=SPACE, daemon=True)
+        asking.start()
+        asking.join(MOUNT_HANGS_AFTER)
+    return next(iter(found), None)
 
 
 def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests: int, code: int) -> int:

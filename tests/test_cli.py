@@ -298,6 +298,24 @@ def test_status_without_an_index_says_stopped_and_makes_nothing(desk: Desk) -> N
     assert not desk.state.exists()
 
 
+def test_status_answers_though_the_archives_mount_hangs(mirrored: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount, real, asked = threading.Event(), os.statvfs, []
+
+    def hang(folder: int) -> os.statvfs_result:
+        asked.append(folder)
+        mount.wait()
+        return real(folder)
+
+    monkeypatch.setattr("syncd.cli.MOUNT_HANGS_AFTER", 0.2)
+    monkeypatch.setattr(os, "statvfs", hang)
+    try:
+        assert [mirrored.json("status")["archive_free_bytes"] for _ in range(3)] == [None] * 3
+        assert len(asked) == 1  # nobody piles up before a mount that hangs
+    finally:
+        mount.set()
+    wait_until(lambda: mirrored.json("status")["archive_free_bytes"])
+
+
 def test_status_has_every_key_of_the_contract(mirrored: Desk) -> None:
     said = mirrored.json("status", "--failing")
     assert said.keys() >= set(STATUS_KEYS)
