@@ -93,7 +93,7 @@ def _wait_for_index(call: Call, stop: Stop) -> None:
     The daemon lives on, as for all trouble outside; it leaves the lock free, so that `syncd reindex` can be called.
     """
     settings, systemd, told = call.settings, Systemd(os.environ), False
-    files = StatusFiles(settings.log_path, settings.log.max_size, settings.log.keep)
+    files = StatusFiles.of(settings)
     while not stop.asked:
         try:
             with locked(call, "run"):

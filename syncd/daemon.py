@@ -41,8 +41,7 @@ class Daemon:
 
     def __init__(self, lanes: Lanes, stop: Stop, systemd: Systemd, describe: Describe) -> None:
         self._lanes, self._stop, self._systemd, self._describe = lanes, stop, systemd, describe
-        log = lanes.settings.log
-        self._files = StatusFiles(lanes.settings.log_path, log.max_size, log.keep)
+        self._files = StatusFiles.of(lanes.settings)
         self._marks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._turned_at = dict.fromkeys(("api", "pull"), lanes.clock.steady())
         self._state: list[Row] = []

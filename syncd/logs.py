@@ -25,7 +25,8 @@ import structlog
 
 from syncd.config import Settings
 from syncd.errors import REASONS
-from syncd.report import iso
+from syncd.metrics import exposition
+from syncd.report import Report, iso
 
 EVENTS: Final[dict[str, str]] = {
     "archive_scrubbed": "the day's part of the archive was hashed again",
@@ -127,27 +128,47 @@ class CappedFile:
 
 
 class StatusFiles:
-    """status.json, replaced as a whole, and status.log, the report for people. One that cannot be written stays old."""
+    """status.json, replaced as a whole, and status.log, the report for people. One that cannot be written stays old.
 
-    def __init__(self, log_path: Path, max_size: int = 20_000_000, keep: int = 10) -> None:
+    `metrics_file`: the same for node_exporter, which is another user; its own time tells whether it is old.
+    """
+
+    def __init__(
+        self, log_path: Path, max_size: int = 20_000_000, keep: int = 10, metrics_file: Path | None = None
+    ) -> None:
         self._report, self._json = CappedFile(log_path / "status.log", max_size, keep), log_path / "status.json"
+        self._metrics = metrics_file
 
-    def write_json(self, status: Mapping[str, object]) -> bool:
+    @classmethod
+    def of(cls, settings: Settings) -> StatusFiles:
+        """The files of a practice."""
+        log = settings.log
+        return cls(settings.log_path, log.max_size, log.keep, settings.status.metrics_file)
+
+    def write_json(self, status: Report) -> bool:
         """Replace status.json; it is made anew each minute. Whether it could be written."""
-        draft = self._json.with_suffix(".new")
+        if self._metrics is not None:
+            _replace(self._metrics, exposition(status), 0o644)
         with contextlib.suppress(OSError):
-            draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft.unlink(missing_ok=True)
-            draft.touch(0o600)
-            draft.write_text(json.dumps(status) + "\n", "utf-8")
-            draft.replace(self._json)
-            return True
-        return False
+            self._json.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _replace(self._json, json.dumps(status) + "\n", 0o600)
 
     def append_report(self, text: str) -> None:
         """Add lines to status.log."""
         with contextlib.suppress(OSError):
             self._report.append(text)
+
+
+def _replace(path: Path, text: str, mode: int) -> bool:
+    draft = path.with_suffix(".new")
+    with contextlib.suppress(OSError):
+        draft.unlink(missing_ok=True)
+        draft.touch(0o600)
+        draft.write_text(text, "utf-8")
+        draft.chmod(mode)
+        draft.replace(path)
+        return True
+    return False
 
 
 def open_logs(

@@ -386,6 +386,10 @@ def _examine(call: Call) -> Iterator[Check]:
         yield "failed", error.reason, str(error), error.who
     if settings.state_path.exists() and settings.state_path.stat().st_mode & 0o077:
         yield "warning", "state folder", "others may enter it: chmod 700", "practice_it"
+    metrics = settings.status.metrics_file
+    if metrics is not None and not os.access(metrics.parent, os.W_OK | os.X_OK, effective_ids=True):
+        words = f"syncd cannot write into {metrics.parent}: make it, give it to this user, ReadWritePaths= in a drop-in"
+        yield "warning", "metrics file", words, "practice_it"
     here = dt.datetime.fromtimestamp(call.clock.now(), settings.zone).isoformat(sep=" ", timespec="seconds")
     yield "ok", "time zone", f"{settings.zone} has {here} now: compare it with a clock in the office", "practice_it"
 

@@ -340,6 +340,20 @@ def test_doctor_finds_a_credential_that_others_may_read(desk: Desk) -> None:
     assert [c["check"] for c in said["checks"] if c["result"] == "failed"] == ["credentials"]
 
 
+def test_metrics_are_written_by_the_daemon_and_doctor_finds_a_folder_that_is_missing(tmp_path: Path) -> None:
+    metrics = tmp_path / "node" / "syncd.prom"
+    with practice() as simulation:
+        desk = Desk(simulation, tmp_path, status={"metrics_file": str(metrics)})
+        found = [c for c in desk.json("doctor", "--offline")["checks"] if c["check"] == "metrics file"]
+        assert [(c["result"], c["who"]) for c in found] == [("warning", "practice_it")]
+        assert str(metrics.parent) in found[0]["message"]
+        metrics.parent.mkdir()
+        assert "metrics file" not in desk.call("doctor", "--offline").stdout
+        with desk.process("run"):
+            wait_until(metrics.exists)
+        assert 'syncd_report_timestamp_seconds{practice="' in metrics.read_text()
+
+
 def test_doctor_reports_an_invalid_configuration_as_its_finding(desk: Desk) -> None:
     desk.file.write_text("[practice]\n")
     result = desk.call("doctor", "--offline")

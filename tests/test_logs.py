@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from syncd.config import Settings, parse
 from syncd.errors import REASONS, SiteError
 from syncd.logs import EVENTS, KEYS, Log, StatusFiles, open_logs
+from syncd.report import Budget, StatusFacts, Surroundings, status
 
 CANARY = "Mustermann-Canary"
+AROUND = Surroundings("main", "0.1.0", Budget(1, 1, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -245,6 +247,18 @@ def test_status_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
     files.write_json({"state": "paused"})
     assert json.loads((tmp_path / "status.json").read_text()) == {"state": "paused"}
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_metrics_are_for_another_user_and_replaced_as_a_whole(tmp_path: Path) -> None:
+    metrics = tmp_path / "node" / "syncd.prom"
+    files = StatusFiles(tmp_path / "log", metrics_file=metrics)
+    assert files.write_json(status(StatusFacts(), AROUND, 0.0))  # a folder that is missing: doctor says so
+    metrics.parent.mkdir()
+    for at in (60.0, 120.0):
+        files.write_json(status(StatusFacts(), AROUND, at))
+    assert 'syncd_report_timestamp_seconds{practice="main"} 120.0\n' in metrics.read_text()
+    assert stat.S_IMODE(metrics.stat().st_mode) == 0o644
+    assert list(metrics.parent.iterdir()) == [metrics]
 
 
 def test_report_is_appended_and_capped(tmp_path: Path) -> None:
