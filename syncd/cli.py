@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import click
 from click import option
@@ -35,7 +35,7 @@ from syncd.call import (
 )
 from syncd.catalog import Catalog, Row
 from syncd.config import Settings
-from syncd.daemon import Daemon
+from syncd.daemon import Bell, Daemon
 from syncd.errors import EXIT_OK, LockHeldError, SiteError, UsageError
 from syncd.index import LONGEST_BREAK, Index
 from syncd.logs import Log, StatusFiles, open_logs
@@ -92,7 +92,7 @@ def _wait_for_index(call: Call, stop: Stop) -> None:
 
     The daemon lives on, as for all trouble outside; it leaves the lock free, so that `syncd reindex` can be called.
     """
-    settings, systemd, told = call.settings, Systemd(os.environ), False
+    settings, systemd, bell = call.settings, Systemd(os.environ), cast("Bell | None", None)
     files = StatusFiles.of(settings)
     while not stop.asked:
         try:
@@ -101,11 +101,13 @@ def _wait_for_index(call: Call, stop: Stop) -> None:
         except SiteError as error:
             said, _ = _status(settings, None, blind=error)
             files.write_json(said)
-            if not told:
-                open_logs(settings, os.environ, call.verbose).error("state_changed", lane="index", reason=error.reason)
+            if bell is None:
+                log = open_logs(settings, os.environ, call.verbose)
+                log.error("state_changed", lane="index", reason=error.reason)  # noqa: TRY400 - our Log has no exception()
                 files.append_report(report.text(said, settings.zone))
                 complain(error.exit_code, str(error))
-            told = True
+                bell = Bell(settings, call.clock, log, None)
+            bell.look(said)
         systemd.ready()
         systemd.status(str(said["message"]))
         for _ in range(INDEX_AGAIN):

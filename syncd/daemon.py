@@ -11,13 +11,20 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from syncd import notices, notifier, pacing
 from syncd.backfill import GIL_TURN, Stop, ended
+from syncd.config import Settings
 from syncd.errors import EXIT_OK, SyncdError
-from syncd.logs import StatusFiles
+from syncd.index import Index
+from syncd.logs import Log, StatusFiles
+from syncd.notices import Memory
+from syncd.ports import Clock
+from syncd.report import Report
 from syncd.schema import Row
 from syncd.service import Systemd
 from syncd.sites import tell_audit_head
@@ -31,9 +38,55 @@ STATUS_JSON_EVERY = 60
 TOLD_LATE = 3  # periods of status.json: then the scheduler is late, and the main loop writes it by itself
 CALM = ("ok", "catching_up")
 UPKEEP_EVERY = 3600
+SWITCH_EVERY = 900.0
 IDENTITY_EVERY = AUDIT_HEAD_EVERY = 86_400
 
-Describe = Callable[[], tuple[dict[str, object], str]]
+Describe = Callable[[], tuple[Report, str]]
+
+
+class Bell:
+    """Tells people, by [notify]: trouble and its end to the command, each quarter of an hour of health to the switch.
+
+    `index`: keeps what was told, over restarts; None where there is none. Sending has its own thread, for one notice
+    after the other: a script that hangs holds up nobody.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, log: Log, index: Index | None) -> None:
+        self._settings, self._clock, self._log, self._index = settings, clock, log, index
+        self._memory: Memory | None = None
+        self._switched_at = float("-inf")
+        self._waiting: queue.SimpleQueue[Callable[[], tuple[str, str]]] = queue.SimpleQueue()
+        self._sender: threading.Thread | None = None
+
+    def look(self, status: Report) -> None:
+        """A status was taken."""
+        wanted, now = self._settings.notify, self._clock.now()
+        if wanted.ping_url and status["healthy"] and self._clock.steady() - self._switched_at >= SWITCH_EVERY:
+            self._switched_at = self._clock.steady()
+            self._send(lambda url=wanted.ping_url: ("ping_url", notifier.call_switch(url)))  # type: ignore[misc]
+        if not wanted.command:
+            return
+        if self._memory is None:
+            self._memory = Memory.from_json(self._index.meta("notices") if self._index else None)
+        is_open = pacing.office_is_open(self._settings, now)
+        before, (self._memory, notice) = self._memory, notices.look(self._memory, status, now, wanted.after, is_open)
+        if notice is not None:
+            self._log.info("notice_sent", reason=str(notice["reason"]), now=str(notice["kind"]))
+            self._send(lambda command=wanted.command: ("command", notifier.run_command(command, notice)))  # type: ignore[misc]
+        if self._index is not None and replace(before, looked_at=now) != self._memory:
+            self._index.remember("notices", self._memory.to_json())
+
+    def _send(self, send: Callable[[], tuple[str, str]]) -> None:
+        self._waiting.put(send)
+        if self._sender is None or not self._sender.is_alive():
+            self._sender = threading.Thread(target=self._send_all, daemon=True)
+            self._sender.start()
+
+    def _send_all(self) -> None:
+        while True:
+            way, problem = self._waiting.get()()
+            if problem:
+                self._log.warning("notice_failed", mode=way, failure=problem)
 
 
 class Daemon:
@@ -42,6 +95,7 @@ class Daemon:
     def __init__(self, lanes: Lanes, stop: Stop, systemd: Systemd, describe: Describe) -> None:
         self._lanes, self._stop, self._systemd, self._describe = lanes, stop, systemd, describe
         self._files = StatusFiles.of(lanes.settings)
+        self._bell = Bell(lanes.settings, lanes.clock, lanes.log, lanes.index)
         self._marks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._turned_at = dict.fromkeys(("api", "pull"), lanes.clock.steady())
         self._state: list[Row] = []
@@ -158,6 +212,7 @@ class Daemon:
             self._pulse.works("log")
         self._log_change((str(status["state"]), str(status["reason"])))
         self._systemd.status(str(text.splitlines()[0] if text else ""))
+        self._bell.look(status)
         if report:
             self._files.append_report(text)
 

@@ -51,6 +51,8 @@ EVENTS: Final[dict[str, str]] = {
     "library_warning": "a library below syncd warned; its text is not kept, it may name people",
     "list_polled": "one list of one patient was read completely (debug)",
     "listing_refused": "a listing could not be trusted; nothing was recorded from it",
+    "notice_failed": "nobody could be told: [notify] command or ping_url did not work",
+    "notice_sent": "trouble, or its end, was told by [notify] command",
     "number_reused": "a number now means another document",
     "patient_left": "a patient is no longer in the roster; the archive stays",
     "placement_unanswered": "a placement may still happen; its staged name is watched",

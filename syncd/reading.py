@@ -386,6 +386,8 @@ def _examine(call: Call) -> Iterator[Check]:
         yield "failed", error.reason, str(error), error.who
     if settings.state_path.exists() and settings.state_path.stat().st_mode & 0o077:
         yield "warning", "state folder", "others may enter it: chmod 700", "practice_it"
+    if not settings.notify.command and not settings.notify.ping_url:
+        yield "warning", "notices", "nobody will be told of trouble: set [notify] command or ping_url", "practice_it"
     metrics = settings.status.metrics_file
     if metrics is not None and not os.access(metrics.parent, os.W_OK | os.X_OK, effective_ids=True):
         words = f"syncd cannot write into {metrics.parent}: make it, give it to this user, ReadWritePaths= in a drop-in"

@@ -354,6 +354,24 @@ def test_metrics_are_written_by_the_daemon_and_doctor_finds_a_folder_that_is_mis
         assert 'syncd_report_timestamp_seconds{practice="' in metrics.read_text()
 
 
+def test_archive_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
+    letter = tmp_path / "letter"
+    with practice() as simulation:
+        desk = Desk(simulation, tmp_path, notify={"command": ["/bin/sh", "-c", f"cat > {letter}"]})
+        with desk.process("run"):
+            wait_until(lambda: list(desk.archive.glob("patients/*/*")))
+            desk.archive.rename(tmp_path / "elsewhere")
+            simulation.practice.add_document(1, "png")
+            wait_until(lambda: letter.exists() and letter.read_text(), 60)
+    notice = json.loads(letter.read_text())
+    assert (notice["kind"], notice["reason"], notice["who"]) == ("trouble", "archive_missing", "practice_it")
+
+
+def test_doctor_warns_that_nobody_will_be_told(desk: Desk) -> None:
+    found = [c for c in desk.json("doctor", "--offline")["checks"] if c["check"] == "notices"]
+    assert [(c["result"], c["who"]) for c in found] == [("warning", "practice_it")]
+
+
 def test_doctor_reports_an_invalid_configuration_as_its_finding(desk: Desk) -> None:
     desk.file.write_text("[practice]\n")
     result = desk.call("doctor", "--offline")
