@@ -8,7 +8,6 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, cast
@@ -36,12 +35,12 @@ from syncd.call import (
 from syncd.catalog import Catalog, Filters, Row
 from syncd.checker import CODES, HARMLESS, Code, Finding, Tally
 from syncd.config import Settings
-from syncd.errors import EXIT_OK, ConfigError, SiteError, UsageError
+from syncd.errors import EXIT_OK, SiteError, UsageError
 from syncd.logs import open_logs
 from syncd.model import KINDS, Version
 from syncd.repair import OUTCOMES, mend
-from syncd.screen import emit, emit_json, local, plain, table
-from syncd.service import Lock, become_owner, network_file_system, owner_id, read_credentials
+from syncd.screen import emit, emit_json, local, plain
+from syncd.service import Lock, become_owner, owner_id
 from syncd.sites import audit_head
 
 SHOWN: Final = 1000  # rows that `find` has in hand before it shows the first
@@ -340,76 +339,3 @@ def _verify_audit(call: Call) -> int:
     call.answer({"lines": found.lines, "head": found.head.hash, "problems": problems}, words)
     complain(errors.EXIT_DAMAGE, *problems)
     return errors.EXIT_DAMAGE if problems else EXIT_OK
-
-
-# --- whether all is in order
-
-
-@verb("doctor", option("--offline", is_flag=True, help="Without any request."), json_too)
-def doctor(call: Call, offline: bool) -> int:
-    """Look at configuration, credentials, archive, space, index and zone: what to do, and who."""
-    columns = ("result", "check", "message", "who")
-    rows: list[Row] = [dict(zip(columns, found, strict=True)) for found in _examine(call)]
-    call.answer({"checks": rows}, table(columns, ([*row.values()] for row in rows)))
-    if not offline:
-        call.say("the online checks (keys, eConnector, SFTP site, one placement) come with a later release")
-    return errors.EXIT_DOCTOR if any(row["result"] == "failed" for row in rows) else EXIT_OK
-
-
-Check = tuple[str, str, str, str]  # ok | warning | failed; what was looked at; what to do; who
-
-
-def _examine(call: Call) -> Iterator[Check]:
-    try:
-        settings = call.settings
-    except ConfigError as error:
-        yield from (("failed", "configuration", problem, "practice_it") for problem in error.problems)
-        return
-    yield "ok", "configuration", "", "nobody"
-    try:
-        read_credentials(settings)
-        yield "ok", "credentials", "", "nobody"
-    except ConfigError as error:
-        yield from (("failed", "credentials", problem, "practice_it") for problem in error.problems)
-    known = None
-    try:
-        with index_if_any(call) as index:
-            if index is None:
-                yield "warning", "index", "there is none yet: the first `syncd backfill` or `run` makes it", "nobody"
-            elif index.value("PRAGMA quick_check") == "ok":
-                known = index.meta("archive_id")
-                yield "ok", "index", "", "nobody"
-            else:
-                yield "failed", "index", "index.db is damaged: stop the service, then `syncd reindex`", "practice_it"
-        yield from _examine_archive(settings, known)
-    except SiteError as error:
-        yield "failed", error.reason, str(error), error.who
-    if settings.state_path.exists() and settings.state_path.stat().st_mode & 0o077:
-        yield "warning", "state folder", "others may enter it: chmod 700", "practice_it"
-    if not settings.notify.command and not settings.notify.ping_url:
-        yield "warning", "notices", "nobody will be told of trouble: set [notify] command or ping_url", "practice_it"
-    metrics = settings.status.metrics_file
-    if metrics is not None and not os.access(metrics.parent, os.W_OK | os.X_OK, effective_ids=True):
-        words = f"syncd cannot write into {metrics.parent}: make it, give it to this user, ReadWritePaths= in a drop-in"
-        yield "warning", "metrics file", words, "practice_it"
-    here = dt.datetime.fromtimestamp(call.clock.now(), settings.zone).isoformat(sep=" ", timespec="seconds")
-    yield "ok", "time zone", f"{settings.zone} has {here} now: compare it with a clock in the office", "practice_it"
-
-
-def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:
-    archive, path = wiring.open_archive(settings), settings.archive.path
-    if known is not None:
-        archive.check(known)
-        yield "ok", "archive", "", "nobody"
-    elif archive.marker_id() is not None:
-        yield "failed", "archive", "this index does not know it: `syncd reindex` takes it over", "practice_it"
-    elif not path.is_dir() or {each.name for each in path.iterdir()} - {"lost+found", "incoming"}:
-        yield "failed", "archive", "a new archive needs an existing, empty folder", "practice_it"
-    else:
-        yield "ok", "archive", "an empty folder: the first start makes it the archive", "nobody"
-    if kind := network_file_system(path):
-        words = f"a network's ({kind}): only one machine may write there, and `verify` matters more"
-        yield "warning", "file system", words, "practice_it"
-    free, reserve = archive.free_bytes(), settings.archive.reserve
-    words = f"{report.human_bytes(free)} free, {report.human_bytes(reserve)} of it reserved"
-    yield "failed" if free < reserve else "warning" if free < 2 * reserve else "ok", "space", words, "practice_it"

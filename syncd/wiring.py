@@ -75,9 +75,9 @@ def open_audit(settings: Settings) -> AuditLog:
     return AuditLog(settings.log_path / "audit")
 
 
-def open_pace(settings: Settings, clock: Clock) -> PaceFile:
-    """The pace of the practice's key, shared by all processes."""
-    return PaceFile(settings.state_path / "pace", clock, settings.zone)
+def open_pace(settings: Settings, clock: Clock, folder: Path | None = None) -> PaceFile:
+    """The pace of the practice's key, shared by all processes. `folder`: instead of the state folder."""
+    return PaceFile((folder or settings.state_path) / "pace", clock, settings.zone)
 
 
 def open_pulse(settings: Settings, clock: Clock) -> Pulse:

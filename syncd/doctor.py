@@ -1,0 +1,278 @@
+"""`syncd doctor`: is everything in order, here, at the SFTP site and at Open Dental? One line each, and who must act.
+
+The online part spends about five requests, in the pace that all processes of the practice share, and places one
+document on the site to pull and remove it. It changes nothing and needs no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from click import option
+
+from syncd import errors, pacing, report, wiring
+from syncd.call import Call, index_if_any, json_too, verb
+from syncd.catalog import Row
+from syncd.config import Settings
+from syncd.diff import local_time
+from syncd.errors import (
+    EXIT_OK,
+    REASONS,
+    ConfigError,
+    ItemError,
+    NoSuchMethodError,
+    SiteError,
+    SyncdError,
+    TransientError,
+)
+from syncd.model import Item, Listed, Pulled, PullJob
+from syncd.naming import extension_of, staging_name
+from syncd.ports import Api, Drop
+from syncd.screen import table
+from syncd.service import Credentials, network_file_system, read_credentials
+
+CLOCKS_DIFFER: Final = 120.0  # seconds
+PATIENTS: Final = 5  # looked at for a document to try
+CAP: Final = 2**31  # bytes
+LONG: Final = 30.0  # seconds to wait for a request: then it is said why
+
+Answer = TypeVar("Answer")
+Result = Literal["ok", "warning", "failed"]
+Check = tuple[Result, str, str, str]  # what was looked at; what to do; who
+
+
+@verb("doctor", option("--offline", is_flag=True, help="Without any request."), json_too)
+def doctor(call: Call, offline: bool) -> int:
+    """Look at configuration, archive, SFTP site and Open Dental: what to do, and who."""
+    columns, rows = ("result", "check", "message", "who"), list[Row]()
+    rows += (dict(zip(columns, found, strict=True)) for found in _examine(call))
+    if not offline and not any(row["check"] in ("configuration", "credentials") and row["message"] for row in rows):
+        rows += (dict(zip(columns, found, strict=True)) for found in _examine_outside(call))
+    call.answer({"checks": rows}, table(columns, ([*row.values()] for row in rows)))
+    return errors.EXIT_DOCTOR if any(row["result"] == "failed" for row in rows) else EXIT_OK
+
+
+# --- on this machine
+
+
+def _examine(call: Call) -> Iterator[Check]:
+    try:
+        settings = call.settings
+    except ConfigError as error:
+        yield from (("failed", "configuration", problem, "practice_it") for problem in error.problems)
+        return
+    yield "ok", "configuration", "", "nobody"
+    try:
+        read_credentials(settings)
+        yield "ok", "credentials", "", "nobody"
+    except ConfigError as error:
+        yield from (("failed", "credentials", problem, "practice_it") for problem in error.problems)
+    known = None
+    try:
+        with index_if_any(call) as index:
+            if index is None:
+                yield "warning", "index", "there is none yet: the first `syncd backfill` or `run` makes it", "nobody"
+            elif index.value("PRAGMA quick_check") == "ok":
+                known = index.meta("archive_id")
+                yield "ok", "index", "", "nobody"
+            else:
+                yield "failed", "index", "index.db is damaged: stop the service, then `syncd reindex`", "practice_it"
+        yield from _examine_archive(settings, known)
+    except SiteError as error:
+        yield "failed", error.reason, str(error), error.who
+    if settings.state_path.exists() and settings.state_path.stat().st_mode & 0o077:
+        yield "warning", "state folder", "others may enter it: chmod 700", "practice_it"
+    if not settings.notify.command and not settings.notify.ping_url:
+        yield "warning", "notices", "nobody will be told of trouble: set [notify] command or ping_url", "practice_it"
+    metrics = settings.status.metrics_file
+    if metrics is not None and not os.access(metrics.parent, os.W_OK | os.X_OK, effective_ids=True):
+        words = f"syncd cannot write into {metrics.parent}: make it, give it to this user, ReadWritePaths= in a drop-in"
+        yield "warning", "metrics file", words, "practice_it"
+    here = dt.datetime.fromtimestamp(call.clock.now(), settings.zone).isoformat(sep=" ", timespec="seconds")
+    yield "ok", "time zone", f"{settings.zone} has {here} now: compare it with a clock in the office", "practice_it"
+
+
+def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:
+    archive, path = wiring.open_archive(settings), settings.archive.path
+    if known is not None:
+        archive.check(known)
+        yield "ok", "archive", "", "nobody"
+    elif archive.marker_id() is not None:
+        yield "failed", "archive", "this index does not know it: `syncd reindex` takes it over", "practice_it"
+    elif not path.is_dir() or {each.name for each in path.iterdir()} - {"lost+found", "incoming"}:
+        yield "failed", "archive", "a new archive needs an existing, empty folder", "practice_it"
+    else:
+        yield "ok", "archive", "an empty folder: the first start makes it the archive", "nobody"
+    if kind := network_file_system(path):
+        words = f"a network's ({kind}): only one machine may write there, and `verify` matters more"
+        yield "warning", "file system", words, "practice_it"
+    free, reserve = archive.free_bytes(), settings.archive.reserve
+    words = f"{report.human_bytes(free)} free, {report.human_bytes(reserve)} of it reserved"
+    yield "failed" if free < reserve else "warning" if free < 2 * reserve else "ok", "space", words, "practice_it"
+
+
+# --- outside
+
+
+def _examine_outside(call: Call) -> Iterator[Check]:
+    """The site first: without it no placement is worth a request."""
+    credentials = read_credentials(call.settings)
+    with (
+        contextlib.closing(wiring.open_drop(call.settings, credentials)) as drop,
+        tempfile.TemporaryDirectory(prefix="syncd-") as scratch,
+    ):
+        try:
+            seen = drop.look([call.settings.drop.folder.encode()])[0]
+            yield "ok", "SFTP site", "host key and login are right", "nobody"
+            if seen is None:
+                yield "warning", "SFTP folder", "the one that [drop] folder names is not there yet", "practice_it"
+        except SyncdError as error:
+            yield _found("SFTP site", error)
+            drop_works = False
+        else:
+            drop_works = True
+        outside = _Outside(call, credentials, drop, Path(scratch))
+        try:
+            yield from outside.examine(drop_works)
+        except SyncdError as error:
+            yield _found(outside.check, error)
+
+
+def _found(check: str, error: SyncdError) -> Check:
+    """What an error says of a check."""
+    if isinstance(error, (SiteError, TransientError)):
+        who, meaning, _ = REASONS[error.reason]
+        words = str(error) if meaning in str(error) else f"{meaning} ({error})"
+        return ("warning" if who == "nobody" else "failed"), check, words, who
+    if isinstance(error, ItemError) and check == "placement":
+        who, meaning, _ = REASONS["placements_refused"]
+        return "failed", check, f"{meaning} ({error.failure})", who
+    if isinstance(error, ItemError):
+        return "failed", check, f"the file that was placed cannot be archived ({error.failure})", "open_dental"
+    return "failed", check, REASONS["bad_answers"][1], "open_dental"
+
+
+class _Outside:
+    """Questions to Open Dental, one after the other. `check`: what is being looked at."""
+
+    def __init__(self, call: Call, credentials: Credentials, drop: Drop, scratch: Path) -> None:
+        # Before the first start there is no state folder, nor another process to share the pace with.
+        self._scratch, has_state = scratch, call.settings.state_path.exists()
+        self._call, self._settings, self._drop = call, call.settings, drop
+        self._api: Api = wiring.open_api(call.settings, credentials)
+        self._pace = wiring.open_pace(call.settings, call.clock, None if has_state else scratch)
+        self.check = "Open Dental"
+
+    def examine(self, drop_works: bool) -> Iterator[Check]:
+        """Each finding as it comes. Raises SyncdError: `check` says where."""
+        version = self._asked(self._api.program_version)
+        yield "ok", self.check, f"the API answers, version {version}", "nobody"
+        self.check = "permissions"
+        yield self._permissions()
+        self.check = "patients"
+        patients = [patient.pat_num for patient in self._asked(lambda: self._api.patients(0, PATIENTS))]
+        known = self._known()
+        if not patients:
+            yield "warning", self.check, "Open Dental lists no patient to this key", "integrator"
+            return
+        self.check = "documents"
+        row = self._listed([known.pat_num] if known else patients, known)
+        if row is None:
+            words = (
+                "the known document is not there: see `syncd held`" if known else "none found to try a placement with"
+            )
+            yield "warning", self.check, words, "nobody"
+            return
+        self.check = "clock"
+        yield self._clocks(row)
+        if drop_works:
+            self.check = "placement"
+            yield from self._placement(row)
+
+    def _asked(self, ask: Callable[[], Answer]) -> Answer:
+        """One request, when its time has come."""
+        spacing = pacing.spacing(self._settings, self._call.clock.now(), bulk=False)
+        while isinstance(claim := self._pace.claim(spacing), float):
+            if claim > LONG:
+                self._call.say(f"the next request may be sent in {report.human_duration(claim)}")
+            time.sleep(claim)
+        with claim:
+            self._api.when_sending(claim.hold, claim.sent)
+            try:
+                return ask()
+            except TransientError as error:
+                if error.reason == "throttled":
+                    claim.throttled(error.retry_after)
+                raise
+
+    def _permissions(self) -> Check:
+        try:
+            names = self._asked(self._api.permissions)
+        except NoSuchMethodError:
+            return "warning", self.check, "this version of Open Dental cannot tell them (before 22.2)", "nobody"
+        if any("queries" in name.lower() for name in names):
+            return "ok", self.check, "with queries: the change feed can be used", "nobody"
+        return "warning", self.check, "no queries: without the change feed, new documents are found later", "integrator"
+
+    def _known(self) -> Item | None:
+        """A document that is archived, drawn anew at each call."""
+        with index_if_any(self._call) as index:
+            sql = "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
+            rows = index.rows(f"{sql} AND archived_revision IS NOT NULL ORDER BY random() LIMIT 1") if index else []
+        return Item(rows[0]["pat_num"], "document", rows[0]["num"]) if rows else None
+
+    def _listed(self, patients: list[int], known: Item | None) -> Listed | None:
+        """The known document as it is listed now, or some document of these patients."""
+        for pat_num in patients:
+            page = self._asked(lambda pat_num=pat_num: self._api.list_documents(pat_num, 0, 100))  # type: ignore[misc]
+            for row in page.rows:
+                if row.item.kind == "document" and row.upload is None and known in (None, row.item):
+                    return row
+        return None
+
+    def _clocks(self, row: Listed) -> Check:
+        there, here = local_time(row.server_time, self._settings.zone), self._call.clock.now()
+        if there is None:
+            return "warning", self.check, "Open Dental does not tell its time", "nobody"
+        off = abs(there - here)
+        if off <= CLOCKS_DIFFER:
+            return "ok", self.check, "the office's clock, read in this time zone, is this machine's", "nobody"
+        words = (
+            f"the office's clock says {row.server_time}: {report.human_duration(off)} off. Check [practice] time_zone"
+        )
+        return "failed", self.check, f"{words}, then both clocks", "practice_it"
+
+    def _placement(self, row: Listed) -> Iterator[Check]:
+        """Have one document placed, pull it, and remove it from the site, whatever comes of it."""
+        day = dt.datetime.fromtimestamp(self._call.clock.now(), dt.UTC).strftime("%Y%m%d")
+        folder, extension = self._settings.drop.folder, extension_of(row.file_name or "x.bin")
+        staging = staging_name(folder, self._settings.name, day, secrets.token_hex(16), extension).encode()
+        try:
+            self._asked(lambda: self._api.place_document(row.item.num, staging.decode()))
+            yield "ok", self.check, "a document was placed on the site", "nobody"
+            self.check = "pull"
+            yield self._pull(staging)
+        finally:
+            gone = self._drop.remove([staging])[0]
+        self.check = "clean-up"
+        words = (
+            "placed files can be removed" if gone else "a placed file cannot be removed: give this login the right to"
+        )
+        yield ("ok" if gone else "failed"), self.check, words, ("nobody" if gone else "practice_it")
+
+    def _pull(self, staging: bytes) -> Check:
+        (outcome,) = self._drop.pull([PullJob(staging, self._scratch / "pulled", CAP)])
+        if isinstance(outcome, Pulled):
+            return "ok", self.check, f"{report.human_bytes(outcome.size)} came whole", "nobody"
+        if isinstance(outcome, ItemError) and outcome.failure == "missing_on_drop":
+            words = "Open Dental says it placed a file, and it is not here: does [drop] address lead to this very site?"
+            return "failed", self.check, words, "practice_it"
+        return _found(self.check, outcome)

@@ -1,0 +1,156 @@
+"""`syncd doctor` against Open Dental and the SFTP site: each outage has a line that says what to do, and who."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncd import errors
+from syncd.demo.build import build_practice
+from syncd.demo.simulation import Simulation
+from tests.test_cli import Desk, practice
+
+pytestmark = pytest.mark.slow  # HTTP and SFTP servers for each test
+
+Arrange = Callable[[Simulation, Desk], object]
+OUTSIDE = ("SFTP site", "Open Dental", "permissions", "clock", "placement", "pull", "clean-up")
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with practice() as simulation:
+        yield Desk(simulation, tmp_path)
+
+
+def checks(desk: Desk, code: int = 0) -> dict[str, dict[str, Any]]:
+    return {row["check"]: row for row in desk.json("doctor", code=code)["checks"]}
+
+
+def rewrite(desk: Desk, **overrides: Any) -> None:
+    desk.file = desk.simulation.write_config(desk.folder, **overrides)
+
+
+def on_the_drop(desk: Desk) -> list[str]:
+    assert desk.simulation.sftp is not None
+    return sorted(path.name for path in desk.simulation.sftp.root.rglob("syncd-*"))
+
+
+def test_a_whole_installation_is_looked_at_with_a_handful_of_requests_and_nothing_is_left(desk: Desk) -> None:
+    before = desk.everything()
+    found = checks(desk)
+    assert {name: found[name]["result"] for name in OUTSIDE} == dict.fromkeys(OUTSIDE, "ok")
+    assert len(desk.simulation.office.arrivals) <= 8
+    assert on_the_drop(desk) == []
+    assert desk.everything() == before
+
+
+def test_a_mirrored_document_is_the_one_that_is_tried(desk: Desk) -> None:
+    assert desk.call("backfill", "--no-progress").exit_code == 0
+    before = len(desk.simulation.office.arrivals)
+    assert checks(desk)["pull"]["result"] == "ok"
+    placed = [each for each in desk.simulation.office.arrivals[before:] if each.path.endswith("DownloadSftp")]
+    assert len(placed) == 1
+    assert desk.found("--kind", "document")
+    assert on_the_drop(desk) == []
+
+
+def test_offline_sends_nothing(desk: Desk) -> None:
+    assert desk.call("doctor", "--offline").exit_code == 0
+    assert desk.simulation.office.arrivals == []
+
+
+OUTAGES: dict[str, tuple[Arrange, str, str, str, str]] = {
+    "key revoked": (
+        lambda sim, desk: sim.office.faults.add("key_revoked", times=None),
+        *("Open Dental", "failed", "integrator", "check developer_key and customer_key"),
+    ),
+    "key that can only list": (
+        lambda sim, desk: setattr(sim.office, "permissions", ("ApiReadAll",)),
+        *("placement", "failed", "integrator", "needs the permission"),
+    ),
+    "eConnector down": (
+        lambda sim, desk: sim.office.faults.add("econnector_down", times=None),
+        *("Open Dental", "failed", "practice_it", "start the eConnector"),
+    ),
+    "two eConnectors": (
+        lambda sim, desk: sim.office.faults.add("two_econnectors", times=None),
+        *("Open Dental", "failed", "practice_it", "stop one of them"),
+    ),
+    "nobody listens at the API's address": (
+        lambda sim, desk: rewrite(desk, api={"url": "http://127.0.0.1:1/api/v1"}),
+        *("Open Dental", "failed", "practice_it", "cannot be reached"),
+    ),
+    "server errors": (
+        lambda sim, desk: sim.office.faults.add("status", status=500, times=None),
+        *("Open Dental", "failed", "open_dental", "server errors"),
+    ),
+    "throttled": (
+        lambda sim, desk: sim.office.faults.add("too_many", times=None),
+        *("Open Dental", "warning", "nobody", "429"),
+    ),
+    "a web page instead of answers": (
+        lambda sim, desk: sim.office.faults.add("html", times=None),
+        *("Open Dental", "failed", "open_dental", "cannot be trusted"),
+    ),
+    "rows of another patient": (
+        lambda sim, desk: sim.office.faults.add("foreign_row", path="/documents", times=None),
+        *("documents", "failed", "open_dental", "cannot be trusted"),
+    ),
+    "wrong password of the site": (
+        lambda sim, desk: (desk.folder / "sftp_password").write_text("wrong\n"),
+        *("SFTP site", "failed", "practice_it", "login"),
+    ),
+    "another host key": (
+        lambda sim, desk: rewrite(desk, drop={"host_key": OTHER_KEY}),
+        *("SFTP site", "failed", "practice_it", "host key"),
+    ),
+    "nobody listens at the site's port": (
+        lambda sim, desk: rewrite(desk, drop={"port": 1}),
+        *("SFTP site", "failed", "practice_it", "cannot be reached"),
+    ),
+    "the office cannot reach the site": (
+        lambda sim, desk: sim.office.faults.add("site_error", path="*/DownloadSftp", times=None),
+        *("placement", "failed", "practice_it", ""),
+    ),
+    "the office writes to another site": (
+        lambda sim, desk: sim.office.faults.add("no_file", path="*/DownloadSftp", times=None),
+        *("pull", "failed", "practice_it", "does [drop] address lead to this very site?"),
+    ),
+    "an empty file": (
+        lambda sim, desk: sim.office.faults.add("zero_byte", path="*/DownloadSftp", times=None),
+        *("pull", "failed", "open_dental", "zero_bytes"),
+    ),
+    "another time zone": (
+        lambda sim, desk: rewrite(desk, practice={"time_zone": "Asia/Tokyo"}),
+        *("clock", "failed", "practice_it", "time_zone"),
+    ),
+    "no permission for queries": (
+        lambda sim, desk: setattr(sim.office, "permissions", tuple(p for p in sim.office.permissions if p != QUERIES)),
+        *("permissions", "warning", "integrator", "without the change feed"),
+    ),
+    "no patients": (
+        lambda sim, desk: setattr(sim.office, "practice", build_practice(0, 9, sim.practice.clock)),
+        *("patients", "warning", "integrator", "no patient"),
+    ),
+}
+QUERIES = "ApiQueries"
+OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+
+@pytest.mark.parametrize("name", OUTAGES)
+def test_each_outage_has_a_line_that_says_what_to_do_and_who(desk: Desk, name: str) -> None:
+    arrange, check, result, who, words = OUTAGES[name]
+    arrange(desk.simulation, desk)
+    found = checks(desk, code=errors.EXIT_DOCTOR if result == "failed" else 0)[check]
+    assert (found["result"], found["who"]) == (result, who), found
+    assert words in found["message"]
+    assert on_the_drop(desk) == []
+
+
+def test_without_credentials_nothing_is_asked(desk: Desk) -> None:
+    (desk.folder / "customer_key").unlink()
+    assert checks(desk, code=errors.EXIT_DOCTOR).keys().isdisjoint(OUTSIDE)
+    assert desk.simulation.office.arrivals == []
