@@ -378,7 +378,7 @@ def length(seconds: float) -> str:
 
 
 HEADER = (
-    f"{'':36} {'mean':>7} {'p50':>7} {'p90':>7} {'p95':>7} {'<=5m':>5} {'<=15m':>5} {'slots':>5} {'gap/F':>5}"
+    f"{'':30} {'mean':>7} {'p50':>7} {'p90':>7} {'p95':>7} {'<=5m':>5} {'<=15m':>5} {'slots':>5} {'gap/F':>5}"
     f" {'p99 ms':>6} {'MB':>5}  than round-robin: mean, p50"
 )
 BOUNDS = """bounds, 10,000 patients: 1 s    mean <= 26.5 m, p50 <= 2.1 m, <=15m >= 0.77, slots <= 0.65; 6.3, 80
@@ -396,7 +396,7 @@ def row(case: Case, outcome: Outcome, least: Outcome | None) -> str:
         f"{fmean(least.delays) / fmean(outcome.delays):.1f}, {least.at(0.5) / outcome.at(0.5):.0f}" if least else ""
     )
     return (
-        f"{name:36} {times} {outcome.within(5 * MINUTE):5.3f} {outcome.within(15 * MINUTE):5.3f}"
+        f"{name:30} {times} {outcome.within(5 * MINUTE):5.3f} {outcome.within(15 * MINUTE):5.3f}"
         f" {outcome.spent / outcome.slots:5.2f} {outcome.longest_gap / outcome.floor:5.2f}"
         f" {decisions[int(0.99 * len(decisions))] / 1e6:6.3f} {outcome.megabytes:5.1f}  {ratios}"
     )
