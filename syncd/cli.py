@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Final, cast
 
 import click
@@ -41,7 +44,7 @@ from syncd.index import LONGEST_BREAK, Index
 from syncd.logs import Log, StatusFiles, open_logs
 from syncd.mirror import Scope
 from syncd.naming import parse_guard_id
-from syncd.screen import Meter, emit, open_closed_streams
+from syncd.screen import Meter, emit, open_closed_streams, table
 from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
 
 __all__ = ["cli", "doctor", "main", "reading"]  # importing these told the group of their verbs
@@ -50,6 +53,7 @@ WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
 POLL: Final = 0.2
 MOUNT_HANGS_AFTER: Final = 5.0  # seconds
 SPACE: Final = "space"
+ONE_STATUS: Final = 30.0  # seconds
 Held = tuple[Log, Index]  # what the holder of the lock works with
 CAUSES: Final = {  # of what a guard holds, by its scope
     "patient": "a merge of two patients, a wrong patient deleted, or a list that Open Dental cut short",
@@ -279,10 +283,13 @@ def _standing(
     option("--failing", is_flag=True, help="Name the items that cannot be fetched, and why."),
     duration("--since", default="7d", show_default=True, help="How far back incidents are shown."),
     option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C."),
+    option("--all", "every", is_flag=True, help="A line for each practice of this machine."),
     json_too,
 )
-def status(call: Call, failing: bool, since: float, watch: bool) -> int:
+def status(call: Call, failing: bool, since: float, watch: bool, every: bool) -> int:
     """State, who must act, freshness, what is owed, failing, budget, space, incidents."""
+    if every:
+        return _every_status(call)
     while True:
         said, _, rows = _standing(call, since / report.DAY, failing)
         if watch and sys.stdout.isatty():
@@ -294,6 +301,28 @@ def status(call: Call, failing: bool, since: float, watch: bool) -> int:
         if not watch:
             return EXIT_OK
         time.sleep(2.0)
+
+
+def _every_status(call: Call) -> int:
+    """One call of syncd for each: practices have users of their own, and one that hangs holds up no other."""
+    said = [_status_of(path) for path in wiring.configured()]
+    columns = ("practice", "state", "reason", "who", "owed", "failing", "oldest list")
+    rows = ([*(each.get(name) for name in columns[:-1]), _age(each.get("oldest_list_seconds"))] for each in said)
+    return call.answer({"practices": said}, table(columns, rows))
+
+
+def _status_of(path: Path) -> report.Report:
+    line = [sys.executable, "-m", "syncd.cli", "-c", str(path), "status", "--json"]
+    try:
+        done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=ONE_STATUS, check=False)  # noqa: S603 - ourselves
+        said: report.Report = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        return {"practice": path.parent.name, "state": "unknown", "reason": f"ask syncd -p {path.parent.name} status"}
+    return said
+
+
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else report.human_duration(seconds)
 
 
 @verb("health", duration("--max-age", help="Of the oldest list; default: 1.3 x the floor."), json_too)

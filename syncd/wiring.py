@@ -34,12 +34,17 @@ def locate(practice: str | None, file: Path | None, environ: Mapping[str, str]) 
         return PRACTICES / practice / "config.toml"
     if environ.get("SYNCD_CONFIG"):
         return Path(environ["SYNCD_CONFIG"])
-    found = sorted(PRACTICES.glob("*/config.toml"))
+    found = configured()
     if len(found) == 1:
         return found[0]
     if not found:
         raise UsageError("no practice is configured on this machine: say -c FILE, or make /etc/syncd/NAME/config.toml")
     raise UsageError("several practices: say -p NAME, one of " + ", ".join(path.parent.name for path in found))
+
+
+def configured() -> list[Path]:
+    """The configuration of each practice of this machine."""
+    return sorted(PRACTICES.glob("*/config.toml"))
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:

@@ -323,6 +323,24 @@ def test_status_has_every_key_of_the_contract(mirrored: Desk) -> None:
     assert "-06:00" in (text := mirrored.call("status").stdout) or "-05:00" in text
 
 
+def test_all_practices_of_a_machine_stand_in_one_table(
+    mirrored: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncd.wiring.PRACTICES", tmp_path)
+    for name, text in (("broken", "[practice]\n"), ("main", mirrored.file.read_text())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text(text)
+    result = CliRunner().invoke(cli, ["status", "--all", "--json"])
+    assert result.exit_code == 0, result.output
+    said = {each["practice"]: each for each in json.loads(result.stdout)["practices"]}
+    assert said["broken"]["state"] == "unknown"
+    whole = next(each for name, each in said.items() if name != "broken")
+    assert (whole["state"], whole["owed"]) == ("stopped", 0)
+    table = CliRunner().invoke(cli, ["status", "--all"]).stdout.splitlines()
+    assert len(table) == 1 + len(said)
+    assert "syncd -p broken status" in next(line for line in table if line.startswith("broken"))
+
+
 def test_health_is_8_when_the_oldest_list_is_older_than_asked(mirrored: Desk) -> None:
     assert mirrored.call("health").exit_code == 0
     assert mirrored.call("health", "--max-age", "1ms").exit_code == errors.EXIT_UNHEALTHY
