@@ -7,6 +7,7 @@ part lives only while its turns succeed, and `status`, a process of its own, jud
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import threading
@@ -67,14 +68,17 @@ class Bell:
         if not wanted.command:
             return
         if self._memory is None:
-            self._memory = Memory.from_json(self._index.meta("notices") if self._index else None)
+            self._memory = Memory()
+            with contextlib.suppress(SyncdError):  # an index that fails is what has to be told
+                self._memory = Memory.from_json(self._index.meta("notices") if self._index else None)
         is_open = pacing.office_is_open(self._settings, now)
         before, (self._memory, notice) = self._memory, notices.look(self._memory, status, now, wanted.after, is_open)
         if notice is not None:
             self._log.info("notice_sent", reason=str(notice["reason"]), now=str(notice["kind"]))
             self._send(lambda command=wanted.command: ("command", notifier.run_command(command, notice)))  # type: ignore[misc]
         if self._index is not None and replace(before, looked_at=now) != self._memory:
-            self._index.remember("notices", self._memory.to_json())
+            with contextlib.suppress(SyncdError):
+                self._index.remember("notices", self._memory.to_json())
 
     def _send(self, send: Callable[[], tuple[str, str]]) -> None:
         self._waiting.put(send)

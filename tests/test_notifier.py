@@ -149,6 +149,13 @@ def test_notifier_that_fails_is_only_logged(tmp_path: Path) -> None:
     assert told == {("command", "exit 4"), ("ping_url", "ConnectionError")}
 
 
+def test_trouble_with_the_index_itself_is_told(tmp_path: Path) -> None:
+    post = Post(tmp_path, command=script(f"cat >> {tmp_path}/letters; echo >> {tmp_path}/letters"))
+    post.index.db.execute("PRAGMA query_only=ON")  # no write succeeds any more
+    post.see(1, "blocked", "disk_error")
+    assert post.kinds(1) == ["trouble"]
+
+
 def test_without_an_index_trouble_is_told_all_the_same(tmp_path: Path) -> None:
     post = Post(tmp_path, command=script(f"cat >> {tmp_path}/letters; echo >> {tmp_path}/letters"))
     post.bell = Bell(post.settings, post.clock, post.log, None)
