@@ -312,7 +312,8 @@ def _every_status(call: Call) -> int:
 
 
 def _status_of(path: Path) -> report.Report:
-    line = [sys.executable, "-m", "syncd.cli", "-c", str(path), "status", "--json"]
+    # -P: root may call this in a folder of somebody's, and nothing there is to be imported.
+    line = [sys.executable, "-P", "-m", "syncd.cli", "-c", str(path), "status", "--json"]
     try:
         done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=ONE_STATUS, check=False)  # noqa: S603 - ourselves
         said: report.Report = json.loads(done.stdout)

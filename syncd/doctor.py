@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -33,7 +34,7 @@ from syncd.errors import (
     SyncdError,
     TransientError,
 )
-from syncd.model import Item, Listed, Pulled, PullJob
+from syncd.model import Listed, Page, Pulled, PullJob
 from syncd.naming import extension_of, staging_name
 from syncd.ports import Api, Drop
 from syncd.screen import table
@@ -174,22 +175,19 @@ class _Outside:
     def examine(self, drop_works: bool) -> Iterator[Check]:
         """Each finding as it comes. Raises SyncdError: `check` says where."""
         version = self._asked(self._api.program_version)
-        yield "ok", self.check, f"the API answers, version {version}", "nobody"
+        told = version if re.fullmatch(r"[0-9.]{1,40}", version) else "unknown"  # the other side's words are not ours
+        yield "ok", self.check, f"the API answers, version {told}", "nobody"
         self.check = "permissions"
         yield self._permissions()
         self.check = "patients"
         patients = [patient.pat_num for patient in self._asked(lambda: self._api.patients(0, PATIENTS))]
-        known = self._known()
         if not patients:
             yield "warning", self.check, "Open Dental lists no patient to this key", "integrator"
             return
         self.check = "documents"
-        row = self._listed([known.pat_num] if known else patients, known)
+        row = self._listed([*self._known(), *patients])
         if row is None:
-            words = (
-                "the known document is not there: see `syncd held`" if known else "none found to try a placement with"
-            )
-            yield "warning", self.check, words, "nobody"
+            yield "warning", self.check, "none found to try a placement with", "nobody"
             return
         self.check = "clock"
         yield self._clocks(row)
@@ -222,19 +220,21 @@ class _Outside:
             return "ok", self.check, "with queries: the change feed can be used", "nobody"
         return "warning", self.check, "no queries: without the change feed, new documents are found later", "integrator"
 
-    def _known(self) -> Item | None:
-        """A document that is archived, drawn anew at each call."""
+    def _known(self) -> list[int]:
+        """A patient with an archived document, drawn anew at each call; none before the first."""
         with index_if_any(self._call) as index:
-            sql = "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
+            sql = "SELECT pat_num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
             rows = index.rows(f"{sql} AND archived_revision IS NOT NULL ORDER BY random() LIMIT 1") if index else []
-        return Item(rows[0]["pat_num"], "document", rows[0]["num"]) if rows else None
+        return [row["pat_num"] for row in rows]
 
-    def _listed(self, patients: list[int], known: Item | None) -> Listed | None:
-        """The known document as it is listed now, or some document of these patients."""
+    def _listed(self, patients: list[int]) -> Listed | None:
+        """Some document of these patients; one who is not there any more has none."""
         for pat_num in patients:
-            page = self._asked(lambda pat_num=pat_num: self._api.list_documents(pat_num, 0, 100))  # type: ignore[misc]
+            page = Page(())
+            with contextlib.suppress(ItemError):
+                page = self._asked(lambda pat_num=pat_num: self._api.list_documents(pat_num, 0, 100))  # type: ignore[misc]
             for row in page.rows:
-                if row.item.kind == "document" and row.upload is None and known in (None, row.item):
+                if row.item.kind == "document" and row.upload is None:
                     return row
         return None
 
@@ -253,7 +253,7 @@ class _Outside:
     def _placement(self, row: Listed) -> Iterator[Check]:
         """Have one document placed, pull it, and remove it from the site, whatever comes of it."""
         day = dt.datetime.fromtimestamp(self._call.clock.now(), dt.UTC).strftime("%Y%m%d")
-        folder, extension = self._settings.drop.folder, extension_of(row.file_name or "x.bin")
+        folder, extension = self._settings.drop.folder, extension_of(row.file_name) if row.file_name else None
         staging = staging_name(folder, self._settings.name, day, secrets.token_hex(16), extension).encode()
         try:
             self._asked(lambda: self._api.place_document(row.item.num, staging.decode()))
@@ -261,15 +261,20 @@ class _Outside:
             self.check = "pull"
             yield self._pull(staging)
         finally:
-            gone = self._drop.remove([staging])[0]
+            gone = all(self._drop.remove([*self._placed(staging), staging]))
         self.check = "clean-up"
         words = (
             "placed files can be removed" if gone else "a placed file cannot be removed: give this login the right to"
         )
         yield ("ok" if gone else "failed"), self.check, words, ("nobody" if gone else "practice_it")
 
+    def _placed(self, staging: bytes) -> list[bytes]:
+        """The file; in a folder, where Open Dental chooses the name, whatever was put there."""
+        return [staging + name for name in self._drop.names(staging) or []] if staging.endswith(b"/") else [staging]
+
     def _pull(self, staging: bytes) -> Check:
-        (outcome,) = self._drop.pull([PullJob(staging, self._scratch / "pulled", CAP)])
+        jobs = [PullJob(path, self._scratch / "pulled", CAP) for path in self._placed(staging)[:1]]
+        outcome = next(iter(self._drop.pull(jobs)), ItemError("missing_on_drop"))
         if isinstance(outcome, Pulled):
             return "ok", self.check, f"{report.human_bytes(outcome.size)} came whole", "nobody"
         if isinstance(outcome, ItemError) and outcome.failure == "missing_on_drop":

@@ -75,10 +75,14 @@ def _good(memory: Memory, said: Report, now: float) -> tuple[Memory, Notice | No
     if memory.began_at is None:
         return memory, None
     memory = replace(memory, good_since=now if memory.good_since is None else memory.good_since)
-    if now - (memory.good_since or now) < GOOD_FOR or now < memory.silent_until:
+    if abs(now - (memory.good_since or now)) < GOOD_FOR or _silent(memory, now):
         return memory, None
     over = replace(memory, began_at=None, good_since=None, lasted={}, told_at={})
     return _tell(over, "recovered", said, now, memory) if memory.told_at else (over, None)
+
+
+def _silent(memory: Memory, now: float) -> bool:
+    return 0 < memory.silent_until - now <= DAY  # further ahead: the clock was set back
 
 
 def _tell(
@@ -87,7 +91,7 @@ def _tell(
     """The notice, unless there were too many. `before`: the episode that is over."""
     episode = before or memory
     if kind != "reminder" and said["reason"] not in URGENT:
-        if now < memory.silent_until:
+        if _silent(memory, now):
             return memory, None
         if len(memory.sent) >= MANY:
             memory, kind = replace(memory, silent_until=now + DAY), "flapping"

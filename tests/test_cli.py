@@ -330,6 +330,9 @@ def test_all_practices_of_a_machine_stand_in_one_table(
     for name, text in (("broken", "[practice]\n"), ("main", mirrored.file.read_text())):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.toml").write_text(text)
+    (tmp_path / "syncd").mkdir()
+    (tmp_path / "syncd" / "__init__.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)  # a folder of somebody's: nothing in it is run
     result = CliRunner().invoke(cli, ["status", "--all", "--json"])
     assert result.exit_code == 0, result.output
     said = {each["practice"]: each for each in json.loads(result.stdout)["practices"]}

@@ -47,7 +47,7 @@ def test_a_whole_installation_is_looked_at_with_a_handful_of_requests_and_nothin
     assert desk.everything() == before
 
 
-def test_a_mirrored_document_is_the_one_that_is_tried(desk: Desk) -> None:
+def test_one_document_is_tried_of_a_mirrored_practice_too(desk: Desk) -> None:
     assert desk.call("backfill", "--no-progress").exit_code == 0
     before = len(desk.simulation.office.arrivals)
     assert checks(desk)["pull"]["result"] == "ok"
@@ -55,6 +55,20 @@ def test_a_mirrored_document_is_the_one_that_is_tried(desk: Desk) -> None:
     assert len(placed) == 1
     assert desk.found("--kind", "document")
     assert on_the_drop(desk) == []
+
+
+def test_a_patient_of_more_documents_than_a_page_has_is_no_trouble(desk: Desk) -> None:
+    for _ in range(101):
+        desk.simulation.practice.add_document(1, "txt")
+    assert desk.call("backfill", "--no-progress", "--patient", "1").exit_code in (0, errors.EXIT_OWED)
+    for _ in range(3):
+        assert checks(desk)["pull"]["result"] == "ok"
+    assert on_the_drop(desk) == []
+
+
+def test_a_version_that_is_none_is_not_repeated(desk: Desk) -> None:
+    desk.simulation.office.version = "\x1b[2JMustermann"
+    assert checks(desk)["Open Dental"]["message"].endswith("version unknown")
 
 
 def test_offline_sends_nothing(desk: Desk) -> None:
@@ -113,7 +127,7 @@ OUTAGES: dict[str, tuple[Arrange, str, str, str, str]] = {
     ),
     "the office cannot reach the site": (
         lambda sim, desk: sim.office.faults.add("site_error", path="*/DownloadSftp", times=None),
-        *("placement", "failed", "practice_it", ""),
+        *("placement", "failed", "practice_it", "reaches [drop] address"),
     ),
     "the office writes to another site": (
         lambda sim, desk: sim.office.faults.add("no_file", path="*/DownloadSftp", times=None),
