@@ -128,6 +128,15 @@ def test_a_clock_that_is_set_back_silences_nothing_for_years(watch: Watch) -> No
     assert watch.see(BAD, HOUR) == ["reminder"]
 
 
+def test_neither_does_it_in_the_silence_of_a_flapping_day(watch: Watch) -> None:
+    for _ in range(4):
+        watch.see(BAD, 35 * MINUTE)
+        watch.see(GOOD, 35 * MINUTE)
+    assert watch.told[-1][1]["kind"] == "flapping"
+    watch.now -= 400 * DAY
+    assert watch.see(GOOD, HOUR) == ["recovered"]
+
+
 @pytest.mark.parametrize(
     "text", [None, "", "[]", '{"sent": 3}', '{"told_at": {"x": "y"}}', '{"began_at": []}', "{", "7"]
 )
