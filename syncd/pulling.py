@@ -39,6 +39,7 @@ NOT_READ = frozenset({"changed_while_read", "unreadable_on_drop"})  # the office
 DROP_SWEPT_EVERY = DAY
 ARCHIVE_SEEN_EVERY = 300.0
 DEEPEST = 8  # folders within a folder of ours
+CUT_SHORT = {"mount-images": "cut"}  # by our own end: that says nothing about the size of the mount
 METHODS = {"mount-images": "DownloadMount", "thumbnails": "Thumbnails"}
 
 
@@ -128,7 +129,7 @@ class PullLane:
         self._doors.archive.clear_incoming()
         adopt_newer(self._doors, now)
         for attempt in self._doors.index.attempts("asked"):
-            self._doors.index.set_attempt(attempt.id, "unanswered", now)
+            self._doors.index.set_attempt(attempt.id, "unanswered", now, why=CUT_SHORT.get(attempt.method, attempt.why))
         self._publisher.adopt_upload(now)
         self._recovered = True
 
@@ -347,11 +348,10 @@ class PullLane:
             index.put_unlisted(image, attempt.num, image_revision(attempt.revision, str(num)), now)
             index.owe(Owing("mount-image", image, image_revision(attempt.revision, str(num)), now), "listed", now)
         for num in named:
-            back = "missing_since_at = NULL, vanished_at = NULL, became = NULL"
-            index.set_item(Item(attempt.pat_num, "mount-image", num), back)
-            left = index.known_item(Item(attempt.pat_num, "document", num))
+            image = Item(attempt.pat_num, "mount-image", num)
+            index.set_item(image, "missing_since_at = NULL, vanished_at = NULL, became = NULL")
+            left, became = index.known_item(Item(attempt.pat_num, "document", num)), image.full_id
             if left is not None and left.missing_since_at is not None and not left.vanished:
-                became = Item(attempt.pat_num, "mount-image", num).full_id
                 index.vanish(left.item, now, became)
                 self._doors.log.info("item_moved", item=left.item.full_id, became=became)
         vanish_after = self._doors.settings.sync.vanish_after
@@ -398,25 +398,26 @@ class PullLane:
             duty = index.duty(attempt.method, attempt.pat_num, attempt.num)
             if duty is None:
                 return
-            if attempt.method == "mount-images" and duty.failures >= 1 and self._singly(attempt, now):
+            failure = "mount_too_large" if attempt.method == "mount-images" and attempt.why != "cut" else "timeout_60s"
+            if failure == duty.failure == "mount_too_large" and self._singly(attempt, now):
                 return
-            failure = "mount_too_large" if attempt.method == "mount-images" else "timeout_60s"
             count_failure(self._doors, duty, failure, now)
             sql = "UPDATE duty SET next_try_at = min(next_try_at, ?) WHERE pat_num = ? AND method = ? AND num = ?"
             index.run(f"{sql} AND failures < 3", now, duty.pat_num, duty.method, duty.num)
 
     def _singly(self, attempt: Attempt, now: float) -> bool:
-        """A mount too large for 60 s: each known image by itself, if any is known."""
+        """A mount too large for 60 s: each known image by itself, if any is known; tomorrow it is asked again."""
         index = self._doors.index
         sql = "SELECT num, file_name FROM item WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL"
-        images = index.rows(sql, attempt.pat_num, attempt.num)
-        for row in images:
+        for row in (images := index.rows(sql, attempt.pat_num, attempt.num)):
             image = Item(attempt.pat_num, "mount-image", row["num"])
             newer = image_revision(attempt.revision, row["file_name"] or str(row["num"]))
             index.owe(Owing("mount-image", image, newer, now), "listed", now)
         if images:
             mount = Item(attempt.pat_num, "mount", attempt.num)
-            index.set_item(mount, "images_revision = ?", attempt.revision)
+            again = None if attempt.why == "refetch" else now + DAY
+            soon = "images_revision = ?, refetch_at = coalesce(min(refetch_at, ?), ?, refetch_at)"
+            index.set_item(mount, soon, attempt.revision, again, again)
             index.duty_done(attempt.method, attempt.pat_num, attempt.num)
         return bool(images)
 

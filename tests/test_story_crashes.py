@@ -164,6 +164,30 @@ def change(one: Small, rng: random.Random) -> None:
     )()
 
 
+def test_ends_of_our_own_do_not_make_a_mount_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    with one.practice.as_of(world.clock.now() - 1200.0):
+        scanned = one.practice.add_document(one.patient, "jpg")
+        one.practice.move_into_mount(scanned, one.mount)
+    one.practice.change_mount(one.mount)
+    send, ends = OfficeAdapter.send, iter(range(3))
+
+    def cut(adapter: OfficeAdapter, request: Any, *rest: Any, **named: Any) -> Any:
+        if "DownloadMount" in str(request.url) and next(ends, None) is not None:
+            raise Crash
+        return send(adapter, request, *rest, **named)
+
+    monkeypatch.setattr(OfficeAdapter, "send", cut)
+    for _ in range(3):
+        with pytest.raises(Crash):
+            world.run(hours=8)
+        world.restart()
+    world.run(hours=3)
+    assert world.media(one.patient, "mount-image", scanned)
+
+
 # --- the index is disposable
 
 

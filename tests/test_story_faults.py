@@ -328,3 +328,19 @@ def test_large_mount_of_known_images_is_fetched_image_by_image(tmp_path: Path) -
     assert {each.params.get("DocNum") for each in world.sent("/documents/DownloadSftp", before)} >= set(images)
     assert failing(world) == {}
     assert [len(world.media(one.patient, "mount-image", number)) for number in images] == [2, 2, 2]
+
+
+def test_image_that_was_scanned_into_a_large_mount_comes_a_day_later(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    world.office.faults.add("gateway_timeout", times=2, seconds=60.0, **one.request("mount-images"))
+    with one.practice.as_of(world.clock.now() - 1200.0):
+        scanned = one.practice.add_document(one.patient, "jpg")
+        one.practice.move_into_mount(scanned, one.mount)
+    one.practice.change_mount(one.mount)
+    world.run(hours=8)
+    assert not world.media(one.patient, "mount-image", scanned), "the images known were fetched one by one"
+    world.run(hours=24)
+    assert world.media(one.patient, "mount-image", scanned)
+    world.check()
