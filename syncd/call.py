@@ -280,6 +280,7 @@ def index_if_any(call: Call) -> Iterator[Index | None]:
         return
     if not os.access(path, os.R_OK | os.W_OK):
         raise PermissionError
+    copies.keep_older(path)
     with contextlib.closing(Index(path)) as index:
         yield index
 

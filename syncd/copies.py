@@ -1,16 +1,21 @@
-"""Daily copies of the index in STATE/copies: consistent, durable, 0600, the newest kept. Made by the lock's holder."""
+"""Copies of the index in STATE/copies, consistent, durable, 0600: one a day, made by the holder of the lock, some kept;
+one before each migration, for the syncd that knew what was before.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Final
 
-from syncd.errors import SiteError
+from sqlite_utils import Database
+
+from syncd.errors import ConfigError, SiteError
 from syncd.index import Index
-from syncd.schema import row_is_sound
+from syncd.schema import older_schema, refuse_later, row_is_sound
 
 KEPT: Final = 7
 _NAME: Final = "index-{}.db"
@@ -23,7 +28,26 @@ def make(index: Index, folder: Path, day: str) -> bool:
 
     Raises SiteError disk_error: nothing that is half there is left, nothing that is damaged is kept.
     """
-    target, draft = folder / _NAME.format(day), folder / _DRAFT
+    made = _make(index.db.conn, folder, _NAME.format(day))
+    for old in [copy for copy in found(folder) if len(copy.name) == len(_NAME.format(day))][KEPT:]:
+        old.unlink(missing_ok=True)
+    return made
+
+
+def keep_older(path: Path) -> None:
+    """Before an index is migrated: a copy of it, from which the earlier syncd's `reindex` begins. Raises SiteError."""
+    if not path.exists():
+        return
+    with (
+        contextlib.suppress(sqlite3.Error),  # what is wrong with the file is told by whoever opens it next
+        contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
+    ):
+        if schema := older_schema(Database(db)):
+            _make(db, path.parent / "copies", _NAME.format(f"{time.strftime('%Y-%m-%d')}-schema-{schema}"))
+
+
+def _make(db: sqlite3.Connection, folder: Path, name: str) -> bool:
+    target, draft = folder / name, folder / _DRAFT
     if target.exists():
         return False
     try:
@@ -31,22 +55,20 @@ def make(index: Index, folder: Path, day: str) -> bool:
         draft.unlink(missing_ok=True)
         draft.touch(0o600)
         try:
-            _write(index, draft)
+            _write(db, draft)
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
         _sync(folder)
-        for old in found(folder)[KEPT:]:
-            old.unlink()
     except (OSError, sqlite3.Error) as error:
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        raise SiteError("disk_error", f"the day's copy of index.db: {name}") from error
+        code = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise SiteError("disk_error", f"a copy of index.db: {code}") from error
     return True
 
 
-def _write(index: Index, draft: Path) -> None:
+def _write(db: sqlite3.Connection, draft: Path) -> None:
     with contextlib.closing(sqlite3.connect(draft)) as copy:
-        index.db.conn.backup(copy)
+        db.backup(copy)
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, which needs no other
         if copy.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
             raise SiteError("disk_error", _REMEDY)
@@ -81,18 +103,20 @@ def refuse_torn(path: Path) -> None:
 
 
 def found(folder: Path) -> list[Path]:
-    """The copies, newest first."""
-    return sorted(folder.glob(_NAME.format("[0-9]" * 4 + "-[0-9][0-9]-[0-9][0-9]")), reverse=True)
+    """The copies, newest first; of one day that before a migration first."""
+    copies = folder.glob(_NAME.format("[0-9]" * 4 + "-[0-9][0-9]-[0-9][0-9]*"))
+    return sorted(copies, key=lambda path: path.stem, reverse=True)
 
 
 def is_sound(copy: Path, archive_id: str) -> bool:
-    """Whether a copy is whole, of this archive, and every version row in it is what was written."""
+    """Whether a copy is whole, of this archive, of no later syncd, and every version row in it is what was written."""
     try:
         with contextlib.closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+            refuse_later(Database(db))
             db.row_factory = sqlite3.Row
             whole = db.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
             known = db.execute("SELECT value FROM meta WHERE key = 'archive_id'").fetchone()
             rows = db.execute("SELECT * FROM version")
             return whole and known is not None and known[0] == archive_id and all(row_is_sound(dict(r)) for r in rows)
-    except sqlite3.Error:
+    except (sqlite3.Error, ConfigError):
         return False

@@ -132,6 +132,11 @@ def refuse_later(db: Database) -> None:
         raise ConfigError((f"{found}: install the later syncd again, or put back the index from before it",))
 
 
+def older_schema(db: Database) -> int:
+    """The number of an index's schema where this syncd has to migrate it; 0 where it has not, or there is none yet."""
+    return len(migrations.applied(db)) if migrations.pending(db) else 0
+
+
 def row_checksum(version: Version) -> str:
     """16 hex digits over all that a row of table version says but `checked_at`: a silently wrong row is noticed."""
     item = version.item

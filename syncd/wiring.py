@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from syncd import config
+from syncd import config, copies
 from syncd.api import OpenDentalApi, PlacementSite
 from syncd.archive import Archive
 from syncd.audit import AuditLog
@@ -67,6 +67,7 @@ def open_index(settings: Settings) -> Index:
     except OSError as error:
         told = f"[state] path: {errno.errorcode.get(error.errno or 0, 'unknown')}"
         raise SiteError("disk_error", told) from error
+    copies.keep_older(settings.state_path / "index.db")
     return Index(settings.state_path / "index.db")
 
 

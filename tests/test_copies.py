@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime as dt
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from syncd import copies
+from syncd import copies, schema, wiring
+from syncd import index as index_module
 from syncd.archive import Archive
-from syncd.errors import SiteError
+from syncd.errors import ConfigError, SiteError
 from syncd.index import Index
 from syncd.schema import Row
 from syncd.scrub import reindex
@@ -242,3 +245,39 @@ def test_no_index_and_one_without_a_log_are_not_looked_at(tmp_path: Path) -> Non
     (tmp_path / "index.db").write_bytes(b"noise")
     (tmp_path / "index.db-wal").write_bytes(b"")
     copies.refuse_torn(tmp_path / "index.db")
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on this is the next syncd, which has one more migration."""
+    nexts = copy.deepcopy(schema.migrations)
+    nexts(name="later_tables")(lambda db: db.conn.execute("ALTER TABLE item ADD COLUMN colour TEXT"))
+    monkeypatch.setattr(schema, "migrations", nexts)
+    monkeypatch.setattr(index_module, "migrations", nexts)
+
+
+def test_an_index_is_copied_before_it_is_migrated_and_only_then(world: World, request: pytest.FixtureRequest) -> None:
+    wiring.open_index(world.settings).close()
+    assert copies.found(folder(world)) == []
+    world.stop()
+    request.getfixturevalue("later")
+    wiring.open_index(world.settings).close()
+    wiring.open_index(world.settings).close()
+    assert [re.sub(r"^index-[0-9-]{10}", "", path.name) for path in copies.found(folder(world))] == ["-schema-1.db"]
+
+
+def test_the_earlier_syncd_rebuilds_from_the_copy_before_the_migration(
+    world: World, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = world.index.rows(VERSIONS)[0]["num"]
+    world.index.run("UPDATE item SET vanished_at = 7 WHERE num = ?", gone)  # what no sidecar tells
+    before = world.index.rows(VERSIONS)
+    world.stop()
+    request.getfixturevalue("later")
+    with contextlib.closing(wiring.open_index(world.settings)) as index:
+        copies.make(index, folder(world), "9999-01-01")  # of the later syncd, and newer than all
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="this syncd knows schema 1"):
+        wiring.open_index(world.settings)
+    assert rebuilt(world) == before
+    assert world.index.value("SELECT vanished_at FROM item WHERE num = ?", gone) == 7

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
@@ -15,6 +17,7 @@ from syncd.errors import EXIT_CONFIG, EXIT_LOCKED, EXIT_TERMINATED
 
 UNITS = Path(__file__).parent.parent / "systemd"
 NAMES = ("syncd@.service", "syncd-backfill@.service")
+OTHERS = ("syncd-alert@.service", "syncd.target")
 SECTIONS = {"Unit", "Service", "Install"}
 Unit = dict[tuple[str, str], list[str]]
 
@@ -45,11 +48,44 @@ def unit(request: pytest.FixtureRequest) -> Unit:
 def sandbox(name: str) -> list[str]:
     """Every directive from User= on: who runs it, with what, inside which walls."""
     lines = (UNITS / name).read_text("ascii").partition("[Install]")[0].splitlines()
-    return [line for line in lines[lines.index("User=syncd") :] if line and not line.startswith("#")]
+    return [line for line in lines[lines.index("User=syncd-%i") :] if line and not line.startswith("#")]
 
 
 def test_no_other_unit_lies_unchecked() -> None:
-    assert sorted(path.name for path in UNITS.iterdir()) == sorted(NAMES)
+    assert sorted(path.name for path in UNITS.iterdir()) == sorted([*NAMES, *OTHERS, "install.sh"])
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The units with a program that exists, as `systemd-analyze verify` wants."""
+    for name in (*NAMES, *OTHERS):
+        text = (UNITS / name).read_text("ascii").replace("/opt/syncd/current/bin/", "/bin/")
+        (tmp_path / name).write_text(text.replace("/bin/syncd", "/bin/true").replace("/bin/python", "/bin/true"))
+    return tmp_path
+
+
+def analyze(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """systemd-analyze; where it is missing these tests fail: apt install systemd."""
+    environ = {**os.environ, "SYSTEMD_UNIT_PATH": f"{folder}:", "SYSTEMD_PAGER": ""}
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, env=environ, check=False)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
+def test_systemd_finds_nothing_to_say_against_a_unit(copied: Path, name: str) -> None:
+    told = analyze(copied, "verify", str(copied / name.replace("@.", "@main.")))
+    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exposure_is_1_1_at_most(copied: Path, name: str) -> None:
+    told = analyze(copied, "security", "--offline=true", "--threshold=11", str(copied / name))
+    assert told.returncode == 0, told.stdout
+    assert "Overall exposure level" in told.stdout
+
+
+def test_all_practices_stop_with_the_target_and_an_end_for_good_is_told(unit: Unit) -> None:
+    assert unit["Unit", "PartOf"] == ["syncd.target"]
+    assert unit["Unit", "OnFailure"] == ["syncd-alert@%i.service"]
 
 
 def test_unit_calls_a_verb_that_exists_with_options_that_it_has(unit: Unit) -> None:
@@ -61,8 +97,9 @@ def test_unit_calls_a_verb_that_exists_with_options_that_it_has(unit: Unit) -> N
 
 
 def test_unit_is_not_restarted_for_what_a_restart_cannot_mend(unit: Unit) -> None:
+    no_user, no_credentials = 217, 243  # systemd.exec(5), "Process Exit Codes"
     (codes,) = unit["Service", "RestartPreventExitStatus"]
-    assert {int(code) for code in codes.split()} == {EXIT_CONFIG, EXIT_LOCKED}
+    assert {int(code) for code in codes.split()} == {EXIT_CONFIG, EXIT_LOCKED, no_user, no_credentials}
 
 
 def test_daemon_is_restarted_for_ever_and_supervised() -> None:
@@ -87,6 +124,10 @@ def test_credentials_are_those_that_the_sample_configuration_names(unit: Unit) -
     wanted = {settings.api.developer_key_file, settings.api.customer_key_file, settings.drop.password_file}
     loaded = dict(each.split(":") for each in unit["Service", "LoadCredential"])
     assert loaded == {name: f"/etc/syncd/%i/{name}" for name in wanted}
+
+
+def test_each_practice_has_a_user_of_its_own(unit: Unit) -> None:
+    assert unit["Service", "User"] == unit["Service", "Group"] == ["syncd-%i"]
 
 
 def test_both_units_run_inside_the_same_walls() -> None:

@@ -1,0 +1,70 @@
+"""The word that goes out when a service ends for good: one line in the journal, one notice to the user's command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from syncd import alert, wiring
+
+WRONG = {"MONITOR_UNIT": "syncd@main.service", "MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "78"}
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        ("78", "`syncd -p main doctor --offline` says where"),
+        ("11", "another process holds the lock"),
+        ("243", "`systemctl cat syncd@main.service` names the files"),
+        ("1", "`journalctl -u syncd@main.service`"),
+    ],
+)
+def test_alert_names_the_unit_the_exit_code_and_what_to_do(status: str, remedy: str) -> None:
+    said = alert.message("main", {**WRONG, "MONITOR_EXIT_STATUS": status})
+    assert f"exit code {status}" in said
+    assert remedy in said
+    assert said.endswith("`systemctl start syncd@main.service`")
+
+
+def test_alert_names_the_signal_that_killed_the_service() -> None:
+    killed = {"MONITOR_UNIT": "syncd-backfill@main.service", "MONITOR_SERVICE_RESULT": "signal"}
+    assert "(signal KILL)" in alert.message("main", {**killed, "MONITOR_EXIT_STATUS": "KILL"})
+
+
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "config.toml").write_text(text)
+    monkeypatch.setattr(wiring, "PRACTICES", tmp_path)
+
+
+def test_command_of_a_wrong_configuration_gets_the_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, told = tmp_path / "alert", tmp_path / "told"
+    script.write_text(f"#!/bin/sh\ncat > {told}\n")
+    script.chmod(0o700)
+    configured(tmp_path, monkeypatch, f'[practise]\n[notify]\ncommand = ["{script}"]\n')
+    alert.main("main", WRONG, 7.0)
+    notice = json.loads(told.read_text())
+    assert (notice["kind"], notice["practice"], notice["reason"]) == ("trouble", "main", "not_running")
+    assert "exit code 78" in notice["line"]
+    assert capsys.readouterr().err.startswith("<3>syncd main: syncd@main.service ended")
+
+
+@pytest.mark.parametrize("text", ["", "[notify]\n", "[notify]\ncommand = 7\n", "[notify]\ncommand = [7]\n", "no TOML"])
+def test_without_a_command_the_journal_alone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    configured(tmp_path, monkeypatch, text)
+    alert.main("main", WRONG, 7.0)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_command_that_fails_is_told_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured(tmp_path, monkeypatch, '[notify]\ncommand = ["/nonexistent/alert"]\n')
+    alert.main("main", WRONG, 7.0)
+    assert "command failed: FileNotFoundError" in capsys.readouterr().err
