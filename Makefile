@@ -2,6 +2,8 @@
 # make coverage: the same tests, with every branch that none of them took; it takes twice as long.
 # make test-faults (root): every crash, power cut and I/O error, simulated years, planted bugs.
 #   SYNCD_FAULTS=nightly make test-faults: ten times as much of it.
+# make test-boot (root): Debian, made by debootstrap and booted, with syncd installed as the README says.
+#   SYNCD_BOOT_SUITES="bookworm trixie": on both; SYNCD_BOOT_CACHE: where roots are kept between runs.
 PY   ?= python3
 VENV ?= .venv
 BIN  := $(VENV)/bin
@@ -9,7 +11,7 @@ comma := ,
 space := $() $()
 PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
-.PHONY: demo test coverage test-faults check quick lock clean
+.PHONY: demo test coverage test-faults test-boot check quick lock clean
 
 demo: $(VENV)/.ready
 	$(BIN)/syncd demo
@@ -29,6 +31,11 @@ coverage: $(VENV)/.ready
 test-faults: $(VENV)/.ready
 	$(BIN)/python -m tests.faults.mutants
 	$(BIN)/pytest -n $$(($$(nproc) + 1)) tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-vv,-m "not racing")
+
+# In order, by one process, in a network of its own.
+test-boot: $(VENV)/.ready
+	$(BIN)/python -m tests.boot.machine
+	unshare --net $(BIN)/pytest -p no:randomly -p no:xdist --timeout 400 tests/boot
 
 quick: $(VENV)/.ready
 	$(BIN)/pytest -n auto --ignore=tests/faults -m "not slow"

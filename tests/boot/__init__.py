@@ -1,0 +1,1 @@
+"""syncd on a booted Debian: `make test-boot`, as root. Nothing else collects these."""
