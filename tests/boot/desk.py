@@ -32,7 +32,9 @@ class Desk:
         """Fill in configuration and keys in a folder."""
         here = self.machine.inside(folder)
         settings: dict[str, dict[str, object]] = {
-            "state": {"path": None}, "log": {"path": None}, "sync": {"vanish_after": "1s"},
+            "state": {"path": None},
+            "log": {"path": None},
+            "sync": {"vanish_after": "1s"},
             **sections,
         }
         self.office.write_config(here, self.archive, **settings)
