@@ -64,7 +64,7 @@ put_units() { # those of the current version
     install -m 0644 -t "$UNITS" "$OPT"/current/systemd/*
     ln -sfn "$OPT/current/bin/syncd" "$ON_PATH"
     systemctl daemon-reload
-    systemctl enable -q --now syncd.target
+    systemctl is-enabled -q syncd.target || systemctl enable -q --now syncd.target
 }
 
 restart() { # restart UNIT...: one by one; a daemon is up when it says READY

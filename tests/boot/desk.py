@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Final
 
 from syncd.demo.build import Past
 from syncd.demo.simulation import OutsideSite, Simulation
+from syncd.index import Index
+from syncd.model import KINDS
 from tests.boot.machine import Machine
+from tests.truth import Expected, compare_archive
 
 PASSWORD: Final = "correct horse"
+PLACEMENTS: Final = ("DownloadSftp", "DownloadMount", "Thumbnails")
 PAST = Past(documents=5.0, sheets=2.0, sigma=0.6, hostile_names=0.0, urls=0.0, deleted=0.0)
 
 
@@ -48,20 +53,69 @@ class Desk:
         said: dict[str, Any] = json.loads(self.syncd("status --json"))
         return said
 
-    def states(self) -> bool:
-        """For waiting: nothing is owed and all is well."""
+    def is_mirrored(self) -> bool:
+        """Nothing is owed, and every list was read."""
         said = self.status()
-        return (said["state"], said["owed"], said["failing"]) == ("ok", 0, 0) and said["last_complete_sweep_at"]
-
-    def archived(self) -> set[str]:
-        """Full ids of what has a current version."""
-        rows = map(json.loads, self.syncd("find --json --current").splitlines())
-        return {f"{row['pat_num']}/{row['kind']}-{row['num']}" for row in rows if row["path"]}
+        done = (said["state"], said["owed"], said["failing"]) == ("ok", 0, 0)
+        return done and said["last_complete_sweep_at"] is not None
 
     def wait_until_mirrored(self, seconds: float = 90.0) -> None:
-        """Nothing is owed, and every document of the practice is there."""
-        self.machine.wait(self.states, seconds, f"{self.name} is mirrored: {self.status()}")
+        """Until the archive holds what the practice holds, and nothing else."""
+        self.machine.wait(self.is_mirrored, seconds, f"{self.name} is mirrored")
+        assert self.wrong() == []
+
+    def wait_for(self, state: str, reason: str, seconds: float = 60.0) -> dict[str, Any]:
+        """Until the status says so; that status."""
+        self.machine.wait(
+            lambda: (self.status()["state"], self.status()["reason"]) == (state, reason), seconds, f"{state} {reason}"
+        )
+        return self.status()
+
+    def wrong(self) -> list[str]:
+        """Everything in which the archive is not what the practice is."""
+        expected, practice = Expected(), self.office.practice
+        expected.note(practice)
+        root = self.machine.inside
+        with contextlib.closing(Index(root(f"/var/lib/syncd/{self.name}/index.db"))) as index:
+            kinds = set(KINDS) - {"thumbnail"}  # they wait for fifteen quiet minutes
+            found = compare_archive(index, root(str(self.archive)), practice, expected, kinds)
+        return found.wrong + found.lacking
+
+    def placements(self) -> int:
+        """How often a file was asked for so far."""
+        return sum(each.path.rpartition("/")[2] in PLACEMENTS for each in list(self.office.office.arrivals))
+
+    def add(self) -> str:
+        """A new document in the practice: its full id."""
+        practice = self.office.practice
+        pat_num = min(practice.truth())
+        return f"{pat_num}/document-{practice.add_document(pat_num, 'jpg', description='Bitewing')}"
+
+    def wait_for_document(self, full_id: str, seconds: float = 60.0) -> None:
+        """Until it is archived."""
+        self.machine.wait(lambda: self.has(full_id), seconds, f"{full_id} is archived")
+
+    def has(self, full_id: str) -> bool:
+        """Whether an item has a version."""
+        done = self.machine.run(f"syncd -p {self.name} show --json {full_id}", check=False)
+        return done.returncode == 0 and '"state": "archived"' in done.stdout
 
     def restart(self) -> None:
         """Restart the service; it is READY when this returns."""
         self.machine.run(f"systemctl restart {self.unit}")
+
+    @property
+    def pid(self) -> int:
+        """The service's process, as seen inside; 0 when there is none."""
+        return int(self.machine.show(self.unit, "MainPID"))
+
+    def is_active(self) -> bool:
+        """Whether the service is up."""
+        return self.machine.show(self.unit, "ActiveState") == "active"
+
+    def drop_in(self, name: str, text: str) -> None:
+        """Settings of the service that are not the unit's; an empty text takes them back."""
+        path = self.machine.inside(f"/etc/systemd/system/{self.unit}.d/{name}.conf")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"[Service]\n{text}\n") if text else path.unlink()
+        self.machine.run("systemctl daemon-reload")
