@@ -9,6 +9,8 @@ umask 022
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 readonly OPT=/opt/syncd UNITS=/etc/systemd/system ON_PATH=/usr/local/bin/syncd
+trap 'exit 130' INT
+trap 'exit 143' TERM
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 say() { printf 'install.sh: %s\n' "$*"; }
@@ -48,10 +50,10 @@ check_python() {
 build() { # into $new, whole or not at all
     new=$OPT/$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)-$(date -u +%Y%m%dT%H%M%SZ)
     say "making $new"
-    trap 'rm -rf "$new"' EXIT
+    trap 'rm -rf "$new"; say "not installed, nothing was changed"' EXIT
     python3 -m venv "$new"
     "$new/bin/python" -m pip install -q --require-hashes --only-binary :all: -r requirements.txt \
-        || die "the libraries could not be installed, nothing was changed: see above; pip needs a package index and trust in it"
+        || die "the libraries could not be installed: see above; pip must reach a package index, or a folder of wheels"
     "$new/bin/python" -m pip install -q --no-deps --no-build-isolation .
     install -D -m 0644 -t "$new/systemd" systemd/*.service systemd/*.target
     "$new/bin/syncd" version >/dev/null

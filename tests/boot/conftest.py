@@ -38,10 +38,10 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
     machine = Machine(request.param)
     machine.make()
     machine.inside("/etc/ssh/sshd_config").write_text(SITE)
-    machine.boot()
-    machine.run("useradd --create-home opendental && install -d -o opendental /home/opendental/syncd")
-    machine.run(f"echo 'opendental:{PASSWORD}' | chpasswd")
     try:
+        machine.boot()
+        machine.run("useradd --create-home opendental && install -d -o opendental /home/opendental/syncd")
+        machine.run(f"echo 'opendental:{PASSWORD}' | chpasswd")
         yield machine
     finally:
         machine.stop()

@@ -104,6 +104,11 @@ class Desk:
         """Restart the service; it is READY when this returns."""
         self.machine.run(f"systemctl restart {self.unit}")
 
+    def archived(self) -> set[str]:
+        """Full ids of what has a current version."""
+        rows = map(json.loads, self.syncd("find --json --current").splitlines())
+        return {f"{row['pat_num']}/{row['kind']}-{row['num']}" for row in rows if row["path"]}
+
     @property
     def pid(self) -> int:
         """The service's process, as seen inside; 0 when there is none."""

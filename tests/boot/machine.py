@@ -98,6 +98,7 @@ class Machine:
         subprocess.run(["cp", "-a", "--reflink=auto", root_of(self.suite), self.root], check=True)
         (self.root / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")
         (self.root / "etc/hostname").write_text("server\n")
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost server\n")
         self._chroot("useradd", "--create-home", "--shell", "/bin/bash", USER)
         (self.root / f"etc/sudoers.d/{USER}").write_text(f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
         self.put_clone(CLONE)

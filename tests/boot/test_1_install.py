@@ -44,14 +44,14 @@ def test_program_is_on_path_and_folders_are_closed_to_others(machine: Machine, d
 
 def test_ready_waits_for_no_answer_from_outside(machine: Machine, desk: Desk) -> None:
     machine.run(f"systemctl stop {desk.unit}")
-    desk.office.office.latency, asked = 30.0, len(desk.office.office.arrivals)
+    desk.office.office.latency, began_at = 30.0, time.monotonic()
     try:
         desk.restart()
         assert desk.is_active()
-        assert all(each.duration is None or each.duration < 1 for each in desk.office.office.arrivals[asked:])
-        began_at = time.monotonic()
+        ready_at = time.monotonic()
+        assert ready_at - began_at < 20.0
         machine.run(f"systemctl stop {desk.unit}")
-        assert time.monotonic() - began_at < 10.0
+        assert time.monotonic() - ready_at < 10.0
     finally:
         desk.office.office.latency = 0.0
     assert machine.show(desk.unit, "Result") == "success"

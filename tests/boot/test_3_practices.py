@@ -1,0 +1,71 @@
+"""Two practices on one server: neither can read the other. Encrypted credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from syncd.demo.simulation import Simulation
+from tests.boot.desk import Desk, practice
+from tests.boot.machine import Machine
+
+KEYS = ("developer_key", "customer_key", "sftp_password")
+
+
+@pytest.fixture(scope="session")
+def other_office(machine: Machine) -> Iterator[Simulation]:
+    """The practice `west`."""
+    with practice(machine, 4, 8, folder="west") as simulation:
+        yield simulation
+
+
+@pytest.fixture(scope="session")
+def west(machine: Machine, other_office: Simulation) -> Desk:
+    """A second practice, set up as the first one was."""
+    west = Desk(machine, other_office, "west")
+    west.write("/root/west")
+    machine.run("useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin syncd-west")
+    machine.run(f"install -d -m 0700 -o syncd-west -g syncd-west {west.archive}")
+    files = " ".join(f"/root/west/{name}" for name in ("config.toml", *KEYS))
+    machine.run(f"install -D -m 0600 -o syncd-west -t /etc/syncd/west {files}")
+    return west
+
+
+def test_second_practice_is_mirrored_beside_the_first(machine: Machine, desk: Desk, west: Desk) -> None:
+    machine.run(f"systemctl enable --now {west.unit}")
+    west.wait_until_mirrored()
+    desk.wait_until_mirrored()
+    lines = machine.said("syncd status --all").splitlines()
+    assert [line.split()[:2] for line in lines[1:] if "syncd" not in line][-2:] == [["main", "ok"], ["west", "ok"]]
+    assert "several practices: say -p NAME, one of main, west" in machine.run("syncd find", check=False).stderr
+
+
+def test_one_practice_cannot_read_the_other(machine: Machine, desk: Desk, west: Desk) -> None:
+    as_west = f"nsenter --target={west.pid} --mount -- setpriv --reuid=syncd-west --regid=syncd-west --clear-groups"
+    assert machine.said(f"{as_west} ls {west.archive}/patients")  # so the walls let something through
+    for path in (
+        *("/var/lib/syncd/main/index.db", "/var/log/syncd/main/syncd.log", f"{desk.archive}/patients"),
+        *("/etc/syncd/main/config.toml", "/etc/syncd/main/customer_key", f"/run/credentials/{desk.unit}/customer_key"),
+    ):
+        assert machine.run(f"test -e {path}").returncode == 0
+        done = machine.run(f"{as_west} head -c1 {path}", check=False)
+        assert "Permission denied" in done.stderr or "No such file" in done.stderr, path
+        assert done.returncode != 0, path
+    for name in ("environ", "mem", "root/etc/passwd", "fd/0", "status"):
+        path = f"/proc/{desk.pid}/{name}"
+        assert "No such file" in machine.run(f"{as_west} cat {path}", check=False).stderr, path
+    assert machine.run(f"{as_west} touch {desk.archive}/planted", check=False).returncode != 0
+
+
+def test_encrypted_credentials_serve_without_the_plain_ones(machine: Machine, west: Desk) -> None:
+    folder = "/etc/syncd/west"
+    loads = []
+    for name in KEYS:
+        machine.run(f"systemd-creds encrypt --name={name} {folder}/{name} {folder}/{name}.cred && rm {folder}/{name}")
+        loads.append(f"LoadCredentialEncrypted={name}:{folder}/{name}.cred")
+    west.drop_in("credentials", "\n".join(loads))
+    west.restart()
+    west.wait_for_document(west.add())
+    secret = west.office.office.customer_key
+    assert machine.run(f"grep -rqF {secret} {folder}", check=False).returncode == 1
