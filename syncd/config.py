@@ -218,7 +218,7 @@ class _Section(BaseModel):
 class PracticeSettings(_Section):
     """[practice]."""
 
-    name: Annotated[str, _read(partial(_fitting, "[a-z0-9][a-z0-9-]{0,31}"), "must be 1 to 32 of a-z, 0-9 and '-'")]
+    name: Annotated[str, _read(partial(_fitting, "[a-z0-9][a-z0-9-]{0,24}"), "must be 1 to 25 of a-z, 0-9 and '-'")]
     time_zone: Annotated[ZoneInfo, _read(ZoneInfo, 'is not a time zone like "America/Chicago"')]
 
 
@@ -355,7 +355,7 @@ class Settings(_Section):
 
     @property
     def name(self) -> str:
-        """The practice's name on this machine: ^[a-z0-9][a-z0-9-]{0,31}$."""
+        """The practice's name on this machine: ^[a-z0-9][a-z0-9-]{0,24}$."""
         return self.practice.name
 
     @property

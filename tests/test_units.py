@@ -13,7 +13,7 @@ import pytest
 
 from syncd.cli import cli
 from syncd.config import parse
-from syncd.errors import EXIT_CONFIG, EXIT_LOCKED, EXIT_TERMINATED
+from syncd.errors import EXIT_CONFIG, EXIT_LOCKED, EXIT_TERMINATED, ConfigError
 
 UNITS = Path(__file__).parent.parent / "systemd"
 NAMES = ("syncd@.service", "syncd-backfill@.service")
@@ -124,6 +124,14 @@ def test_credentials_are_those_that_the_sample_configuration_names(unit: Unit) -
     wanted = {settings.api.developer_key_file, settings.api.customer_key_file, settings.drop.password_file}
     loaded = dict(each.split(":") for each in unit["Service", "LoadCredential"])
     assert loaded == {name: f"/etc/syncd/%i/{name}" for name in wanted}
+
+
+def test_longest_name_of_a_practice_makes_a_users_name_that_systemd_takes() -> None:
+    folder = UNITS.parent
+    text = (folder / "config.toml").read_text("utf-8")
+    assert len("syncd-" + parse(text, name="x" * 25, folder=folder, environ={}).name) == 31  # systemd.syntax, UT_NAMESIZE
+    with pytest.raises(ConfigError):
+        parse(text, name="x" * 26, folder=folder, environ={})
 
 
 def test_each_practice_has_a_user_of_its_own(unit: Unit) -> None:
