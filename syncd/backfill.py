@@ -227,8 +227,9 @@ class Look:
         if facts.held:
             return EXIT_HELD
         unread = f"SELECT 1 FROM list JOIN patient USING (pat_num) WHERE failures > 0 AND left_at IS NULL{self._mine}"  # noqa: S608
-        failed_lists = self._index.value(f"{unread} LIMIT 1")
-        return EXIT_OWED if facts.owed or facts.failing or failed_lists else EXIT_OK
+        damaged = f"SELECT 1 FROM damage WHERE state != 'unhealable'{self._mine}"  # noqa: S608 - our own text
+        left = any(self._index.value(f"{rows} LIMIT 1") for rows in (unread, damaged))
+        return EXIT_OWED if facts.owed or facts.failing or left else EXIT_OK
 
     def progress(self) -> Progress:
         """The figures of this moment."""

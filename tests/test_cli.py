@@ -229,6 +229,23 @@ def test_refused_key_ends_with_12_and_the_right_one_goes_on(desk: Desk) -> None:
     assert desk.json("backfill")["owed"] == 0
 
 
+def test_backfill_of_an_archive_put_back_from_a_backup_ends_with_3_until_what_it_lacks_is_back(desk: Desk) -> None:
+    desk.json("backfill")
+    shutil.copytree(desk.archive, backup := desk.folder / "backup")
+    practice = desk.simulation.practice
+    patient = practice.rows("SELECT PatNum FROM patient LIMIT 1")[0]["PatNum"]
+    with practice.as_of(practice.clock.now() - 1200.0):
+        practice.add_document(patient, "jpg")
+    desk.json("backfill")
+    before = sorted(path.name for path in desk.archive.rglob("*.jpg"))
+    shutil.rmtree(desk.archive)
+    backup.rename(desk.archive)
+    assert desk.json("backfill", code=errors.EXIT_OWED)["reason"] == "archive_damaged"
+    assert desk.call("verify", "--repair").exit_code == errors.EXIT_DAMAGE
+    assert desk.json("backfill")["owed"] == 0
+    assert sorted(path.name for path in desk.archive.rglob("*.jpg")) == before
+
+
 def test_new_archive_without_a_folder_is_told_to_make_it(desk: Desk) -> None:
     desk.archive.rmdir()
     result = desk.call("backfill")
