@@ -43,7 +43,7 @@ _OLDEST_SOUND: Final = (  # what is known to be damaged was looked at when the d
 
 @dataclass(slots=True)
 class Findings:
-    """What was adopted. `foreign`: paths of all else, relative to the archive. `known`: rows of versions there are now."""
+    """What was adopted. `foreign`: paths of all else, relative to the archive. `known`: versions in the index now."""
 
     versions: int = 0
     bytes: int = 0
