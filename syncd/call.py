@@ -117,7 +117,9 @@ class Verbs(click.Group):
         except BrokenPipeError:
             code = errors.EXIT_OK
         except PermissionError:
-            code = complain(errors.EXIT_USAGE, "permission denied: call `sudo syncd`, which becomes the practice's user")
+            code = complain(
+                errors.EXIT_USAGE, "permission denied: call `sudo syncd`, which becomes the practice's user"
+            )
         except OSError as error:
             disk_error = SiteError("disk_error", errno.errorcode.get(error.errno or 0, ""))
             code = complain(disk_error.exit_code, str(disk_error))

@@ -52,7 +52,9 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     try:
         text = path.read_text("utf-8")
     except PermissionError as error:
-        raise ConfigError((f"{path}: not for everybody: call `sudo syncd`, which becomes the practice's user",)) from error
+        raise ConfigError(
+            (f"{path}: not for everybody: call `sudo syncd`, which becomes the practice's user",)
+        ) from error
     except OSError as error:
         raise ConfigError((f"{path}: cannot be read ({error.strerror}): check -c, -p or $SYNCD_CONFIG",)) from error
     except UnicodeDecodeError as error:

@@ -129,7 +129,9 @@ def test_credentials_are_those_that_the_sample_configuration_names(unit: Unit) -
 def test_longest_name_of_a_practice_makes_a_users_name_that_systemd_takes() -> None:
     folder = UNITS.parent
     text = (folder / "config.toml").read_text("utf-8")
-    assert len("syncd-" + parse(text, name="x" * 25, folder=folder, environ={}).name) == 31  # systemd.syntax, UT_NAMESIZE
+    assert (
+        len("syncd-" + parse(text, name="x" * 25, folder=folder, environ={}).name) == 31
+    )  # systemd.syntax, UT_NAMESIZE
     with pytest.raises(ConfigError):
         parse(text, name="x" * 26, folder=folder, environ={})
 
