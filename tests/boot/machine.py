@@ -39,6 +39,12 @@ def missing() -> list[str]:
     return packages + ([] if os.geteuid() == 0 else ["root"])
 
 
+def install_section() -> list[str]:
+    """The commands of the README's install section, as they stand but for their comments."""
+    section = (PROJECT / "README.md").read_text("utf-8").partition("## Install on a server\n")[2].partition("\n## ")[0]
+    return [line.partition(" # ")[0].strip() for line in section.splitlines() if line.startswith("    ")]
+
+
 def _kept(name: str, *content: str) -> Path:
     """A place in the cache for what depends on `content` alone."""
     return CACHE / f"{name}-{hashlib.sha256(repr(content).encode()).hexdigest()[:12]}"
@@ -91,6 +97,7 @@ class Machine:
         self.root = CACHE / f"run-{suite}"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
+        self.typed: set[str] = set()  # lines of the README that were executed
 
     def make(self) -> None:
         """A fresh root with a user, a clone, and libraries where pip finds them."""
@@ -182,6 +189,12 @@ class Machine:
         if check:
             assert done.returncode == 0, f"{line}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+    def type(self, line: str, folder: str = CLONE, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """What the README says, in a clone, as the user who may use sudo."""
+        assert line in install_section(), line
+        self.typed.add(line)
+        return self.run(f"cd {folder} && {line}", USER, check)
 
     def said(self, line: str, user: str = "root") -> str:
         """What a line printed, without its last newline."""

@@ -6,32 +6,55 @@ import fcntl
 import time
 from collections.abc import Callable
 
+import pytest
+
 from syncd.cli import cli
 from syncd.errors import EXIT_LOCKED
 from tests.boot.desk import Desk
-from tests.boot.machine import CLONE, PROJECT, USER, Machine
+from tests.boot.machine import CLONE, USER, Machine, install_section
 
 COMMANDS, SECONDS = 5, 300.0
-
-
-def install_lines() -> list[str]:
-    """The commands of the README's install section, as they stand: those before the first list."""
-    section = (PROJECT / "README.md").read_text().partition("## Install on a server")[2].partition("\n- ")[0]
-    return [line.strip() for line in section.splitlines() if line.startswith("    ")]
 
 
 def test_every_command_of_the_readme_leads_to_a_running_service_that_mirrors(
     machine: Machine, desk: Desk, record_property: Callable[[str, object], None]
 ) -> None:
-    lines, began_at = install_lines(), time.monotonic()
-    assert 1 <= len(lines) <= COMMANDS
+    section, began_at = install_section(), time.monotonic()
+    lines = section[: section.index("sudo systemctl enable --now syncd@main") + 1]
     for line in lines:
-        machine.run(f"cd {CLONE} && {line}", USER)
+        machine.type(line)
     assert machine.show(desk.unit, "ActiveState") == "active"
     desk.wait_until_mirrored()
     took = time.monotonic() - began_at
     record_property("figures", f"({len(lines)} commands, {took:.0f} s)")
     assert took < SECONDS
+    assert len(lines) <= COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("systemd/install.sh", "only root can install: sudo systemd/install.sh"),
+        (
+            "sudo systemd/install.sh --upgrade",
+            "usage: sudo systemd/install.sh [--no-restart | --rollback | --uninstall]",
+        ),
+        ("sudo systemd/install.sh --rollback", "there is no previous version to go back to"),
+        ("sudo flock /opt/syncd/.lock systemd/install.sh", "another install.sh runs: wait for its end"),
+        ("sudo env PATH=/root/no-venv:$PATH systemd/install.sh", "python3-venv is missing: apt install python3-venv"),
+        ("sudo env PATH=/root/old:$PATH systemd/install.sh", "Python 3.11 or newer is needed: apt install python3"),
+    ],
+)
+def test_install_that_cannot_begin_says_why_and_changes_nothing(machine: Machine, line: str, told: str) -> None:
+    for name, lacks in (("no-venv", "*ensurepip*"), ("old", "*version_info*")):
+        machine.inside(f"/root/{name}").mkdir(exist_ok=True)
+        fake = machine.inside(f"/root/{name}/python3")
+        fake.write_text(f'#!/bin/sh\ncase $* in {lacks}) exit 1 ;; esac\nexec /usr/bin/python3 "$@"\n')
+        fake.chmod(0o755)
+    before = machine.said("ls -l /opt/syncd")
+    done = machine.run(f"cd {CLONE} && {line}", USER, check=False)
+    assert (done.returncode, told in done.stderr) == (1, True), done.stderr
+    assert machine.said("ls -l /opt/syncd") == before
 
 
 def test_program_is_on_path_and_folders_are_closed_to_others(machine: Machine, desk: Desk) -> None:

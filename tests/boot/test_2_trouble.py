@@ -28,6 +28,7 @@ def test_killed_daemon_is_restarted_and_goes_on(machine: Machine, desk: Desk) ->
     machine.run(f"kill -KILL {killed}")
     machine.wait(lambda: desk.pid not in (0, killed) and desk.is_active(), 30.0, "another process is READY")
     desk.wait_for_document(new)
+    assert machine.said("journalctl -b -o cat -t syncd-alert") == ""  # it did not end for good
     desk.drop_in("test", "")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from syncd.demo.simulation import Simulation
 from tests.boot.desk import Desk, practice
-from tests.boot.machine import Machine
+from tests.boot.machine import Machine, install_section
 
 KEYS = ("developer_key", "customer_key", "sftp_password")
 
@@ -60,9 +60,10 @@ def test_one_practice_cannot_read_the_other(machine: Machine, desk: Desk, west: 
 
 def test_encrypted_credentials_serve_without_the_plain_ones(machine: Machine, west: Desk) -> None:
     folder = "/etc/syncd/west"
-    loads = []
+    loads, (line,) = [], [line for line in install_section() if line.startswith("systemd-creds")]
+    machine.typed.add(line)
     for name in KEYS:
-        machine.run(f"systemd-creds encrypt --name={name} {folder}/{name} {folder}/{name}.cred && rm {folder}/{name}")
+        machine.run(f"{line.replace('customer_key', name).replace('main', 'west')} && rm {folder}/{name}")
         loads.append(f"LoadCredentialEncrypted={name}:{folder}/{name}.cred")
     west.drop_in("credentials", "\n".join(loads))
     west.restart()

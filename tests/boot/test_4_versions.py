@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from syncd.errors import EXIT_CONFIG
 from tests.boot.desk import Desk
-from tests.boot.machine import CLONE, USER, Machine
+from tests.boot.machine import CLONE, USER, Machine, install_section
 
 NEWER, BROKEN = f"/home/{USER}/newer", f"/home/{USER}/broken"
 MIGRATION = '''
@@ -59,7 +59,7 @@ def test_upgrade_in_the_middle_of_a_backfill_resumes_it_and_keeps_what_is_archiv
     machine.wait(lambda: desk.placements() - before >= 5, 60.0, "the backfill works")
     old = machine.show(BACKFILL, "MainPID")
     clone(machine, NEWER, "0.1.1", schema=MIGRATION)
-    said = machine.said(f"cd {NEWER} && sudo systemd/install.sh", USER)
+    said = machine.type("sudo systemd/install.sh", NEWER).stdout
     assert f"restarting {BACKFILL}.service" in said
     assert machine.said("syncd version") == "syncd 0.1.1"
     assert machine.show(BACKFILL, "MainPID") not in ("0", old)
@@ -78,14 +78,14 @@ def test_rollback_brings_the_earlier_index_back_and_adopts_what_came_since(machi
     since = desk.add()
     desk.wait_for_document(since)
     before = desk.placements()
-    said = machine.said(f"cd {NEWER} && sudo systemd/install.sh --rollback", USER)
+    said = machine.type("sudo systemd/install.sh --rollback", NEWER).stdout
     assert "the index of main is of the later version" in said
     assert machine.said("syncd version") == "syncd 0.1.0"
     assert desk.is_active()
     assert desk.has(since)
     desk.wait_until_mirrored()
     assert desk.placements() == before
-    assert "index of" not in machine.said(f"cd {NEWER} && sudo systemd/install.sh --rollback", USER)  # nothing to do
+    assert "index of" not in machine.type("sudo systemd/install.sh --rollback", NEWER).stdout  # nothing to do
 
 
 def test_index_of_a_later_version_is_78_and_both_are_named(machine: Machine, desk: Desk) -> None:
@@ -101,22 +101,22 @@ def test_upgrade_stops_at_the_first_service_that_does_not_come_up(machine: Machi
     machine.run("systemctl start syncd@west")
     west = machine.show("syncd@west", "MainPID")
     clone(machine, BROKEN, "0.1.2", daemon=BREAKAGE)
-    done = machine.run(f"cd {BROKEN} && sudo systemd/install.sh", USER, check=False)
+    done = machine.type("sudo systemd/install.sh", BROKEN, check=False)
     assert done.returncode != 0
     assert "syncd@main.service does not come up with 0.1.2" in done.stderr
     assert "sudo systemd/install.sh --rollback" in done.stderr
     assert machine.show("syncd@west", "MainPID") == west, "the next one was restarted, too"
-    machine.run(f"cd {BROKEN} && sudo systemd/install.sh --rollback", USER)
+    machine.type("sudo systemd/install.sh --rollback", BROKEN)
     assert machine.said("syncd version") == "syncd 0.1.0"
     machine.wait(desk.is_active, 30.0, "the service runs")
 
 
 def test_old_versions_go_but_not_the_current_one_the_previous_one_or_one_in_use(machine: Machine, desk: Desk) -> None:
     machine.run("systemd-run --unit=old /opt/syncd/current/bin/python -c 'import pydantic, time; time.sleep(600)'")
-    machine.run(f"cd {NEWER} && sudo systemd/install.sh --no-restart", USER)
+    machine.type("sudo systemd/install.sh --no-restart", NEWER)
     assert machine.show(desk.unit, "ActiveState") == "active"
     assert versions(machine)[-1] == "0.1.1"
-    machine.run(f"cd {NEWER} && sudo systemd/install.sh", USER)
+    machine.type("sudo systemd/install.sh", NEWER)
     assert versions(machine) == ["0.1.0", "0.1.1", "0.1.1"]
     machine.run("systemctl stop old")
 
@@ -127,7 +127,7 @@ def test_uninstall_removes_the_program_and_keeps_what_the_practice_owns(machine:
     machine.run(f"systemctl stop {desk.unit}")
     before = machine.said(count)
     machine.run(f"systemctl start {desk.unit}")
-    said = machine.said(f"cd {CLONE} && sudo systemd/install.sh --uninstall", USER)
+    said = machine.type("sudo systemd/install.sh --uninstall", CLONE).stdout
     assert all(word in said for word in ("/etc/syncd", "/var/lib/syncd", "/var/log/syncd", "/srv/archive"))
     assert machine.said("ls -d /opt/syncd /usr/local/bin/syncd 2>/dev/null || true") == ""
     assert machine.said("systemctl list-units --all --plain --no-legend 'syncd*'") == ""
@@ -136,3 +136,7 @@ def test_uninstall_removes_the_program_and_keeps_what_the_practice_owns(machine:
     assert "syncd" not in machine.said("ps -eo args --no-headers | grep -v grep | grep syncd || true")
     assert machine.said(count) == before
     assert all(machine.inside(path).exists() for path in kept)
+
+
+def test_every_line_of_the_readmes_install_section_was_executed(machine: Machine) -> None:
+    assert machine.typed == set(install_section())
