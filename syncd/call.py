@@ -282,6 +282,10 @@ def index_if_any(call: Call) -> Iterator[Index | None]:
         return
     if not os.access(path, os.R_OK | os.W_OK):
         raise PermissionError
+    if copies.older_schema(path) and Lock(path.parent).holder():
+        raise UsageError(
+            "the service still runs an earlier version, and this one would change its index: restart it first"
+        )
     copies.keep_older(path)
     with contextlib.closing(Index(path)) as index:
         yield index

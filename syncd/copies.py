@@ -13,9 +13,10 @@ from typing import Final
 
 from sqlite_utils import Database
 
+from syncd import schema
 from syncd.errors import ConfigError, SiteError
 from syncd.index import Index
-from syncd.schema import older_schema, refuse_later, row_is_sound
+from syncd.schema import refuse_later, row_is_sound
 
 KEPT: Final = 7
 _NAME: Final = "index-{}.db"
@@ -34,16 +35,22 @@ def make(index: Index, folder: Path, day: str) -> bool:
     return made
 
 
+def older_schema(path: Path) -> int:
+    """The schema of an index that this syncd would migrate; else 0. A file that cannot be read is no matter of here."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_reading(path)) as db:
+        return schema.older_schema(Database(db))
+    return 0
+
+
 def keep_older(path: Path) -> None:
     """Before an index is migrated: a copy of it, from which the earlier syncd's `reindex` begins. Raises SiteError."""
-    if not path.exists():
-        return
-    with (
-        contextlib.suppress(sqlite3.Error),  # what is wrong with the file is told by whoever opens it next
-        contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
-    ):
-        if schema := older_schema(Database(db)):
-            _make(db, path.parent / "copies", _NAME.format(f"{time.strftime('%Y-%m-%d')}-schema-{schema}"))
+    if number := older_schema(path):
+        with contextlib.closing(_reading(path)) as db:
+            _make(db, path.parent / "copies", _NAME.format(f"{time.strftime('%Y-%m-%d')}-schema-{number}"))
+
+
+def _reading(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _make(db: sqlite3.Connection, folder: Path, name: str) -> bool:
@@ -93,7 +100,7 @@ def refuse_torn(path: Path) -> None:
     try:
         if not log.exists() or log.stat().st_size == 0:
             return
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with contextlib.closing(_reading(path)) as db:
             whole = db.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
             db.execute("SELECT value FROM meta LIMIT 1").fetchone()
     except (OSError, sqlite3.Error) as error:

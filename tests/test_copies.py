@@ -16,10 +16,12 @@ import pytest
 from syncd import copies, schema, wiring
 from syncd import index as index_module
 from syncd.archive import Archive
-from syncd.errors import ConfigError, SiteError
+from syncd.call import Call, index_if_any
+from syncd.errors import ConfigError, SiteError, UsageError
 from syncd.index import Index
 from syncd.schema import Row
 from syncd.scrub import reindex
+from syncd.service import Lock, SystemClock
 from tests.small import Small, serving, small, troubles
 from tests.world import World
 
@@ -281,3 +283,19 @@ def test_the_earlier_syncd_rebuilds_from_the_copy_before_the_migration(
         wiring.open_index(world.settings)
     assert rebuilt(world) == before
     assert world.index.value("SELECT vanished_at FROM item WHERE num = ?", gone) == 7
+
+
+def test_no_reader_migrates_the_index_under_a_service_that_still_runs(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    path = world.settings.state_path / "index.db"
+    world.stop()
+    request.getfixturevalue("later")
+    call = Call(clock=SystemClock())
+    call.__dict__["settings"] = world.settings
+    with Lock(world.settings.state_path), pytest.raises(UsageError, match="restart it first"), index_if_any(call):
+        pass
+    assert copies.older_schema(path) == 1
+    with index_if_any(call) as index:
+        assert index is not None
+    assert copies.older_schema(path) == 0

@@ -122,5 +122,8 @@ class Desk:
         """Settings of the service that are not the unit's; an empty text takes them back."""
         path = self.machine.inside(f"/etc/systemd/system/{self.unit}.d/{name}.conf")
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"[Service]\n{text}\n") if text else path.unlink()
+        path.write_text(f"[Service]\n{text}\n")
+        if not text:
+            path.unlink()
+            path.parent.rmdir()
         self.machine.run("systemctl daemon-reload")

@@ -112,7 +112,18 @@ class Machine:
 
     def put_clone(self, folder: str) -> None:
         """The project as a clone has it, in a folder inside, owned by the user."""
-        listed = ["git", "-C", str(PROJECT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = [
+            "git",
+            "-c",
+            "safe.directory=*",
+            "-C",
+            str(PROJECT),
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ]
         names = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0")
         for name in filter(None, names):
             target = self.inside(folder) / name
