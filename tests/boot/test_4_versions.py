@@ -54,7 +54,7 @@ def test_upgrade_in_the_middle_of_a_backfill_resumes_it_and_keeps_what_is_archiv
 ) -> None:
     machine.run(f"systemctl stop {desk.unit} && systemctl disable {desk.unit}")
     new = [desk.add() for _ in range(40)]
-    desk.office.office.latency, before = 0.5, desk.placements()
+    desk.office.office.latency, before = 1.5, desk.placements()
     machine.run(f"systemctl start {BACKFILL}")
     machine.wait(lambda: desk.placements() - before >= 5, 60.0, "the backfill works")
     old = machine.show(BACKFILL, "MainPID")
