@@ -43,6 +43,7 @@ from syncd.errors import EXIT_OK, LockHeldError, SiteError, UsageError
 from syncd.index import LONGEST_BREAK, Index
 from syncd.logs import Log, StatusFiles, open_logs
 from syncd.mirror import Scope
+from syncd.model import Item
 from syncd.naming import parse_guard_id
 from syncd.screen import Meter, emit, open_closed_streams, table
 from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
@@ -355,7 +356,8 @@ def _wish(call: Call, wish: str, argument_of: Callable[[Index], object]) -> int:
     with index_of(call) as index:
         argument = argument_of(index)
         if call.dry_run:
-            whom = {"retry": argument or "everything that fails or waits", "approve": argument, "reject": argument}
+            named = isinstance(argument, list) and ", ".join(Item(*each).full_id for each in argument)
+            whom = {"retry": named or "everything that fails or waits", "approve": argument, "reject": argument}
             said = f"would {wish} {whom.get(wish, '')}".rstrip()
         else:
             said = _granted(call, index, wish, argument)

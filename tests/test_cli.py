@@ -205,6 +205,12 @@ def test_dry_run_changes_nothing_at_all(desk: Desk, words: list[str]) -> None:
     assert desk.everything() == before
 
 
+def test_dry_retry_names_what_it_would_try(desk: Desk) -> None:
+    desk.json("backfill")
+    full_id = desk.found()[0]["full_id"]
+    assert desk.call("retry", full_id, "-n").stdout == f"would retry {full_id}\n"
+
+
 def test_second_backfill_is_refused_and_told_who_holds_the_lock(desk: Desk) -> None:
     desk.state.mkdir()
     with Lock(desk.state, "backfill"):
@@ -221,6 +227,13 @@ def test_refused_key_ends_with_12_and_the_right_one_goes_on(desk: Desk) -> None:
     key.write_text(right)
     desk.json("retry")
     assert desk.json("backfill")["owed"] == 0
+
+
+def test_new_archive_without_a_folder_is_told_to_make_it(desk: Desk) -> None:
+    desk.archive.rmdir()
+    result = desk.call("backfill")
+    assert result.exit_code == errors.EXIT_ARCHIVE
+    assert "make [archive] path" in result.stderr
 
 
 def test_archive_that_is_not_mounted_ends_with_13(desk: Desk) -> None:
