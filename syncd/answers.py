@@ -263,11 +263,17 @@ class Site:
     jail: Path
     port: int
     sources: tuple[str, ...]
+    drop: str = "syncd"  # the folder in it that may be written
 
     @property
     def user(self) -> str:
         """The account, in which nobody can do anything but SFTP."""
         return f"drop-{self.practice}"
+
+    @property
+    def unit_name(self) -> str:
+        """Of the service."""
+        return f"syncd-sftp@{self.practice}.service"
 
     @property
     def sshd_config(self) -> str:
