@@ -140,9 +140,9 @@ def wrong(question: Question, value: Any, answers: Answers) -> str | None:
     if question.key is None:
         return _wrong_site(question.name, value)
     section, key = question.key
-    edits = {("api", "mode"): answers["mode"], question.key: value}
+    alone = {("api", "mode"): answers.get("mode", "remote"), question.key: value}
     try:
-        config.parse(edited("", edits), name="x", folder=Path("/"), environ={})
+        config.parse(edited("", alone), name="x", folder=Path("/"), environ={})
     except ConfigError as error:  # always: one answer is no whole configuration
         for problem in error.problems:
             if problem.startswith("config.toml"):

@@ -118,7 +118,8 @@ class _Setup:
         self._call, self._places, self._name, self._only, self._given, self._new = call, places, name, only, given, new
         self._folder, self._user = places.practices / name, f"syncd-{name}"
         self._old_site = self._folder / "sshd_config"
-        self._text, self._before = HEAD.format(name), self._read()
+        self._text = HEAD.format(name)
+        self._before = self._read()
         self._take_over = self._make_archive = False
 
     def _read(self) -> Answers:
@@ -211,9 +212,9 @@ class _Setup:
             words += " (Enter keeps it)"
         while True:
             secret = bool(question.file)
-            said = click.prompt(words, default=shown, hide_input=secret, show_default=not secret, err=True)
+            said = click.prompt(words, default=shown, type=str, hide_input=secret, show_default=not secret, err=True)
             try:
-                value = asking.typed(question, str(said))
+                value = asking.typed(question, said)
                 problem = asking.wrong(question, value, answers)
             except ValueError:
                 problem = f"{question.name}: a quotation mark is missing"
@@ -345,7 +346,8 @@ class _Setup:
     def _drop_ins(self, *archives: Path) -> dict[Path, str]:
         text = asking.drop_in(self._places.root, *archives)
         units = (self._places.units / f"{unit}@{self._name}.service.d" for unit in ("syncd", "syncd-backfill"))
-        return {folder / "archive.conf": text for folder in units if text or folder.exists()}
+        found = {folder / "archive.conf": text for folder in units}
+        return {path: text for path, text in found.items() if text != (path.read_text() if path.exists() else "")}
 
     def _shown(self, files: Files) -> int:
         """What would be written."""
@@ -414,7 +416,8 @@ class _Setup:
                 run("systemctl", "enable", site.unit_name)
                 run("systemctl", "restart", site.unit_name)
         made_now = site and self._before.get("sftp") != "here"
-        rows = [*rows, *self._doctor([] if made_now and systemd else ["--offline"])]
+        here = self._doctor([] if made_now and systemd else ["--offline"])
+        rows += here
         if systemd:
             run("systemctl", "try-restart", f"syncd@{name}.service", f"syncd-backfill@{name}.service")
         start = [f"systemctl start syncd-backfill@{name}", f"systemctl enable --now syncd@{name}"]
@@ -423,7 +426,7 @@ class _Setup:
         elif self._known and not self._new:
             start = [f"syncd -p {name} status", f"systemctl status syncd@{name}"]
         notes = [] if systemd else ["systemd does not run here: nothing was restarted"]
-        words = [doctor.text(rows), *notes, "next:", *(f"    sudo {line}" for line in start)]
+        words = [doctor.text(here), *notes, "next:", *(f"    sudo {line}" for line in start)]
         self._call.answer({"practice": name, "checks": rows, "restarted": systemd, "next": start}, "\n".join(words))
         return errors.EXIT_DOCTOR if doctor.failed(rows) else errors.EXIT_OK
 
