@@ -184,7 +184,8 @@ class _Setup:
         if problems:
             raise ConfigError(tuple(problems))
         if answers["sftp"] == "here":
-            answers["sftp_password"] = self._before.get("sftp_password") or secrets.token_hex(16)
+            own = self._before.get("sftp") == "here" and self._before.get("sftp_password")
+            answers["sftp_password"] = own or secrets.token_hex(16)
             self._host_keys = self._read_or_made_host_keys()
             answers["host_key"] = " ".join(self._host_keys[f"{ED25519}.pub"][0].split()[:2])
         elif self._only in (None, "sftp", "host-key"):
