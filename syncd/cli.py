@@ -166,9 +166,16 @@ def _backfill(call: Call, credentials: Credentials, held: Held, wanted: Wanted, 
     wanted = replace(wanted, since=backfill.since(index, began_at, whole=wanted.patients is None))
     scope = Scope(backfill=True, since=wanted.since, patients=wanted.patients, max_requests=wanted.max_requests)
     log.info("started", verb="backfill")
+    tell = backfill.telling(call.settings, call.clock, partial(_describe, call.settings, index))
     with _lanes(call, credentials, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
-        code = backfill.run(lanes, wanted, stop, lambda progress: meter.show(progress, call.clock.now()))
+
+        def show(progress: backfill.Progress) -> None:
+            meter.show(progress, call.clock.now())
+            tell(False)
+
+        code = backfill.run(lanes, wanted, stop, show)
         requests = lanes.api_lane.requests
+    tell(True)
     log.info("stopped", verb="backfill", exit_code=code)
     return _summary(call, index, wanted, began_at, requests, code)
 
