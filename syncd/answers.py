@@ -30,6 +30,7 @@ AGREEMENTS: Final = ("trust_host_key", "accept_other_database", "accept_problems
 ARCHIVES: Final = "srv/archive"  # the units may write below it
 SITE_PORT: Final = 2222  # of an SFTP site here: 22 is the server's own sshd
 HERE: Final = "127.0.0.1"
+UNIT: Final = "syncd-sftp@{}.service"
 _ELSEWHERE: Final = frozenset({"sftp_host", "sftp_username", "sftp_password", "sftp_folder"})
 
 
@@ -273,7 +274,7 @@ class Site:
     @property
     def unit_name(self) -> str:
         """Of the service."""
-        return f"syncd-sftp@{self.practice}.service"
+        return UNIT.format(self.practice)
 
     @property
     def sshd_config(self) -> str:

@@ -18,7 +18,8 @@ RENAME_EXCHANGE: Final = 2  # renameat2(2)
 AT_FDCWD: Final = -100
 SECRET: Final = 0o600
 PUBLIC: Final = 0o644
-Files = Mapping[str, tuple[str, int]]  # name -> text and mode
+File = tuple[str, int]  # text and mode
+Files = Mapping[str, File | None]  # by name; None: there shall be none
 
 
 def run(*words: str, said: str | None = None) -> None:
@@ -42,8 +43,7 @@ def make_user(user: str, home: str) -> None:
 
 
 def put(path: Path, text: str, mode: int) -> None:
-    """A durable new file in place of whatever bears its name, which other folders may have, too."""
-    path.unlink(missing_ok=True)
+    """A durable new file, where there is none."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)
         file.write(text.encode())
@@ -64,6 +64,7 @@ def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     if text:
         fresh = path.with_name(f".{path.name}.new")
+        fresh.unlink(missing_ok=True)
         put(fresh, text, PUBLIC)
         fresh.replace(path)
     else:
@@ -72,7 +73,7 @@ def write(path: Path, text: str) -> None:
 
 
 def switch(folder: Path, files: Files) -> None:
-    """Put these files (text, mode) into a folder in one step: whoever looks sees all of them or none.
+    """Put these files into a folder in one step: whoever looks sees all of them or none.
 
     A second folder is made beside /etc/syncd, with links to all other files, and the two change names.
     """
@@ -86,8 +87,10 @@ def switch(folder: Path, files: Files) -> None:
         else:
             fresh.mkdir()
             fresh.chmod(0o755)
-        for name, (text, mode) in files.items():
-            put(fresh / name, text, mode)
+        for name, file in files.items():
+            (fresh / name).unlink(missing_ok=True)  # a link: the old folder has the same file
+            if file:
+                put(fresh / name, *file)
         _sync(fresh)
         if folder.exists():
             _exchange(fresh, folder)

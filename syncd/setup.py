@@ -29,7 +29,7 @@ from syncd.call import Call, dry, index_if_any, json_too, verb
 from syncd.catalog import Catalog, Row
 from syncd.errors import ConfigError, LockHeldError, SiteError, SyncdError, UsageError
 from syncd.index import Index
-from syncd.machine import PUBLIC, SECRET, Files, make_user, put, run, switch, write
+from syncd.machine import PUBLIC, SECRET, File, Files, make_user, put, run, switch, write
 from syncd.service import Credentials, Lock, as_owner
 from syncd.sites import NEW_ARCHIVE
 
@@ -158,7 +158,7 @@ class _Setup:
         if self._call.dry_run:
             return self._shown(files)
         self._write(files)
-        return self._finished(rows)
+        return self._finished(rows, files)
 
     # --- asking
 
@@ -192,7 +192,7 @@ class _Setup:
             answers["host_key"] = self._pinned(answers)
         return answers
 
-    def _read_or_made_host_keys(self) -> dict[str, tuple[str, int]]:
+    def _read_or_made_host_keys(self) -> dict[str, File]:
         """The SFTP site's own host keys, public parts too: file name -> text and mode."""
         names = [name + end for name in (ED25519, RSA) for end in ("", ".pub")]
         with tempfile.TemporaryDirectory(prefix="syncd-") as scratch:
@@ -259,9 +259,12 @@ class _Setup:
         """The rules of the archive's marker, before anything is written. Raises SiteError, ConfigError."""
         path = self._settings.archive.path
         for other in self._places.practices.glob("*/config.toml"):
-            theirs = Path(tomllib.loads(other.read_text("utf-8")).get("archive", {}).get("path", "/nowhere"))
-            if other.parent != self._folder and (path.is_relative_to(theirs) or theirs.is_relative_to(path)):
-                raise ConfigError((f"[archive] path: is the archive of {other.parent.name}: choose another folder",))
+            if other.parent == self._folder:
+                continue
+            with contextlib.suppress(ConfigError):
+                theirs = wiring.load(other, {}).archive.path
+                if path.is_relative_to(theirs) or theirs.is_relative_to(path):
+                    raise UsageError(f"{path} is the archive of {other.parent.name}: choose another folder")
         if str(path) == self._before.get("archive") and not self._new:
             return
         marker = wiring.open_archive(self._settings).marker_id()
@@ -330,19 +333,23 @@ class _Setup:
             return None
         return Site(self._name, self._folder, jail, said["sftp_port"], tuple(said["sftp_sources"]))
 
-    def _files(self) -> dict[str, tuple[str, int]]:
-        """What has to change in the practice's folder: name -> text and mode."""
-        files = dict[str, tuple[str, int]]()
+    def _files(self) -> Files:
+        """What has to change in the practice's folder."""
+        text, mode = self._there("config.toml") or ("", PUBLIC)
+        wanted: dict[str, File | None] = {"config.toml": (self._text, mode)}
         for question in self._wanted():
-            value, path = self._answers.get(question.name), self._folder / question.file
-            if question.file and value and (value != self._before.get(question.name) or path.stat().st_mode & 0o077):
-                files[question.file] = f"{value}\n", SECRET
+            if question.file and (value := self._answers.get(question.name)):
+                text, _ = self._there(question.file) or ("", SECRET)
+                wanted[question.file] = text if text.strip() == value else f"{value}\n", SECRET
         if site := self._site:
-            files |= {"sshd_config": (site.sshd_config, PUBLIC)} | self._host_keys
-        path = self._folder / "config.toml"
-        if not path.exists() or path.read_bytes().decode() != self._text:
-            files["config.toml"] = self._text, PUBLIC
-        return files
+            wanted |= {"sshd_config": (site.sshd_config, PUBLIC)} | self._host_keys
+        elif self._answers["sftp"] != "here":
+            wanted["sshd_config"] = None
+        return {name: file for name, file in wanted.items() if file != self._there(name)}
+
+    def _there(self, name: str) -> File | None:
+        path = self._folder / name
+        return (path.read_bytes().decode("utf-8", "replace"), path.stat().st_mode & 0o777) if path.exists() else None
 
     def _drop_ins(self, *archives: Path) -> dict[Path, str]:
         text = asking.drop_in(self._places.root, *archives)
@@ -353,9 +360,10 @@ class _Setup:
     def _shown(self, files: Files) -> int:
         """What would be written."""
         archive, url = self._settings.archive.path, self._settings.notify.ping_url
-        would = {
-            str(self._folder / name): "(hidden)" if mode == SECRET else text for name, (text, mode) in files.items()
-        }
+        would = dict[str, str]()
+        for name, file in files.items():
+            text, mode = file or ("(removed)", PUBLIC)
+            would[str(self._folder / name)] = "(hidden)" if mode == SECRET else text
         would |= {str(path): text for path, text in self._drop_ins(archive).items()}
         if site := self._site:
             would[str(self._places.units / site.unit_name)] = site.unit
@@ -407,7 +415,7 @@ class _Setup:
         run("install", "-d", "-m", "0700", "-o", site.user, "-g", site.user, str(site.jail / site.drop))
         write(self._places.units / site.unit_name, site.unit)
 
-    def _finished(self, rows: list[Row]) -> int:
+    def _finished(self, rows: list[Row], files: Files) -> int:
         """Start what ran before, look at this machine as doctor does, and say how to go on."""
         name, site = self._name, self._site
         systemd = (self._places.root / "run/systemd/system").is_dir()
@@ -416,8 +424,12 @@ class _Setup:
             if site:
                 run("systemctl", "enable", site.unit_name)
                 run("systemctl", "restart", site.unit_name)
+            if "sshd_config" in files and not site:
+                run("systemctl", "disable", "--now", asking.UNIT.format(name))
         made_now = site and self._before.get("sftp") != "here"
         here = self._doctor([] if made_now and systemd else ["--offline"])
+        for row in here:  # its index is the next command's work
+            row["result"] = "warning" if self._take_over and row["check"] == "archive" else row["result"]
         rows += here
         if systemd:
             run("systemctl", "try-restart", f"syncd@{name}.service", f"syncd-backfill@{name}.service")

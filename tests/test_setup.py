@@ -22,6 +22,7 @@ from syncd.demo.build import build_practice
 from syncd.demo.simulation import Simulation, to_toml
 from syncd.service import Lock
 from syncd.setup import Places
+from tests.sites import SSHD
 from tests.test_cli import practice
 
 pytestmark = pytest.mark.slow  # HTTP and SFTP servers for each test
@@ -243,6 +244,15 @@ def test_a_file_that_is_none_is_refused(server: Server, content: str | bytes | N
     assert "cannot be read" in result.stderr
 
 
+def test_the_answers_in_the_readme_are_answers(server: Server) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (sample,) = re.findall(r"```toml\n(mode = .*?)```", text, re.DOTALL)
+    server.file.write_text(sample)
+    server.file.chmod(0o600)
+    result = server.call("--answers", str(server.file))
+    assert [line for line in result.stderr.splitlines() if "host_key: is not a key" not in line] == []
+
+
 @pytest.mark.parametrize("name", ["Main", "a" * 26, "-x", "main/..", "", "über"])
 def test_a_bad_name_is_a_wrong_call(server: Server, name: str) -> None:
     result = CliRunner().invoke(cli, ["setup", "--", name])
@@ -427,7 +437,7 @@ def marker(folder: Path, name: str = "other") -> None:
 def test_an_archive_that_is_there_is_taken_over_only_when_somebody_says_so(server: Server) -> None:
     marker(server.archive)
     refused(server, errors.EXIT_ARCHIVE, "index")
-    result = server.given(take_over_archive=True, code=errors.EXIT_DOCTOR)  # until it is read
+    result = server.given(take_over_archive=True)
     assert "sudo syncd -p main reindex" in result.stdout
     assert f"chown -R -h syncd-main {server.archive}" in server.said()
 
@@ -443,7 +453,7 @@ def test_the_archive_of_another_practice_is_refused(server: Server, inside: str)
     server.given()
     other = server.root / "etc/syncd/other"
     server.etc.rename(other)
-    refused(server, errors.EXIT_CONFIG, "is the archive of other", archive=str(server.archive / inside))
+    refused(server, errors.EXIT_USAGE, "is the archive of other", archive=str(server.archive / inside))
 
 
 def test_a_moved_archive_is_accepted_and_another_one_is_not(server: Server, tmp_path: Path) -> None:
@@ -494,6 +504,80 @@ def test_an_archive_elsewhere_becomes_writable_for_the_units(server: Server) -> 
         assert f'ReadWritePaths="-{server.archive}"' in text
     server.given(archive=str(server.root / "srv/archive/main"))
     assert not list(server.root.glob("etc/systemd/system/*/archive.conf"))
+
+
+# --- a site on this server
+
+HERE: dict[str, Any] = {
+    "sftp": "here",
+    "sftp_address": "office.example.org",
+    "sftp_sources": ["203.0.113.7"],
+    "sftp_port": None,
+}
+
+
+@pytest.fixture
+def privileges() -> None:
+    assert SSHD.exists(), "these tests need OpenSSH's server: apt install openssh-server"
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # the system's own `install` makes it; here it takes notes
+
+
+def test_a_site_on_this_server_gets_an_account_a_password_and_host_keys(server: Server, privileges: None) -> None:
+    server.given(**HERE)
+    password = (server.etc / "sftp_password").read_text().strip()
+    assert re.fullmatch("[0-9a-f]{32}", password)
+    assert server.log.with_name("commands.stdin").read_text() == f"drop-main:{password}\n"
+    assert password not in server.said()
+    settings = tomllib.loads((server.etc / "config.toml").read_text())["drop"]
+    assert (settings["host"], settings["port"], settings["username"]) == ("127.0.0.1", 2222, "drop-main")
+    assert settings["host_key"] in (server.etc / "sftp_host_ed25519.pub").read_text()
+    assert (server.etc / "sftp_host_rsa").stat().st_mode & 0o777 == 0o600
+    assert (server.root / "etc/systemd/system/syncd-sftp@main.service").exists()
+
+
+def test_a_site_on_this_server_keeps_its_keys_and_password(server: Server, privileges: None) -> None:
+    server.given(**HERE)
+    before = server.everything()
+    server.given("--only", "sftp", **HERE | {"sftp_sources": ["198.51.100.9"]}, accept_problems=True, code=7)
+    changed = {path for path, there in server.everything().items() if before.get(path) != there}
+    assert changed == {str(server.etc / "sshd_config")}
+
+
+def test_a_configuration_that_sshd_refuses_is_never_activated(server: Server, privileges: None) -> None:
+    (server.commands / "ssh-keygen").write_text(
+        '#!/bin/sh\nfor last; do :; done; echo x > "$last"; echo "ssh-ed25519 '
+        f'AAAAC3NzaC1lZDI1NTE5AAAAI{"A" * 43}" > "$last.pub"\n'
+    )
+    (server.commands / "ssh-keygen").chmod(0o755)
+    result = server.given(**HERE, code=errors.EXIT_CONFIG)
+    assert "/usr/sbin/sshd:" in result.stderr
+    assert server.everything() == {}
+    assert "useradd --system --user-group --no-create-home --home-dir / " not in server.said()
+
+
+def test_a_site_on_this_server_is_started_and_looked_at(server: Server, privileges: None) -> None:
+    (server.root / "run/systemd/system").mkdir(parents=True)
+    result = server.given(**HERE, code=errors.EXIT_DOCTOR)  # nobody listens there: systemctl only takes notes
+    assert "the SFTP site cannot be reached" in result.stdout
+    assert "systemctl enable syncd-sftp@main.service\nsystemctl restart syncd-sftp@main.service" in server.said()
+
+
+def test_a_site_that_goes_elsewhere_is_no_site_here_any_more(server: Server, privileges: None) -> None:
+    server.given(**HERE)
+    (server.root / "run/systemd/system").mkdir(parents=True)
+    generated = (server.etc / "sftp_password").read_text().strip()
+    result = server.call(typed=typed(server, sftp="elsewhere"))
+    assert result.exit_code == 0, result.output
+    assert not (server.etc / "sshd_config").exists()
+    assert generated not in (server.etc / "sftp_password").read_text()
+    assert "systemctl disable --now syncd-sftp@main.service" in server.said()
+
+
+def test_the_address_and_who_may_come_are_asked_for(server: Server) -> None:
+    result = server.given(code=errors.EXIT_CONFIG, sftp="here", sftp_address=None)
+    assert "sftp_address: is missing" in result.stderr
+    assert "sftp_sources: is missing" in result.stderr
 
 
 # --- what is written
