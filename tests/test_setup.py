@@ -426,6 +426,12 @@ def test_a_restored_office_is_told_and_no_hindrance(server: Server) -> None:
     assert "lacks rows it had" in server.given("--only", "keys").stderr
 
 
+def test_a_database_that_does_not_answer_is_no_proof(server: Server) -> None:
+    mirrored(server)
+    server.simulation.office.faults.add("html", path="/documents/*", times=None)
+    refused(server, errors.EXIT_REMOTE, "cannot be trusted")
+
+
 # --- the archive
 
 
@@ -506,6 +512,20 @@ def test_an_archive_elsewhere_becomes_writable_for_the_units(server: Server) -> 
     assert not list(server.root.glob("etc/systemd/system/*/archive.conf"))
 
 
+def test_a_new_archive_needs_an_empty_folder(server: Server, tmp_path: Path) -> None:
+    mirrored(server)
+    marker(tmp_path / "foreign")
+    before = server.everything()
+    result = server.given("--new", "--yes", code=errors.EXIT_ARCHIVE, archive=str(tmp_path / "foreign"))
+    assert "empty folder" in result.stderr
+    assert server.everything() == before
+
+
+def test_a_practice_without_an_index_needs_no_yes_for_a_new_archive(server: Server) -> None:
+    server.given("--new")
+    assert server.syncd("backfill", "--no-progress").exit_code == 0
+
+
 # --- a site on this server
 
 HERE: dict[str, Any] = {
@@ -572,6 +592,15 @@ def test_a_site_that_goes_elsewhere_is_no_site_here_any_more(server: Server, pri
     assert not (server.etc / "sshd_config").exists()
     assert generated not in (server.etc / "sftp_password").read_text()
     assert "systemctl disable --now syncd-sftp@main.service" in server.said()
+
+
+def test_dry_run_shows_the_site_without_its_secrets(server: Server) -> None:
+    result = server.given("-n", **HERE)
+    assert "AllowUsers drop-main@127.0.0.1 drop-main@203.0.113.7" in result.stdout
+    assert "ExecStart=/usr/sbin/sshd" in result.stdout
+    assert "PRIVATE KEY" not in result.stdout
+    assert server.everything() == {}
+    assert server.said() == ""
 
 
 def test_the_address_and_who_may_come_are_asked_for(server: Server) -> None:
@@ -698,6 +727,17 @@ def test_files_of_others_in_the_folder_stay_the_same_files(server: Server) -> No
     server.given(ping_url="https://example.org/")
     assert (mine.stat().st_ino, mine.stat().st_mode) == (before.st_ino, before.st_mode)
     assert linked.is_symlink()
+
+
+def test_a_doctor_that_hangs_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("syncd.setup.DOCTOR_TAKES", 0.001)
+    assert "call syncd -p main doctor" in server.given(code=errors.EXIT_DOCTOR).stdout
+
+
+def test_a_missing_command_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "has no such command" in server.given(code=errors.EXIT_CONFIG).stderr
+    assert not server.etc.exists()
 
 
 def test_ctrl_c_in_the_dialogue_leaves_nothing(server: Server) -> None:
