@@ -241,7 +241,9 @@ def drop_in(root: Path, *archives: Path) -> str:
     No RequiresMountsFor=: the service starts without its archive, and says `archive_missing` in its status.
     """
     outside = [path for path in dict.fromkeys(archives) if not path.is_relative_to(root / ARCHIVES)]
-    said = "".join(f'ReadWritePaths="-{str(path).replace("%", "%%")}"\n' for path in outside)
+    said = "".join(
+        f"ReadWritePaths={json.dumps(f'-{path}', ensure_ascii=False).replace('%', '%%')}\n" for path in outside
+    )
     return f"# Written by syncd setup: the archive.\n[Service]\n{said}" if said else ""
 
 

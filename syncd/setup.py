@@ -437,7 +437,7 @@ class _Setup:
         if self._take_over:
             start[0] = f"syncd -p {name} reindex"
         elif self._known and not self._new:
-            start = [f"syncd -p {name} status", f"systemctl status syncd@{name}"]
+            start = [f"systemctl start syncd@{name}", f"syncd -p {name} status"]
         notes = [] if systemd else ["systemd does not run here: nothing was restarted"]
         words = [doctor.text(here), *notes, "next:", *(f"    sudo {line}" for line in start)]
         self._call.answer({"practice": name, "checks": rows, "restarted": systemd, "next": start}, "\n".join(words))

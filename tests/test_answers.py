@@ -225,8 +225,14 @@ def test_a_name_makes_a_user_that_systemd_takes() -> None:
 
 def test_only_an_archive_outside_needs_a_drop_in() -> None:
     assert answers.drop_in(ROOT, Path("/srv/archive/main"), Path("/srv/archive/a/b")) == ""
-    said = answers.drop_in(ROOT, Path("/mnt/a b"), Path("/mnt/100%"), Path("/mnt/a b"), Path("/srv/archive/main"))
-    assert said.splitlines()[1:] == ["[Service]", 'ReadWritePaths="-/mnt/a b"', 'ReadWritePaths="-/mnt/100%%"']
+    said = answers.drop_in(
+        ROOT, Path("/mnt/a b"), Path('/mnt/100% "full"'), Path("/mnt/a b"), Path("/srv/archive/main")
+    )
+    assert said.splitlines()[1:] == [
+        "[Service]",
+        'ReadWritePaths="-/mnt/a b"',
+        r'ReadWritePaths="-/mnt/100%% \"full\""',
+    ]
 
 
 def test_the_fingerprint_is_that_of_ssh_keygen(tmp_path: Path) -> None:
