@@ -27,7 +27,7 @@ from syncd import config, doctor, errors, report, wiring
 from syncd.answers import QUESTIONS, Answers, Question, Site
 from syncd.call import Call, dry, index_if_any, json_too, verb
 from syncd.catalog import Catalog, Row
-from syncd.errors import ConfigError, LockHeldError, SiteError, SyncdError, UsageError
+from syncd.errors import ConfigError, LockHeldError, SiteError, SyncdError, TransientError, UsageError
 from syncd.index import Index
 from syncd.machine import PUBLIC, SECRET, File, Files, make_user, put, run, switch, write
 from syncd.service import Credentials, Lock, as_owner
@@ -99,14 +99,9 @@ def _given(file: Path) -> Answers:
     try:
         if file.stat().st_mode & 0o077:
             raise ConfigError((f"{file}: others may read these secrets: chmod 600",))
-        given = tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError((f"{file}: cannot be read ({type(error).__name__}): it must be TOML",)) from None
-    known = (*asking.BY_NAME, *asking.AGREEMENTS)
-    unknown = [f"{key}: unknown answer; {config.nearest(key, known)}" for key in given if key not in known]
-    if unknown:
-        raise ConfigError(tuple(unknown))
-    return given
 
 
 class _Setup:
@@ -120,7 +115,7 @@ class _Setup:
         self._old_site = self._folder / "sshd_config"
         self._text = HEAD.format(name)
         self._before = self._read()
-        self._take_over = self._make_archive = False
+        self._draft = Answers()  # of an earlier round
 
     def _read(self) -> Answers:
         path, before = self._folder / "config.toml", Answers()
@@ -143,22 +138,36 @@ class _Setup:
 
     def run(self, yes: bool) -> int:
         """Ask, look, write. Raises whatever forbids it, with nothing written."""
-        self._answers = self._asked()
-        edits = asking.edits(self._wanted(), self._answers, self._before)
-        self._text = asking.edited(self._text, edits)
-        settings = config.parse(self._text, name=self._name, folder=self._folder, environ=os.environ)
-        self._call.settings = self._settings = settings
-        with as_owner(settings.state_path), index_if_any(self._call) as index:
-            self._known = index.meta("archive_id") if index else None
-            self._look_at_archive()
-            if self._new and index and self._known:
-                self._tell_price(index, yes or self._call.dry_run)
-        rows = [] if self._call.dry_run or self._only in ("archive", "notify") else self._looked_outside()
-        files = self._files()
+        while True:
+            try:
+                rows = self._asked_and_looked(yes)
+            except (SiteError, TransientError, ConfigError) as error:
+                if self._given is not None:
+                    raise
+                click.echo(f"not written: {error}", err=True)
+                if not click.confirm("Answer again", default=True, err=True):
+                    raise
+            else:
+                return self._done(rows, self._files())
+
+    def _done(self, rows: list[Row], files: Files) -> int:
         if self._call.dry_run:
             return self._shown(files)
         self._write(files)
         return self._finished(rows, files)
+
+    def _asked_and_looked(self, yes: bool) -> list[Row]:
+        self._answers = self._asked()
+        edits = asking.edits(self._wanted(), self._answers, self._before)
+        self._new_text = asking.edited(self._text, edits)
+        settings = config.parse(self._new_text, name=self._name, folder=self._folder, environ=os.environ)
+        self._call.settings = self._settings = settings
+        with as_owner(settings.state_path), index_if_any(self._call) as index:
+            self._known = index.meta("archive_id") if index else None
+            if self._new and index and self._known:
+                self._tell_price(index, yes or self._call.dry_run)
+        self._look_at_archive()
+        return [] if self._call.dry_run or self._only in ("archive", "notify") else self._looked_outside()
 
     # --- asking
 
@@ -166,11 +175,13 @@ class _Setup:
         return [question for question in QUESTIONS if self._only in (None, question.part)]
 
     def _asked(self) -> Answers:
-        answers, problems = dict(self._before), list[str]()
+        known, answers = (*asking.BY_NAME, *asking.AGREEMENTS), dict(self._before)
+        unknown = [key for key in self._given or () if key not in known]
+        problems = [f"{key}: unknown answer; {config.nearest(key, known)}" for key in unknown]
         for question in self._wanted():
             if not asking.applies(question, answers):
                 continue
-            usual = asking.default(question, self._name, answers, self._before)
+            usual = asking.default(question, self._name, answers, self._draft or self._before)
             if self._given is None:
                 value = self._prompted(question, usual, answers)
             else:
@@ -183,6 +194,7 @@ class _Setup:
                 answers |= {"sftp_host": asking.HERE, "sftp_username": f"drop-{self._name}", "sftp_folder": "syncd"}
         if problems:
             raise ConfigError(tuple(problems))
+        self._draft = {"host_key": None} | answers
         if answers["sftp"] == "here":
             own = self._before.get("sftp") == "here" and self._before.get("sftp_password")
             answers["sftp_password"] = own or secrets.token_hex(16)
@@ -257,7 +269,7 @@ class _Setup:
 
     def _look_at_archive(self) -> None:
         """The rules of the archive's marker, before anything is written. Raises SiteError, ConfigError."""
-        path = self._settings.archive.path
+        path, self._take_over, self._make_archive = self._settings.archive.path, False, False
         for other in self._places.practices.glob("*/config.toml"):
             if other.parent == self._folder:
                 continue
@@ -336,7 +348,7 @@ class _Setup:
     def _files(self) -> Files:
         """What has to change in the practice's folder."""
         text, mode = self._there("config.toml") or ("", PUBLIC)
-        wanted: dict[str, File | None] = {"config.toml": (self._text, mode)}
+        wanted: dict[str, File | None] = {"config.toml": (self._new_text, mode)}
         for question in self._wanted():
             if question.file and (value := self._answers.get(question.name)):
                 text, _ = self._there(question.file) or ("", SECRET)
@@ -465,4 +477,6 @@ def _begin_index(path: Path) -> None:
             index.value("PRAGMA wal_checkpoint(TRUNCATE)")
     kept.unlink(missing_ok=True)
     kept.hardlink_to(path)
+    for end in ("-wal", "-shm"):  # empty now; whoever still reads the old one keeps them open
+        path.with_name(path.name + end).unlink(missing_ok=True)
     fresh.replace(path)

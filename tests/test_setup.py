@@ -197,9 +197,19 @@ def test_one_changed_answer_changes_one_line(server: Server) -> None:
     assert len(after) == len(before)
 
 
+def test_who_mistyped_a_password_types_that_again_and_enter_for_the_rest(server: Server) -> None:
+    words = typed(server, sftp_password="mistyped") + "\n" * 10 + f"{server.simulation.outside.password}\n" + "\n" * 5
+    result = server.call(typed=words + "y\n")
+    assert result.exit_code == 0, result.output
+    assert "not written: the SFTP site refuses syncd's login" in result.stderr
+    assert server.syncd("backfill", "--no-progress").exit_code == 0
+
+
 def test_every_missing_answer_is_named_at_once(server: Server) -> None:
-    result = server.given(code=errors.EXIT_CONFIG, time_zone=None, customer_key=None, sftp_host=None, sftp_address=None)
+    left_out = dict.fromkeys(("time_zone", "customer_key", "sftp_host", "sftp_address"))
+    result = server.given(code=errors.EXIT_CONFIG, time_zon="x", **left_out)
     assert {line.partition(":")[2].strip() for line in result.stderr.splitlines()} == {
+        "time_zon: unknown answer; did you mean time_zone?",
         "time_zone: is missing",
         "customer_key: is missing",
         "sftp_host: is missing",
@@ -332,7 +342,7 @@ def test_a_site_that_is_not_there_ends_with_5(server: Server) -> None:
 
 def test_an_unconfirmed_host_key_is_not_pinned(server: Server) -> None:
     refused(server, errors.EXIT_CONFIG, "host_key: not confirmed", trust_host_key=False)
-    result = server.call(typed=typed(server, trust="n"))
+    result = server.call(typed=typed(server, trust="n\nn"))
     assert result.exit_code == errors.EXIT_CONFIG
     assert not server.etc.exists()
 
@@ -355,7 +365,7 @@ def test_a_changed_host_key_is_shown_and_pinned_when_confirmed(server: Server) -
     path = server.etc / "config.toml"
     right = path.read_text()
     path.write_text(re.sub("host_key = .*", f'host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{"A" * 43}"', right))
-    assert server.call("--only", "host-key", typed="n\n").exit_code == errors.EXIT_CONFIG
+    assert server.call("--only", "host-key", typed="n\nn\n").exit_code == errors.EXIT_CONFIG
     result = server.call("--only", "host-key", typed="y\n")
     assert result.exit_code == 0, result.output
     assert path.read_text() == right
@@ -366,7 +376,7 @@ def test_a_pin_in_a_file_of_its_own_is_left_to_who_made_it(server: Server) -> No
     server.given()
     path = server.etc / "config.toml"
     path.write_text(re.sub("host_key = .*", 'known_hosts_file = "known"', path.read_text()))
-    assert "change that file by hand" in server.call("--only", "host-key").stderr
+    assert "change that file by hand" in server.call("--only", "host-key", typed="n\n").stderr
 
 
 def test_what_does_not_work_is_written_only_when_somebody_says_so(server: Server) -> None:
@@ -407,7 +417,7 @@ def test_a_key_to_another_database_is_not_written_unless_somebody_says_so(server
     told = {"customer_key": "key-of-others", "accept_problems": True}
     for number in range(2):
         if number:
-            result = server.call("--only", "keys", typed="\nkey-of-others\nn\n")
+            result = server.call("--only", "keys", typed="\nkey-of-others\nn\nn\n")
         else:
             result = server.given("--only", "keys", code=errors.EXIT_HELD, **told)
         assert result.exit_code == errors.EXIT_HELD
