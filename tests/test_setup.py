@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -520,6 +521,29 @@ def test_an_archive_elsewhere_becomes_writable_for_the_units(server: Server) -> 
         assert f'ReadWritePaths="-{server.archive}"' in text
     server.given(archive=str(server.root / "srv/archive/main"))
     assert not list(server.root.glob("etc/systemd/system/*/archive.conf"))
+
+
+def test_after_the_disk_died_everything_is_fetched_again_into_an_empty_folder(server: Server) -> None:
+    mirrored(server)
+    shutil.rmtree(server.archive)
+    server.archive.mkdir(mode=0o700)
+    assert server.syncd("backfill", "--no-progress").exit_code == errors.EXIT_ARCHIVE
+    result = server.call("--only", "archive", "--new", "--yes", typed="\n")
+    assert result.exit_code == 0, result.output
+    assert server.syncd("backfill", "--no-progress").exit_code == 0
+    assert server.syncd("verify").exit_code == 0
+    assert (server.state / "index.db.before-new").exists()
+
+
+def test_a_server_that_has_only_the_archive_goes_on_with_it(server: Server) -> None:
+    mirrored(server)
+    shutil.rmtree(server.state)
+    shutil.rmtree(server.etc)
+    result = server.call(typed=typed(server, trust="y\ny"))
+    assert result.exit_code == 0, result.output
+    assert server.syncd("reindex").exit_code == 0
+    said = json.loads(server.syncd("backfill", "--no-progress", "--json").stdout)
+    assert (said["exit_code"], said["files"]) == (0, 0)
 
 
 def test_a_new_archive_needs_an_empty_folder(server: Server, tmp_path: Path) -> None:
