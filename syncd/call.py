@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import errno
+import logging
 import os
 import re
 import signal
@@ -61,6 +62,7 @@ path = "/nowhere"
 """
 AT_REST: Final = 3600.0  # seconds after its marker was written: sidecars of a batch come after its numbers
 Shelf = tuple[Catalog, Archive, Settings]
+logging.getLogger("paramiko").addHandler(logging.NullHandler())  # where no log is open, Python would print its texts
 
 
 @dataclass

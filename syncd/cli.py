@@ -18,7 +18,7 @@ from typing import Final, cast
 import click
 from click import option
 
-from syncd import __version__, backfill, config, doctor, errors, reading, report, wiring, wishes
+from syncd import __version__, backfill, config, doctor, errors, reading, report, setup, wiring, wishes
 from syncd.backfill import Look, Stop, Wanted
 from syncd.call import (
     NUMBER,
@@ -48,7 +48,7 @@ from syncd.naming import parse_guard_id
 from syncd.screen import Meter, emit, open_closed_streams, table
 from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
 
-__all__ = ["cli", "doctor", "main", "reading"]  # importing these told the group of their verbs
+__all__ = ["cli", "doctor", "main", "reading", "setup"]  # importing these told the group of their verbs
 INDEX_AGAIN: Final = 60  # seconds until another look at an index that cannot be opened
 WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
 POLL: Final = 0.2

@@ -196,7 +196,8 @@ def _web_address(text: str, mode: object) -> str:
     return text
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
+    """What somebody may have meant, for the end of a message about an unknown word."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"valid are {', '.join(words)}"
 
@@ -428,9 +429,9 @@ def _problem(wrong: ErrorDetails) -> str:
     match wrong["type"]:
         case "extra_forbidden" if key:
             home = next((name for name, names in keys.items() if key in names), None)
-            what = f"unknown key; it belongs in [{home}]" if home else f"unknown key; {_nearest(key, keys[section])}"
+            what = f"unknown key; it belongs in [{home}]" if home else f"unknown key; {nearest(key, keys[section])}"
         case "extra_forbidden":
-            what = f"unknown section; {_nearest(section, keys)}"
+            what = f"unknown section; {nearest(section, keys)}"
         case "missing" if key == "address":
             what = "is missing: write host[:port] as Open Dental reaches the site, for host is this machine"
         case "missing":

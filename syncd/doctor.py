@@ -13,13 +13,13 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from click import option
 
-from syncd import errors, pacing, report, wiring
+from syncd import errors, guards, identity, pacing, report, wiring
 from syncd.call import Call, index_if_any, json_too, verb
 from syncd.catalog import Row
 from syncd.config import Settings
@@ -29,11 +29,13 @@ from syncd.errors import (
     REASONS,
     ConfigError,
     ItemError,
+    ListingError,
     NoSuchMethodError,
     SiteError,
     SyncdError,
     TransientError,
 )
+from syncd.index import Index
 from syncd.model import Listed, Page, Pulled, PullJob
 from syncd.naming import extension_of, staging_name
 from syncd.ports import Api, Drop
@@ -49,17 +51,38 @@ LONG: Final = 30.0  # seconds to wait for a request: then it is said why
 Answer = TypeVar("Answer")
 Result = Literal["ok", "warning", "failed"]
 Check = tuple[Result, str, str, str]  # what was looked at; what to do; who
+COLUMNS: Final = ("result", "check", "message", "who")
+READ_ALL: Final = frozenset({"ApiReadAll"})  # the tier that can list, and nothing else
 
 
 @verb("doctor", option("--offline", is_flag=True, help="Without any request."), json_too)
 def doctor(call: Call, offline: bool) -> int:
     """Look at configuration, archive, SFTP site and Open Dental: what to do, and who."""
-    columns, rows = ("result", "check", "message", "who"), list[Row]()
-    rows += (dict(zip(columns, found, strict=True)) for found in _examine(call))
-    if not offline and not any(row["check"] in ("configuration", "credentials") and row["message"] for row in rows):
-        rows += (dict(zip(columns, found, strict=True)) for found in _examine_outside(call))
-    call.answer({"checks": rows}, table(columns, ([*row.values()] for row in rows)))
-    return errors.EXIT_DOCTOR if any(row["result"] == "failed" for row in rows) else EXIT_OK
+    rows, credentials, drop = list[Row](), None, None
+    with contextlib.suppress(ConfigError):  # told below
+        credentials = read_credentials(call.settings)  # now: root becomes the owner of the state, who may not
+    if credentials and not offline:
+        drop = wiring.open_drop(call.settings, credentials)
+    rows += rows_of(_examine(call))
+    if credentials and drop:
+        rows += rows_of(examine_outside(call, credentials, drop))
+    call.answer({"checks": rows}, text(rows))
+    return errors.EXIT_DOCTOR if failed(rows) else EXIT_OK
+
+
+def rows_of(checks: Iterable[Check]) -> Iterator[Row]:
+    """Checks as `doctor --json` has them."""
+    return (dict(zip(COLUMNS, check, strict=True)) for check in checks)
+
+
+def text(rows: Iterable[Row]) -> str:
+    """The same for people."""
+    return table(COLUMNS, ([*row.values()] for row in rows))
+
+
+def failed(rows: Iterable[Row]) -> bool:
+    """Whether one of them found a failure."""
+    return any(row["result"] == "failed" for row in rows)
 
 
 # --- on this machine
@@ -124,27 +147,37 @@ def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:
 # --- outside
 
 
-def _examine_outside(call: Call) -> Iterator[Check]:
-    """The site first: without it no placement is worth a request."""
-    credentials = read_credentials(call.settings)
+def examine_outside(
+    call: Call,
+    credentials: Credentials,
+    drop: Drop | None,
+    known: Index | None = None,
+    met: Callable[[SyncdError], None] = lambda _: None,
+) -> Iterator[Check]:
+    """The site first: without it (or with no `drop`) no placement is worth a request. `known`: compare the database
+    with this index. `met` gets each error behind a failure. Closes the drop.
+    """
     with (
-        contextlib.closing(wiring.open_drop(call.settings, credentials)) as drop,
+        contextlib.closing(drop) if drop else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="syncd-") as scratch,
     ):
+        drop_works = False
         try:
-            seen = drop.look([call.settings.drop.folder.encode()])[0]
-            yield "ok", "SFTP site", "host key and login are right", "nobody"
-            if seen is None:
-                yield "warning", "SFTP folder", "the one that [drop] folder names is not there yet", "practice_it"
+            if drop:
+                seen = drop.look([call.settings.drop.folder.encode()])[0]
+                yield "ok", "SFTP site", "host key and login are right", "nobody"
+                if seen is None:
+                    words = "the one that [drop] folder names is not there yet"
+                    yield "warning", "SFTP folder", words, "practice_it"
+                drop_works = True
         except SyncdError as error:
+            met(error)
             yield _found("SFTP site", error)
-            drop_works = False
-        else:
-            drop_works = True
-        outside = _Outside(call, credentials, drop, Path(scratch))
+        outside = _Outside(call, credentials, drop if drop_works else None, Path(scratch))
         try:
-            yield from outside.examine(drop_works)
+            yield from outside.examine(known)
         except SyncdError as error:
+            met(error)
             yield _found(outside.check, error)
 
 
@@ -165,7 +198,7 @@ def _found(check: str, error: SyncdError) -> Check:
 class _Outside:
     """Questions to Open Dental, one after the other. `check`: what is being looked at."""
 
-    def __init__(self, call: Call, credentials: Credentials, drop: Drop, scratch: Path) -> None:
+    def __init__(self, call: Call, credentials: Credentials, drop: Drop | None, scratch: Path) -> None:
         # Before the first start there is no state folder, nor another process to share the pace with.
         self._scratch, has_state = scratch, call.settings.state_path.exists()
         self._call, self._settings, self._drop = call, call.settings, drop
@@ -173,13 +206,16 @@ class _Outside:
         self._pace = wiring.open_pace(call.settings, call.clock, None if has_state else scratch)
         self.check = "Open Dental"
 
-    def examine(self, drop_works: bool) -> Iterator[Check]:
+    def examine(self, known: Index | None) -> Iterator[Check]:
         """Each finding as it comes. Raises SyncdError: `check` says where."""
         version = self._asked(self._api.program_version)
         told = version if re.fullmatch(r"[0-9.]{1,40}", version) else "unknown"  # the other side's words are not ours
         yield "ok", self.check, f"the API answers, version {told}", "nobody"
         self.check = "permissions"
         yield self._permissions()
+        if known:
+            self.check = "database"
+            yield self._database(known)
         self.check = "patients"
         patients = [patient.pat_num for patient in self._asked(lambda: self._api.patients(0, PATIENTS))]
         if not patients:
@@ -192,9 +228,9 @@ class _Outside:
             return
         self.check = "clock"
         yield self._clocks(row)
-        if drop_works:
+        if self._drop:
             self.check = "placement"
-            yield from self._placement(row)
+            yield from self._placement(row, self._drop)
 
     def _asked(self, ask: Callable[[], Answer]) -> Answer:
         """One request, when its time has come."""
@@ -217,9 +253,30 @@ class _Outside:
             names = self._asked(self._api.permissions)
         except NoSuchMethodError:
             return "warning", self.check, "this version of Open Dental cannot tell them (before 22.2)", "nobody"
+        if names == READ_ALL:
+            raise SiteError("key_cannot_download")
         if any("queries" in name.lower() for name in names):
             return "ok", self.check, "with queries: the change feed can be used", "nobody"
         return "warning", self.check, "no queries: without the change feed, new documents are found later", "integrator"
+
+    def _database(self, known: Index) -> Check:
+        """Whether known documents are still the same ones there: the daemon's own comparison, before it starts."""
+        probes, drawn = list[guards.Probe](), identity.drawn(known)
+        self._call.say(f"comparing {len(drawn)} known documents with the database behind the key")
+        try:
+            for row in drawn:
+                with contextlib.suppress(ItemError, ListingError):  # one that the office cannot show: others are asked
+                    probes.append(identity.compared(row, self._asked(lambda n=row.item.num: self._api.document(n))))  # type: ignore[misc]
+        except NoSuchMethodError:
+            return "warning", self.check, "this version of Open Dental cannot be asked (before 24.2.32)", "nobody"
+        if 2 * len(probes) < len(drawn):
+            raise TransientError("bad_answers")
+        verdict = guards.identity(probes, len(drawn))
+        if verdict == "other_database":
+            raise SiteError(verdict)
+        if verdict != "same":
+            return "warning", self.check, REASONS[verdict][1], "practice_it"
+        return "ok", self.check, f"{len(probes)} known documents are the same there", "nobody"
 
     def _known(self) -> list[int]:
         """A patient with an archived document, drawn anew at each call; none before the first."""
@@ -251,7 +308,7 @@ class _Outside:
         )
         return "failed", self.check, f"{words}, then both clocks", "practice_it"
 
-    def _placement(self, row: Listed) -> Iterator[Check]:
+    def _placement(self, row: Listed, drop: Drop) -> Iterator[Check]:
         """Have one document placed, pull it, and remove it from the site, whatever comes of it."""
         day = dt.datetime.fromtimestamp(self._call.clock.now(), dt.UTC).strftime("%Y%m%d")
         folder, extension = self._settings.drop.folder, extension_of(row.file_name) if row.file_name else None
@@ -260,25 +317,26 @@ class _Outside:
             self._asked(lambda: self._api.place_document(row.item.num, staging.decode()))
             yield "ok", self.check, "a document was placed on the site", "nobody"
             self.check = "pull"
-            yield self._pull(staging)
+            yield self._pull(staging, drop)
         finally:
-            gone = all(self._drop.remove([*self._placed(staging), staging]))
+            gone = all(drop.remove([*_placed(drop, staging), staging]))
         self.check = "clean-up"
         words = (
             "placed files can be removed" if gone else "a placed file cannot be removed: give this login the right to"
         )
         yield ("ok" if gone else "failed"), self.check, words, ("nobody" if gone else "practice_it")
 
-    def _placed(self, staging: bytes) -> list[bytes]:
-        """The file; in a folder, where Open Dental chooses the name, whatever was put there."""
-        return [staging + name for name in self._drop.names(staging) or []] if staging.endswith(b"/") else [staging]
-
-    def _pull(self, staging: bytes) -> Check:
-        jobs = [PullJob(path, self._scratch / "pulled", CAP) for path in self._placed(staging)[:1]]
-        outcome = next(iter(self._drop.pull(jobs)), ItemError("missing_on_drop"))
+    def _pull(self, staging: bytes, drop: Drop) -> Check:
+        jobs = [PullJob(path, self._scratch / "pulled", CAP) for path in _placed(drop, staging)[:1]]
+        outcome = next(iter(drop.pull(jobs)), ItemError("missing_on_drop"))
         if isinstance(outcome, Pulled):
             return "ok", self.check, f"{report.human_bytes(outcome.size)} came whole", "nobody"
         if isinstance(outcome, ItemError) and outcome.failure == "missing_on_drop":
             words = "Open Dental says it placed a file, and it is not here: does [drop] address lead to this very site?"
             return "failed", self.check, words, "practice_it"
         return _found(self.check, outcome)
+
+
+def _placed(drop: Drop, staging: bytes) -> list[bytes]:
+    """The file; in a folder, where Open Dental chooses the name, whatever was put there."""
+    return [staging + name for name in drop.names(staging) or []] if staging.endswith(b"/") else [staging]

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import tee
 from pathlib import Path
 from struct import Struct
@@ -327,8 +327,7 @@ class SftpDrop:
         options = transport.get_security_options()
         options.ciphers = [name for mode in ("gcm", "ctr") for name in options.ciphers if mode in name]
         options.digests = [name for name in options.digests if "sha2" in name]
-        signatures = {"ssh-rsa": ["rsa-sha2-512", "rsa-sha2-256"]}  # of a key that bears this name
-        options.key_types = [name for pin in self._pins for name in signatures.get(pin.get_name(), [pin.get_name()])]
+        options.key_types = [name for pin in self._pins for name in _signatures(pin.get_name())]
         transport.auth_timeout = transport.channel_timeout = 2 * self._connect_timeout  # the watchdog comes first
         try:
             transport.start_client(timeout=self._connect_timeout)
@@ -352,6 +351,23 @@ class SftpDrop:
         channel = transport.open_session(timeout=self._connect_timeout)
         channel.invoke_subsystem("sftp")
         return _Session(channel, self._timeout)
+
+
+def shown_host_key(host: str, port: int, kind: str = "ssh-ed25519", timeout: float = 15.0) -> str:
+    """Type and base64 of the host key that a site shows, of this `kind` where it has one; nothing proves whose it is.
+
+    Raises TransientError drop_unreachable.
+    """
+    try:
+        with closing(paramiko.Transport(socket.create_connection((host, port), timeout))) as transport:
+            options = transport.get_security_options()
+            first = _signatures(kind)
+            options.key_types = [*first, *(name for name in options.key_types if name not in first)]
+            transport.start_client(timeout=timeout)
+            key = transport.get_remote_server_key()
+    except LOST as error:
+        raise TransientError("drop_unreachable") from error
+    return f"{key.get_name()} {key.get_base64()}"
 
 
 def _pull_batch(session: _Session, batch: list[_Transfer]) -> None:
@@ -379,6 +395,11 @@ def _read_and_confirm(session: _Session, part: list[_Transfer]) -> None:
     confirming = [request for t in part for request in ((LSTAT, t.path), (CLOSE, t.handle))]
     for transfer, reply in zip(part, list(session.answers(confirming))[::2], strict=True):
         transfer.confirm(reply)
+
+
+def _signatures(kind: str) -> list[str]:
+    """What a host key of this type may sign with."""
+    return ["rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind]
 
 
 def _string(value: bytes) -> bytes:

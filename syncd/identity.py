@@ -9,6 +9,7 @@ from __future__ import annotations
 from syncd import guards
 from syncd.diff import DAY
 from syncd.errors import NoSuchMethodError, SiteError, SyncdError
+from syncd.index import Index
 from syncd.listing import Step, end_guard
 from syncd.model import Item, Listed
 from syncd.sites import Doors, Sites
@@ -16,6 +17,25 @@ from syncd.sites import Doors, Sites
 EVERY = DAY
 SOON = 900.0  # another database: is it ours again?
 BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be marked
+
+
+def drawn(index: Index) -> list[Listed]:
+    """Up to twenty random known documents, as they were listed."""
+    rows = index.rows(
+        "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
+        " AND held_by IS NULL AND archived_revision IS NOT NULL ORDER BY random() LIMIT ?",
+        guards.PROBED_ITEMS,
+    )
+    found = (index.listed(Item(row["pat_num"], "document", row["num"])) for row in rows)
+    return [row for row in found if row is not None]
+
+
+def compared(known: Listed, answer: object) -> guards.Probe:
+    """A known document, and what Open Dental says of its number: patient and DateCreated agree, or not."""
+    if not isinstance(answer, Listed):
+        return guards.Probe("missing")
+    same = (answer.item.pat_num, answer.date_created) == (known.item.pat_num, known.date_created)
+    return guards.Probe("agrees" if same else "disagrees")
 
 
 class IdentityStep:
@@ -32,13 +52,7 @@ class IdentityStep:
 
     def take(self, answer: object, now: float) -> Step | None:
         """Number, patient and DateCreated agree, or not."""
-        if not isinstance(answer, Listed):
-            said = guards.Probe("missing")
-        elif (answer.item.pat_num, answer.date_created) == (self._row.item.pat_num, self._row.date_created):
-            said = guards.Probe("agrees")
-        else:
-            said = guards.Probe("disagrees")
-        return self._identity.probed(said, now)
+        return self._identity.probed(compared(self._row, answer), now)
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
         """An office that lacks the method cannot be asked. There may be a row that it cannot show: others are asked."""
@@ -70,13 +84,7 @@ class Identity:
         """The next request of a comparison that is due; None where no document is known: then it is settled."""
         if not self._to_probe:
             self._probes = []
-            rows = self.doors.index.rows(
-                "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
-                " AND held_by IS NULL AND archived_revision IS NOT NULL ORDER BY random() LIMIT ?",
-                guards.PROBED_ITEMS,
-            )
-            found = (self.doors.index.listed(Item(row["pat_num"], "document", row["num"])) for row in rows)
-            self._to_probe = [row for row in found if row is not None]
+            self._to_probe = drawn(self.doors.index)
             self._drawn = len(self._to_probe)
         if not self._to_probe:
             self.settled("same", 0, now)

@@ -384,3 +384,19 @@ def become_owner(state_path: Path) -> None:
         os.setgroups([])
         os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)
+
+
+@contextlib.contextmanager
+def as_owner(state_path: Path) -> Iterator[None]:
+    """As root, make and change files in here as the owner of an existing state folder does; then be root again."""
+    owner = state_path.stat() if state_path.exists() else None
+    if owner is None or os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)

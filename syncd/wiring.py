@@ -13,7 +13,7 @@ from syncd.api import OpenDentalApi, PlacementSite
 from syncd.archive import Archive
 from syncd.audit import AuditLog
 from syncd.config import Settings
-from syncd.drop import SftpDrop
+from syncd.drop import SftpDrop, shown_host_key
 from syncd.errors import ConfigError, SiteError, UsageError
 from syncd.index import Index
 from syncd.logs import Log
@@ -23,6 +23,7 @@ from syncd.pulling import PullLane
 from syncd.service import Credentials, PaceFile, Pulse, network_file_system, owner_id
 from syncd.sites import Doors, Sites, put_times_right
 
+__all__ = ["shown_host_key"]  # of the SFTP site, for whoever has to confirm it
 PRACTICES = Path("/etc/syncd")
 
 

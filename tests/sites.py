@@ -60,18 +60,22 @@ class OpenSshSite:
         for _ in range(5):  # another process may take the port between probe and start
             self.port = _free_port()
             config = self._folder / "sshd_config"
-            config.write_text(
-                f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self._host_key}\nPidFile none\nUsePAM no\n"
-                f"AuthorizedKeysFile {self.key}.pub\nStrictModes no\nPasswordAuthentication no\n"
-                f"PermitRootLogin yes\nSubsystem sftp internal-sftp\nForceCommand internal-sftp -d {self.root}\n"
-                f"{self._extra}\n"
-            )
+            config.write_text(self.configuration())
             log = (self._folder / "sshd.log").open("wb")
             self._process = subprocess.Popen([SSHD, "-D", "-e", "-f", config], stderr=log, stdin=subprocess.DEVNULL)
             log.close()
             if self._answers():
                 return self
         raise AssertionError("sshd did not start: " + (self._folder / "sshd.log").read_text())
+
+    def configuration(self) -> str:
+        """sshd_config for this port."""
+        return (
+            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self._host_key}\nPidFile none\nUsePAM no\n"
+            f"AuthorizedKeysFile {self.key}.pub\nStrictModes no\nPasswordAuthentication no\n"
+            f"PermitRootLogin yes\nSubsystem sftp internal-sftp\nForceCommand internal-sftp -d {self.root}\n"
+            f"{self._extra}\n"
+        )
 
     def _answers(self) -> bool:
         assert self._process

@@ -83,7 +83,7 @@ OUTAGES: dict[str, tuple[Arrange, str, str, str, str]] = {
     ),
     "key that can only list": (
         lambda sim, desk: setattr(sim.office, "permissions", ("ApiReadAll",)),
-        *("placement", "failed", "integrator", "needs the permission"),
+        *("permissions", "failed", "integrator", "needs the permission"),
     ),
     "eConnector down": (
         lambda sim, desk: sim.office.faults.add("econnector_down", times=None),
