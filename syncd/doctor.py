@@ -150,9 +150,8 @@ def _examine_outside(call: Call) -> Iterator[Check]:
 def _found(check: str, error: SyncdError) -> Check:
     """What an error says of a check."""
     if isinstance(error, (SiteError, TransientError)):
-        who, meaning, _ = REASONS[error.reason]
-        words = str(error) if meaning in str(error) else f"{meaning} ({error})"
-        return ("warning" if who == "nobody" else "failed"), check, words, who
+        who = REASONS[error.reason][0]
+        return ("warning" if who == "nobody" else "failed"), check, str(error), who
     if isinstance(error, ItemError) and check == "placement":
         who, meaning, _ = REASONS["placements_refused"]
         return "failed", check, f"{meaning} ({error.failure})", who
