@@ -20,7 +20,8 @@ from typing import Final, Literal, TypeVar
 from click import option
 
 from syncd import errors, pacing, report, wiring
-from syncd.call import Call, index_if_any, json_too, verb
+from syncd.bundle import claim, write
+from syncd.call import FILE, Call, index_if_any, json_too, verb
 from syncd.catalog import Row
 from syncd.config import Settings
 from syncd.diff import local_time
@@ -34,11 +35,12 @@ from syncd.errors import (
     SyncdError,
     TransientError,
 )
+from syncd.index import Index
 from syncd.model import Listed, Page, Pulled, PullJob
 from syncd.naming import extension_of, staging_name
 from syncd.ports import Api, Drop
 from syncd.screen import table
-from syncd.service import Credentials, network_file_system, read_credentials
+from syncd.service import Credentials, Lock, network_file_system, read_credentials
 
 CLOCKS_DIFFER: Final = 120.0  # seconds
 PATIENTS: Final = 5  # looked at for a document to try
@@ -50,13 +52,24 @@ Result = Literal["ok", "warning", "failed"]
 Check = tuple[Result, str, str, str]  # what was looked at; what to do; who
 
 
-@verb("doctor", option("--offline", is_flag=True, help="Without any request."), json_too)
-def doctor(call: Call, offline: bool) -> int:
+@verb(
+    "doctor",
+    option("--offline", is_flag=True, help="Without any request."),
+    option("--bundle", type=FILE, metavar="FILE", help="Pack logs and status for strangers: no names, no numbers."),
+    json_too,
+)
+def doctor(call: Call, offline: bool, bundle: Path | None) -> int:
     """Look at configuration, archive, SFTP site and Open Dental: what to do, and who."""
     columns, rows = ("result", "check", "message", "who"), list[Row]()
+    packed = claim(bundle) if bundle is not None else None  # before this process becomes the owner of the state
     rows += (dict(zip(columns, found, strict=True)) for found in _examine(call))
     if not offline and not any(row["check"] in ("configuration", "credentials") and row["message"] for row in rows):
         rows += (dict(zip(columns, found, strict=True)) for found in _examine_outside(call))
+    settings = None if rows[0]["result"] == "failed" else call.settings
+    for row in rows:
+        row["message"] = row["message"].replace("NAME", settings.name if settings else "NAME")
+    if packed is not None:
+        write(packed, rows, settings, call.clock.now())
     call.answer({"checks": rows}, table(columns, ([*row.values()] for row in rows)))
     return errors.EXIT_DOCTOR if any(row["result"] == "failed" for row in rows) else EXIT_OK
 
@@ -84,6 +97,7 @@ def _examine(call: Call) -> Iterator[Check]:
             elif index.value("PRAGMA quick_check") == "ok":
                 known = index.meta("archive_id")
                 yield "ok", "index", "", "nobody"
+                yield _service(call, index)
             else:
                 yield "failed", "index", "index.db is damaged: stop the service, then `syncd reindex`", "practice_it"
         yield from _examine_archive(settings, known)
@@ -99,6 +113,19 @@ def _examine(call: Call) -> Iterator[Check]:
         yield "warning", "metrics file", words, "practice_it"
     here = dt.datetime.fromtimestamp(call.clock.now(), settings.zone).isoformat(sep=" ", timespec="seconds")
     yield "ok", "time zone", f"{settings.zone} has {here} now: compare it with a clock in the office", "practice_it"
+
+
+def _service(call: Call, index: Index) -> Check:
+    """What the running service says of itself: a part that hangs, or another database, nobody sees from here."""
+    holder, clock = Lock(call.settings.state_path).holder(), call.clock
+    if holder is None:
+        return "warning", "service", REASONS["not_running"][1], "practice_it"
+    told = tuple(report.Trouble(**row) for row in index.rows("SELECT * FROM site"))
+    worst = report.worst((*report.silent_parts(holder.signs, clock.steady(), clock.now()), *told))
+    if worst is None:
+        return "ok", "service", f"{holder.verb}, pid {holder.pid}", "nobody"
+    who, meaning, _ = REASONS[worst.reason]
+    return ("warning" if who == "nobody" else "failed"), "service", f"{worst.reason}: {worst.detail or meaning}", who
 
 
 def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:

@@ -637,3 +637,35 @@ def test_signal_in_the_midst_of_a_wait_does_not_block_the_process() -> None:
         assert not asking.is_alive()
     assert stop.wait(5)
     assert stop.event.is_set()
+
+
+# --- the shell
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("syncd sta", {"status"}),
+        ("syncd status --fa", {"--failing"}),
+        ("syncd -p n", {"north", "northwest"}),
+        ("syncd -p north doctor --off", {"--offline"}),
+    ],
+)
+def test_shell_completes_verbs_options_and_names_of_practices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, offered: set[str]
+) -> None:
+    for name in ("north", "northwest", "south"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").touch()
+    monkeypatch.setattr("syncd.wiring.PRACTICES", tmp_path)
+    words = {"_SYNCD_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    said = CliRunner().invoke(cli, [], env=words, prog_name="syncd", complete_var="_SYNCD_COMPLETE").stdout
+    assert {line.partition(",")[2] for line in said.splitlines()} == offered
+
+
+def test_shell_gets_the_script_that_the_readme_names() -> None:
+    (line,) = re.findall(r"^ +(_SYNCD_COMPLETE=bash_source syncd.*)$", README.read_text("utf-8"), re.MULTILINE)
+    command = line.partition(">")[0].replace("syncd", f"{sys.executable} -m syncd.cli", 1)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True)
+    assert "complete -o nosort" in done.stdout
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, timeout=30, check=False).returncode == 0
