@@ -121,7 +121,8 @@ def _service(call: Call, index: Index) -> Check:
     if holder is None:
         return "warning", "service", REASONS["not_running"][1], "practice_it"
     told = tuple(report.Trouble(**row) for row in index.rows("SELECT * FROM site"))
-    worst = report.worst((*report.silent_parts(holder.signs, clock.steady(), clock.now()), *told))
+    told += report.silent_parts(holder.signs, clock.steady(), clock.now())
+    worst = report.worst(report.ripened(report.StatusFacts(troubles=told), clock.now()).troubles)
     if worst is None:
         return "ok", "service", f"{holder.verb}, pid {holder.pid}", "nobody"
     who, meaning, _ = REASONS[worst.reason]

@@ -82,7 +82,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     ),
     "key_refused": (
         "integrator",
-        "Open Dental refuses the API keys (401): put the right ones in with `sudo syncd setup NAME --only keys`",
+        "Open Dental refuses the API keys: put the right ones in with `sudo syncd setup NAME --only keys`",
         12,
     ),
     "key_cannot_download": (
@@ -130,7 +130,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         "Open Dental answered nothing but 429 for an hour: find what else uses this key, or ask Open Dental",
         5,
     ),
-    "throttled": ("nobody", "Open Dental asked for fewer requests (429): syncd waits as told", 5),
+    "throttled": ("nobody", "Open Dental asked for fewer requests: syncd waits as told", 5),
     "disappearances_held": (
         _IT,
         "many documents left the listings at once: see `syncd held`, then approve or reject",
@@ -183,6 +183,12 @@ FailureClass = Literal[
 ]
 
 
+def worded(reason: str, detail: str = "") -> str:
+    """What is wrong, in detail, and what to do: `the API cannot be reached (HTTP 502): check the network`."""
+    what, colon, to_do = REASONS[reason][1].partition(": ")
+    return f"{what} ({detail}){colon}{to_do}" if detail else REASONS[reason][1]
+
+
 class SyncdError(Exception):
     """Base of all errors of syncd. `exit_code` is what a one-shot verb ends with."""
 
@@ -215,8 +221,8 @@ class SiteError(SyncdError):
     """All work of one lane stops until somebody acts. `reason` is a key of REASONS."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        who, message, exit_code = REASONS[reason]
-        super().__init__(f"{message} ({detail})" if detail else message)
+        who, _, exit_code = REASONS[reason]
+        super().__init__(worded(reason, detail))
         self.reason = reason
         self.who: Who = who
         self.exit_code = exit_code
@@ -231,8 +237,7 @@ class TransientError(SyncdError):
     exit_code = EXIT_REMOTE
 
     def __init__(self, reason: str, detail: str = "", retry_after: float | None = None) -> None:
-        message = REASONS[reason][1]
-        super().__init__(f"{message} ({detail})" if detail else message)
+        super().__init__(worded(reason, detail))
         self.reason = reason
         self.retry_after = retry_after
 

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Final, Literal
 
 from syncd.config import Settings
-from syncd.errors import EXIT_ARCHIVE, EXIT_HELD, EXIT_REFUSED, REASONS
+from syncd.errors import EXIT_ARCHIVE, EXIT_HELD, EXIT_REFUSED, REASONS, worded
 from syncd.pacing import spacing
 
 State = Literal["ok", "catching_up", "degraded", "blocked", "paused", "stopped"]
@@ -250,10 +250,10 @@ def silent_parts(signs: Signs | None, steady: float, now: float) -> tuple[Troubl
 def _silent(part: str, reason: str, since_at: float, now: float) -> Trouble:
     reason = {"clock": "clock_stuck", "log": "log_unwritable"}.get(part, reason if reason in REASONS else "lane_stuck")
     failures = 1 if part == "log" else _BLIPS  # syncing goes on without a log
-    return Trouble(part, reason, f"{REASONS[reason][1]} ({part})", since_at, now, failures)
+    return Trouble(part, reason, worded(reason, part), since_at, now, failures)
 
 
-def _ripened(facts: StatusFacts, now: float) -> StatusFacts:
+def ripened(facts: StatusFacts, now: float) -> StatusFacts:
     """Throttling is a wait that was asked for; for an hour without one good answer somebody has to look."""
     long = {t for t in facts.troubles if t.reason == "throttled" and now - t.since_at > HOUR}
     changed = (replace(t, reason="throttled_long", detail="") if t in long else t for t in facts.troubles)
@@ -283,7 +283,7 @@ def _state(facts: StatusFacts, around: Surroundings, now: float) -> tuple[State,
 
 
 def _moments(
-    facts: StatusFacts, around: Surroundings, state: State, trouble: Trouble | None
+    facts: StatusFacts, around: Surroundings, state: State, trouble: Trouble | None, now: float
 ) -> tuple[float | None, float | None]:
     """Since when it is so, and when the next try is due."""
     if state == "paused":
@@ -291,18 +291,18 @@ def _moments(
     if state == "stopped":
         return max(filter(None, (facts.last_listed_at, facts.last_archived_at)), default=None), None
     if trouble:
-        return trouble.since_at, trouble.next_try_at
+        return trouble.since_at, trouble.next_try_at if trouble.next_try_at > now else None
     return min((hold.made_at for hold in facts.holds), default=None), None
 
 
 def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     """`status --json`: every key of the contract (design.md section 3), and more figures that people ask for."""
-    facts, floor = _ripened(facts, now), floor_seconds(facts, around.budget)
+    facts, floor = ripened(facts, now), floor_seconds(facts, around.budget)
     state, reason = _state(facts, around, now)
     if state in ("ok", "catching_up") and not _fresh(facts, HEALTH_FACTOR * floor, now)[0]:
         state, reason = "degraded", "sweep_overdue"
     trouble = next((t for t in facts.troubles if t.reason == reason), None)
-    since, next_try_at = _moments(facts, around, state, trouble)
+    since, next_try_at = _moments(facts, around, state, trouble, now)
     message = (trouble.detail if trouble and trouble.detail else REASONS[reason][1]).replace("NAME", around.practice)
     swept, budget = facts.last_complete_sweep_at, around.budget
     at_work = state not in ("paused", "stopped", "blocked") and facts.requests_to_come
@@ -376,7 +376,7 @@ def health(said: Report, facts: StatusFacts, max_age: float | None, floor: float
     """
     if said["state"] == "paused":
         return True, f"healthy: paused until {said['next_try_at']}"
-    facts = _ripened(facts, now)
+    facts = ripened(facts, now)
     since = [now - t.since_at for t in facts.troubles if blocks(t)]
     since += [now - hold.made_at for hold in facts.holds if hold.scope == "all"]  # nothing new may be true any more
     lasts = max(since, default=0.0)

@@ -75,7 +75,7 @@ def test_report_shows_its_own_time_with_the_offset_of_the_practice() -> None:
 def test_line_for_systemd_is_one_line_with_state_reason_and_who() -> None:
     blocked = replace(SYNCED, troubles=(trouble("key_refused"),), owed=9, owed_requests=9)
     assert line(told(blocked), CHICAGO) == (
-        "BLOCKED (key_refused): Open Dental refuses the API keys (401); integrator: put the right ones in with"
+        "BLOCKED (key_refused): Open Dental refuses the API keys; integrator: put the right ones in with"
         " `sudo syncd setup main --only keys`; next try Wed 05:11; 40 of 49 documents"
     )
     assert line(told()) == "OK (ok): everything that is listed is archived; nobody needs to act"
@@ -118,7 +118,7 @@ def test_week_has_a_line_for_each_incident_with_its_span_and_who() -> None:
     said = shown(replace(week, grown=(1000,) * 7))
     assert "this week:\n  7 archived, 2 vanished, 1 healed; grown by 7.0 kB\n" in said
     assert "  Tue 03:06-04:06  the office's eConnector is not running (1 h), practice_it\n" in said
-    assert "  Tue 09:06-Wed 05:05  Open Dental asked for fewer requests (429) (19 h 58 min),\n    nobody\n" in said
+    assert "  Tue 09:06-Wed 05:05  Open Dental asked for fewer requests (19 h 58 min),\n    nobody\n" in said
     assert "  Wed 05:05-now  the SFTP site refuses syncd's login (1 min), practice_it\n" in said
     assert "  no incidents\n" in shown()
 

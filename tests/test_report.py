@@ -156,7 +156,7 @@ def test_since_and_next_try_are_those_of_the_reason_that_is_named() -> None:
 def test_the_message_is_the_words_of_the_error_itself() -> None:
     detailed = replace(trouble("tls_failed"), detail=str(SiteError("tls_failed", "HTTP 401")))
     message, words = told(replace(SYNCED, troubles=(detailed,)))["message"], REASONS["tls_failed"][1]
-    assert message == f"{words} (HTTP 401)"
+    assert message == words.replace("here:", "here (HTTP 401):")
     assert told(replace(SYNCED, troubles=(trouble("tls_failed"),)))["message"] == words
 
 
