@@ -154,7 +154,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     ),
     "sweep_overdue": (
         _IT,
-        "some lists were not read for longer than promised: see the incidents and syncd.log, restart the service",
+        "some lists were not read for longer than promised: see the incidents; where none is read now, restart syncd",
         3,
     ),
     "log_unwritable": (_IT, "the log folder cannot be written, syncing goes on: make room, or check its disk", 3),
