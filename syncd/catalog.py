@@ -195,7 +195,7 @@ class Catalog:
             feed_off_until=self.index.meta_time("feed_off_until") or None,
             delays=self._delays(now - DAY, zone),
             healed_this_week=self._healed_since(now - WEEK),
-            chores=self._chores(),
+            chores=self._chores(zone),
             troubles=tuple(Trouble(**row) for row in self.index.rows("SELECT * FROM site ORDER BY since_at")),
             holds=tuple(Hold(**row) for row in self.index.rows(_HOLDS)),
             incidents=tuple(Incident(**row) for row in self.index.rows(_INCIDENTS, now - days * DAY)),
@@ -215,13 +215,15 @@ class Catalog:
         days: dict[str, int] = json.loads(self.index.meta("healed") or "{}")
         return sum(count for day, count in days.items() if int(day) * DAY >= since)
 
-    def _chores(self) -> dict[str, Chore]:
+    def _chores(self, zone: dt.tzinfo) -> dict[str, Chore]:
         """What is done again and again: when it was done, and is due."""
         at = {name: self.index.meta_time(name) or None for name in _CHORE_TIMES}
-        failed = self.index.meta("drill_failed")
+        failed, copied_at = self.index.meta("drill_failed"), at["index_copied_at"]
+        copied_on = dt.datetime.fromtimestamp(copied_at, zone) if copied_at else None
+        midnight = copied_on and copied_on.replace(hour=0, minute=0, second=0, microsecond=0) + dt.timedelta(days=1)
         return {
             "scrub": Chore(at["scrubbed_at"], at["scrub_due_at"]),
-            "index_copy": Chore(at["index_copied_at"], at["index_copied_at"] and at["index_copied_at"] + DAY),
+            "index_copy": Chore(copied_at, midnight and midnight.timestamp()),
             "drill": Chore(at["drilled_at"], at["drill_due_at"], None if failed is None else failed == "no"),
         }
 
