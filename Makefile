@@ -9,7 +9,7 @@ comma := ,
 space := $() $()
 PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
-.PHONY: demo test coverage test-faults check quick lock clean
+.PHONY: demo test coverage test-faults check quick licences lock upgrade clean
 
 demo: $(VENV)/.ready
 	$(BIN)/syncd demo
@@ -41,9 +41,19 @@ check: $(VENV)/.ready
 	$(BIN)/vulture
 
 # One lock for every Python from 3.11 and every platform, hashes only: nothing unlocked is ever installed.
+LOCK = uv pip compile -q $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-header --no-annotate --extra build
 lock:
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --extra build pyproject.toml -o requirements.txt
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --extra build --extra demo --group dev pyproject.toml -o requirements-dev.txt
+	$(LOCK) pyproject.toml -o requirements.txt
+	$(LOCK) --extra demo --group dev pyproject.toml -o requirements-dev.txt
+
+# The newest of everything, in one command: locked anew, installed, its licences looked at, and every test.
+upgrade:
+	$(MAKE) lock UPGRADE=--upgrade
+	$(MAKE) licences test
+
+licences: $(VENV)/.ready
+	$(BIN)/python -m tests.licences
 
 # Works with python3 and python3-venv; and, where python3-venv is missing but python3-pip is there, by letting the
 # system's pip install into an environment that has none of its own.
@@ -53,7 +63,7 @@ $(VENV)/.ready: requirements-dev.txt pyproject.toml
 	@if $(PY) -m venv $(VENV) >/dev/null 2>&1; then :; \
 	elif rm -rf $(VENV) && $(PY) -m venv --without-pip $(VENV) && $(PY) -m pip --python $(BIN)/python install -q --disable-pip-version-check pip; then :; \
 	else echo 'No virtual environment can be made here: apt install python3-venv'; exit 1; fi
-	$(PIP) install -q --require-hashes -r requirements-dev.txt
+	$(PIP) install -q --require-hashes --only-binary :all: -r requirements-dev.txt
 	$(PIP) install -q --no-deps --no-build-isolation --editable .
 	@touch $@
 

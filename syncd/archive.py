@@ -183,7 +183,7 @@ class Archive:
         """Make the marker in an existing, empty folder (but for `lost+found`). Else SiteError archive_missing."""
         with self._opened(marked=False) as folders:
             if folders.entries("").keys() - {"lost+found", "incoming"}:
-                raise SiteError("archive_missing", "a new archive needs an empty folder")
+                raise SiteError("archive_missing")
             content = {"schema_version": SCHEMA_VERSION, "id": archive_id, "created": iso(time.time())}
             content |= {"owner": self._owner} if self._owner else {}
             put(folders, content, "", MARKER)

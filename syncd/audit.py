@@ -219,7 +219,8 @@ def _make_folder(folder: Path) -> None:
     """The folder, durable, also where an earlier process got no further than this. One above it that may not even be
     opened was there before.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in (folder.parent, folder):  # with parents=True alone, those above get what the umask leaves
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
     for above in (folder.parent, folder.parent.parent):
         with contextlib.suppress(PermissionError), contextlib.ExitStack() as closing:
             os.fsync(_opened(closing, above, os.O_RDONLY | os.O_DIRECTORY))

@@ -12,10 +12,11 @@ from syncd.catalog import Catalog
 from syncd.config import Settings
 from syncd.errors import EXIT_HELD, EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OK, EXIT_OWED, EXIT_TERMINATED, REASONS
 from syncd.index import FAILING_AFTER, Index
+from syncd.logs import StatusFiles
 from syncd.mirror import CLOCK_SLACK
 from syncd.pacing import spacing
 from syncd.ports import Clock
-from syncd.report import HOUR
+from syncd.report import HOUR, Report
 from syncd.wiring import Lanes, open_pulse
 
 RESUMED_WITHIN = 24 * 3600.0  # an interrupted backfill younger than this is gone on with
@@ -25,6 +26,7 @@ AT_ONCE = (12, 13, EXIT_HELD)  # nobody but a person can end these
 PRECEDENCE = (12, 13, 5, EXIT_LIMIT, EXIT_HELD)
 GLANCE = 0.2
 SHOWN_EVERY = 1.0
+TOLD_EVERY = 60.0  # seconds: status.json
 GIL_TURN = (
     0.0005  # seconds: the API lane starts on time although the pull lane computes (Python's own is ten times that)
 )
@@ -227,8 +229,9 @@ class Look:
         if facts.held:
             return EXIT_HELD
         unread = f"SELECT 1 FROM list JOIN patient USING (pat_num) WHERE failures > 0 AND left_at IS NULL{self._mine}"  # noqa: S608
-        failed_lists = self._index.value(f"{unread} LIMIT 1")
-        return EXIT_OWED if facts.owed or facts.failing or failed_lists else EXIT_OK
+        damaged = f"SELECT 1 FROM damage WHERE state != 'unhealable'{self._mine}"  # noqa: S608 - our own text
+        left = any(self._index.value(f"{rows} LIMIT 1") for rows in (unread, damaged))
+        return EXIT_OWED if facts.owed or facts.failing or left else EXIT_OK
 
     def progress(self) -> Progress:
         """The figures of this moment."""
@@ -251,3 +254,23 @@ class Look:
             forecast_bytes=round(facts.mean_bytes * expected),
             waiting=waiting or "",
         )
+
+
+def telling(settings: Settings, clock: Clock, describe: Callable[[], tuple[Report, str]]) -> Callable[[bool], None]:
+    """A function that tells as the daemon does: status.json each minute, status.log in its time; `ended`: both now."""
+    files, json_at, report_at = StatusFiles.of(settings), clock.steady(), clock.steady() + settings.status.every
+
+    def tell(ended: bool) -> None:
+        nonlocal json_at, report_at
+        steady = clock.steady()
+        reports = ended or steady >= report_at
+        if not reports and steady < json_at:
+            return
+        said, text = describe()
+        files.write_json(said)
+        json_at = steady + TOLD_EVERY
+        if reports:
+            files.append_report(text)
+            report_at = steady + settings.status.every
+
+    return tell

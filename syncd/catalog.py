@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -81,7 +82,7 @@ class Catalog:
 
     def __init__(self, index: Index, practice: str = "", kinds: Iterable[Kind] = KINDS) -> None:
         self.index, self.practice, self.kinds = index, practice, frozenset(kinds)
-        index.db.conn.create_function("folded", 1, lambda text: (text or "").casefold(), deterministic=True)
+        index.db.conn.create_function("folded", 1, lambda text: _folded(text or ""), deterministic=True)
 
     def find(self, filters: Filters) -> Iterator[Row]:
         """One row a version, and one without `path` for an item that has none yet; by patient, kind, number, version.
@@ -99,7 +100,7 @@ class Catalog:
                 yield self._found(row)
 
     def _patients(self, filters: Filters) -> list[int]:
-        words = (filters.name or "").casefold().replace(",", " ").split()
+        words = _folded(filters.name or "").replace(",", " ").split()
         names = "instr(folded(last_name || ' ' || first_name || ' ' || preferred), ?) > 0"
         conditions: list[Condition] = [("pat_num = ?", filters.patient), *((names, word) for word in words)]
         where, values = _where([*conditions, ("substr(birthdate, 1, 10) = ?", filters.born)])
@@ -219,11 +220,11 @@ class Catalog:
         """What is done again and again: when it was done, and is due."""
         at = {name: self.index.meta_time(name) or None for name in _CHORE_TIMES}
         failed, copied_at = self.index.meta("drill_failed"), at["index_copied_at"]
-        copied_on = dt.datetime.fromtimestamp(copied_at, zone) if copied_at else None
-        midnight = copied_on and copied_on.replace(hour=0, minute=0, second=0, microsecond=0) + dt.timedelta(days=1)
+        copied_on = dt.datetime.fromtimestamp(copied_at or 0, zone).date()
+        midnight = dt.datetime.combine(copied_on + dt.timedelta(days=1), dt.time(), zone).timestamp()
         return {
             "scrub": Chore(at["scrubbed_at"], at["scrub_due_at"]),
-            "index_copy": Chore(copied_at, midnight and midnight.timestamp()),
+            "index_copy": Chore(copied_at, midnight if copied_at else None),
             "drill": Chore(at["drilled_at"], at["drill_due_at"], None if failed is None else failed == "no"),
         }
 
@@ -318,9 +319,14 @@ def _where(conditions: Iterable[Condition]) -> tuple[str, list[object]]:
     return "".join(f" AND {sql}" for sql, _ in given), [value for _, value in given]
 
 
+def _folded(text: str) -> str:
+    """For searching: without case and accents, as somebody in a hurry types it."""
+    return "".join(each for each in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(each))
+
+
 def _item_conditions(filters: Filters) -> tuple[str, list[object]]:
     """What a search says of an item or a version."""
-    category, text = ((part or "").casefold() or None for part in (filters.category, filters.text))
+    category, text = (_folded(part or "") or None for part in (filters.category, filters.text))
     conditions: list[Condition] = [("i.kind = ?", filters.kind), ("i.num = ?", filters.num)]
     conditions += [("instr(folded(i.category), ?) > 0", category), ("instr(folded(i.description), ?) > 0", text)]
     conditions += [("v.archived_at >= ?", filters.since), ("v.archived_at < ?", filters.until)]

@@ -43,6 +43,7 @@ from syncd.errors import EXIT_OK, LockHeldError, SiteError, UsageError
 from syncd.index import LONGEST_BREAK, Index
 from syncd.logs import Log, StatusFiles, open_logs
 from syncd.mirror import Scope
+from syncd.model import Item
 from syncd.naming import parse_guard_id
 from syncd.screen import Meter, emit, headed, open_closed_streams, table
 from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
@@ -165,9 +166,16 @@ def _backfill(call: Call, credentials: Credentials, held: Held, wanted: Wanted, 
     wanted = replace(wanted, since=backfill.since(index, began_at, whole=wanted.patients is None))
     scope = Scope(backfill=True, since=wanted.since, patients=wanted.patients, max_requests=wanted.max_requests)
     log.info("started", verb="backfill")
+    tell = backfill.telling(call.settings, call.clock, partial(_describe, call.settings, index))
     with _lanes(call, credentials, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
-        code = backfill.run(lanes, wanted, stop, lambda progress: meter.show(progress, call.clock.now()))
+
+        def show(progress: backfill.Progress) -> None:
+            meter.show(progress, call.clock.now())
+            tell(False)
+
+        code = backfill.run(lanes, wanted, stop, show)
         requests = lanes.api_lane.requests
+    tell(True)
     log.info("stopped", verb="backfill", exit_code=code)
     return _summary(call, index, wanted, began_at, requests, code)
 
@@ -355,7 +363,8 @@ def _wish(call: Call, wish: str, argument_of: Callable[[Index], object]) -> int:
     with index_of(call) as index:
         argument = argument_of(index)
         if call.dry_run:
-            whom = {"retry": argument or "everything that fails or waits", "approve": argument, "reject": argument}
+            named = isinstance(argument, list) and ", ".join(Item(*each).full_id for each in argument)
+            whom = {"retry": named or "everything that fails or waits", "approve": argument, "reject": argument}
             said = f"would {wish} {whom.get(wish, '')}".rstrip()
         else:
             said = _granted(call, index, wish, argument)

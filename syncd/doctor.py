@@ -41,6 +41,7 @@ from syncd.naming import extension_of, staging_name
 from syncd.ports import Api, Drop
 from syncd.screen import table
 from syncd.service import Credentials, Lock, network_file_system, read_credentials
+from syncd.sites import NEW_ARCHIVE
 
 CLOCKS_DIFFER: Final = 120.0  # seconds
 PATIENTS: Final = 5  # looked at for a document to try
@@ -137,7 +138,7 @@ def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:
     elif archive.marker_id() is not None:
         yield "failed", "archive", "this index does not know it: `syncd reindex` takes it over", "practice_it"
     elif not path.is_dir() or {each.name for each in path.iterdir()} - {"lost+found", "incoming"}:
-        yield "failed", "archive", "a new archive needs an existing, empty folder", "practice_it"
+        yield "failed", "archive", NEW_ARCHIVE, "practice_it"
     else:
         yield "ok", "archive", "an empty folder: the first start makes it the archive", "nobody"
     if kind := network_file_system(path):

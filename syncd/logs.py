@@ -262,6 +262,8 @@ class _Sink:
             return
         ids = " ".join(f"{key}={value}" for key, value in event.items() if key not in {"level", "event"})
         _, action, _ = REASONS.get(str(event.get("reason")), ("", EVENTS[name], 0))
+        if event.get("reason") == "ok" and "lane" in event:
+            action = "works again"  # this one: whether all is archived is for the status to say
         action, prefix = action.replace("NAME", self._practice), f"<{priority}>" if self._under_systemd else ""
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all: the file has it
             print(f"{prefix}syncd {self._practice}: {name} {ids}: {action}", file=sys.stderr, flush=True)  # noqa: T201

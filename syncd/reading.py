@@ -212,9 +212,10 @@ def reindex(call: Call) -> int:
     with Lock(settings.state_path, "reindex"):
         found = scrub.reindex(settings, archive, call.clock.now())
         archive.take_over(owner_id())
-    words = [f"{found.versions:,} sidecars, {report.human_bytes(found.bytes)}; not syncd's: {len(found.foreign):,}"]
+    words = [f"{found.known:,} sidecars known, {found.versions:,} of them ({report.human_bytes(found.bytes)}) read now"]
+    words[0] += f"; not syncd's: {len(found.foreign):,}"
     words += [f"  {plain(path)}" for path in found.foreign]
-    said = {"versions": found.versions, "bytes": found.bytes, "foreign": found.foreign}
+    said = {"versions": found.versions, "bytes": found.bytes, "known": found.known, "foreign": found.foreign}
     return call.answer(said, "\n".join(words))
 
 

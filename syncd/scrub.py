@@ -42,10 +42,11 @@ _OLDEST_SOUND: Final = (  # what is known to be damaged was looked at when the d
 
 @dataclass(slots=True)
 class Findings:
-    """What was adopted. `foreign`: paths of all else, relative to the archive."""
+    """What was adopted. `foreign`: paths of all else, relative to the archive. `known`: versions in the index now."""
 
     versions: int = 0
     bytes: int = 0
+    known: int = 0
     foreign: list[str] = field(default_factory=list)
 
 
@@ -133,6 +134,7 @@ def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
         index.remember("archive_id", marker)
         index.run("DELETE FROM wish WHERE done_at IS NULL")  # of the copy's day: granted or refused long ago
         findings = adopt_all(index, archive, settings, now)
+        findings.known = index.value("SELECT count(*) FROM version")
         index.value("PRAGMA wal_checkpoint(TRUNCATE)")  # not inside a transaction: there it is refused
     finally:
         index.close()

@@ -43,6 +43,7 @@ LANE_OF = {
 }
 AUDIT_SLICE = 500  # entries of the audit log written with one fsync
 SLOWLY = 900.0  # seconds: refused keys and logins are not tried more often than four times an hour
+NEW_ARCHIVE = "a new archive needs an existing, empty folder: make [archive] path, or mount its disk"
 REFUSED = frozenset({"key_refused", "key_cannot_download", "drop_refused", "host_key_changed"})
 
 
@@ -102,7 +103,12 @@ def _new_archive(doors: Doors, marker: str | None) -> str:
     if intended is None or marker is None:
         intended = uuid.uuid4().hex
         doors.index.remember("intended_archive_id", intended)
-        doors.archive.create(intended)
+        try:
+            doors.archive.create(intended)
+        except SiteError as error:
+            if error.reason != "archive_missing":
+                raise
+            raise SiteError("archive_missing", NEW_ARCHIVE) from error
     with doors.index.transaction():
         doors.index.remember("archive_id", intended)
         doors.index.remember("intended_archive_id", None)

@@ -206,6 +206,12 @@ def test_dry_run_changes_nothing_at_all(desk: Desk, words: list[str]) -> None:
     assert desk.everything() == before
 
 
+def test_dry_retry_names_what_it_would_try(desk: Desk) -> None:
+    desk.json("backfill")
+    full_id = desk.found()[0]["full_id"]
+    assert desk.call("retry", full_id, "-n").stdout == f"would retry {full_id}\n"
+
+
 def test_second_backfill_is_refused_and_told_who_holds_the_lock(desk: Desk) -> None:
     desk.state.mkdir()
     with Lock(desk.state, "backfill"):
@@ -222,6 +228,39 @@ def test_refused_key_ends_with_12_and_the_right_one_goes_on(desk: Desk) -> None:
     key.write_text(right)
     desk.json("retry")
     assert desk.json("backfill")["owed"] == 0
+
+
+def test_backfill_of_an_archive_put_back_from_a_backup_ends_with_3_until_what_it_lacks_is_back(desk: Desk) -> None:
+    desk.json("backfill")
+    shutil.copytree(desk.archive, backup := desk.folder / "backup")
+    practice = desk.simulation.practice
+    patient = practice.rows("SELECT PatNum FROM patient LIMIT 1")[0]["PatNum"]
+    with practice.as_of(practice.clock.now() - 1200.0):
+        practice.add_document(patient, "jpg")
+    desk.json("backfill")
+    before = sorted(path.name for path in desk.archive.rglob("*.jpg"))
+    shutil.rmtree(desk.archive)
+    backup.rename(desk.archive)
+    assert desk.json("backfill", code=errors.EXIT_OWED)["reason"] == "archive_damaged"
+    assert desk.call("verify", "--repair").exit_code == errors.EXIT_DAMAGE
+    assert desk.json("backfill")["owed"] == 0
+    assert sorted(path.name for path in desk.archive.rglob("*.jpg")) == before
+
+
+def test_backfill_leaves_a_report_and_everything_private(desk: Desk) -> None:
+    desk.json("backfill")
+    logs = desk.folder / "log"
+    assert json.loads((logs / "status.json").read_text())["reason"] == "ok"
+    assert (logs / "status.log").read_text().count("everything that is listed is archived") == 1
+    private = [path for folder in (logs, desk.state, desk.archive) for path in (folder, *folder.rglob("*"))]
+    assert [path for path in private if path.stat().st_mode & 0o077] == []
+
+
+def test_new_archive_without_a_folder_is_told_to_make_it(desk: Desk) -> None:
+    desk.archive.rmdir()
+    result = desk.call("backfill")
+    assert result.exit_code == errors.EXIT_ARCHIVE
+    assert "make [archive] path" in result.stderr
 
 
 def test_archive_that_is_not_mounted_ends_with_13(desk: Desk) -> None:
@@ -561,8 +600,7 @@ def test_daemon_with_an_index_that_nobody_can_read_lives_on_and_says_what_to_do(
     before = [(row["full_id"], row["seq"], row["sha256"]) for row in desk.found()]
     (desk.state / "index.db").write_bytes(b"noise" * 1000)
     with desk.process("run") as process:
-        wait_until((desk.folder / "log" / "status.json").exists)
-        assert "syncd reindex" in json.loads((desk.folder / "log" / "status.json").read_text())["message"]
+        wait_until(lambda: "syncd reindex" in json.loads((desk.folder / "log/status.json").read_text())["message"])
         assert "syncd reindex" in desk.call("status").stdout
         assert desk.json("reindex")["foreign"] == []
         assert process.poll() is None

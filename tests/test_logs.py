@@ -172,6 +172,13 @@ def shown(log: Log, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
+def test_lane_that_works_again_does_not_claim_that_everything_is_archived(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_logs(settings(tmp_path), {}).info("state_changed", lane="archive", reason="ok")
+    assert capsys.readouterr().err.endswith("works again\n")
+
+
 def test_under_systemd_starts_states_and_warnings_are_shown_with_priority_and_action(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

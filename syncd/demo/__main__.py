@@ -61,6 +61,7 @@ def main(
     with running as simulation:
         target = config_dir or Path(tempfile.mkdtemp(prefix="simulated-practice-"))
         path = simulation.write_config(target)
+        (target / "archive").mkdir(mode=0o700, exist_ok=True)  # ready to be mirrored into
         click.echo(f"# {path}\n{path.read_text()}")
         click.echo(f"# {patients} invented patients at {simulation.url}; Ctrl-C ends it")
         life = Life(simulation.practice, seed) if live else None

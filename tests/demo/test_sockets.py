@@ -224,5 +224,6 @@ def test_the_demo_prints_a_configuration_and_ends_on_a_signal(tmp_path: Path) ->
         assert process.stdout.readline() == f"# {tmp_path / 'config.toml'}\n"
         lines = iter(process.stdout.readline, "")
         assert any("invented patients at" in line for line in lines)
+        assert not any((tmp_path / "archive").iterdir()), "ready for a backfill"
         process.terminate()
         assert process.wait(10) == 0
