@@ -20,8 +20,8 @@ from tests.world import make_settings
 
 NOW = 1_795_000_000.0  # 2026-11-18 11:06:40 UTC, 05:06:40 in Chicago
 CANARIES = (
-    *("101", "4711", "998877", "Chicago", "northside", "drop.canary.example", "canaryuser", "canary-group"),
-    *("2026-11-18", "05:06", "10:05", "secret-token", "192.0.2.77", "mail@canary.example", "1795000300"),
+    *("101", "4711", "998877", "Chicago", "northside", "drop.finch.example", "finchuser", "finch-group"),
+    *("2026-11-18", "05:06", "10:05", "secret-token", "192.0.2.77", "mail@finch.example", "1795000300"),
 )
 LOG = """\
 {"time": "2026-11-18T10:05:00.000Z", "event": "item_failed", "item": "101/document-4711", "practice": "northside"}
@@ -32,11 +32,11 @@ LOG = """\
 """.replace('"count": 4711', '"count": 3')
 REPORT = """\
 northside: BLOCKED (drop_unreachable)
-  the SFTP site cannot be reached from here (drop.canary.example)
+  the SFTP site cannot be reached from here (drop.finch.example)
   as of 2026-11-18 05:06:40-06:00
     guard-7: 30 of 40 items (patient-101)
-  Wed 05:06-10:05  the SFTP site refuses canaryuser of mail@canary.example (1 h), practice_it
-  last seen 2026-11-18 05:06; never 2026-99-99; at 192.0.2.77 and https://ping.canary.example/secret-token
+  Wed 05:06-10:05  the SFTP site refuses finchuser of mail@finch.example (1 h), practice_it
+  last seen 2026-11-18 05:06; never 2026-99-99; at 192.0.2.77 and https://ping.finch.example/secret-token
 """
 
 
@@ -47,9 +47,9 @@ def settings(tmp_path: Path) -> Settings:
         1.0,
         {
             "practice": {"name": "northside"},
-            "drop": {"host": "drop.canary.example", "username": "canaryuser", "address": "drop.canary.example:2222"},
-            "archive": {"group": "canary-group"},
-            "notify": {"ping_url": "https://ping.canary.example/secret-token", "command": ["/opt/canary-alert", "x"]},
+            "drop": {"host": "drop.finch.example", "username": "finchuser", "address": "drop.finch.example:2222"},
+            "archive": {"group": "finch-group"},
+            "notify": {"ping_url": "https://ping.finch.example/secret-token", "command": ["/opt/finch-alert", "x"]},
             "sync": {"patients": [101, 4711]},
         },
     )
