@@ -16,7 +16,7 @@ PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 demo: $(VENV)/.ready
 	$(BIN)/syncd demo
 
-DECISIONS  := agenda answers changes config diff guards metrics naming notices pacing report
+DECISIONS  := agenda answers changes config diff faces guards metrics naming notices pacing report
 NOTHING_LOST := archive identity index mirror scrub
 
 test: check

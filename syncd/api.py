@@ -28,7 +28,6 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 from syncd.diff import revision
 from syncd.errors import (
-    REASONS,
     ConfigError,
     ItemError,
     ListingError,
@@ -285,7 +284,9 @@ class OpenDentalApi:
             return SiteError("tls_failed")
         if placing and not unsent:
             return UnansweredError("api_unreachable", "the connection was cut, or time ran out, during a placement")
-        return TransientError("api_unreachable", f"{REASONS['api_unreachable'][1]} ({urlsplit(self._url).hostname})")
+        why = getattr(next(iter(error.args), None), "reason", None)  # as requests wraps it
+        unknown = isinstance(why, urllib3.exceptions.NameResolutionError)
+        return TransientError("name_unknown" if unknown else "api_unreachable", urlsplit(self._url).hostname or "")
 
 
 class _Wire(HTTPAdapter):

@@ -178,15 +178,28 @@ def _switch(*names: str, attribute: str, says: str) -> Callable[[Any], Any]:
 
 
 NUMBER: Final = click.IntRange(min=1)
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 duration = written(config.parse_duration, "DURATION")
 json_too = _switch("--json", attribute="as_json", says="For programs; with schema_version.")
 dry = _switch("-n", "--dry-run", attribute="dry_run", says="Change nothing, say what.")
 
 
+def _practices(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
+    """For the shell: the practices of this machine that begin like this."""
+    del ctx, param
+    return [name for path in wiring.configured() if (name := path.parent.name).startswith(typed)]
+
+
 @click.group(cls=Verbs, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-p", "--practice", metavar="NAME", help="The practice of /etc/syncd/NAME/config.toml.")
-@click.option("-c", "--config", "file", type=click.Path(dir_okay=False, path_type=Path), help="Another config.toml.")
+@click.option(
+    "-p",
+    "--practice",
+    metavar="NAME",
+    shell_complete=_practices,
+    help="The practice of /etc/syncd/NAME/config.toml.",
+)
+@click.option("-c", "--config", "file", type=FILE, help="Another config.toml.")
 @click.option("--archive", type=FOLDER, help="Read this bare archive, without configuration.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")

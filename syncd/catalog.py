@@ -18,7 +18,7 @@ from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
 from syncd.model import KINDS, Item, Kind, ListName, Version
 from syncd.naming import parse_id
-from syncd.report import DAY, Hold, Incident, StatusFacts, Trouble, iso
+from syncd.report import DAY, WEEK, Chore, Hold, Incident, StatusFacts, Trouble, iso
 from syncd.schema import row_checksum
 
 Row = dict[str, Any]
@@ -186,19 +186,47 @@ class Catalog:
         """The facts of a status. `page_rows`: what one page of a list holds; `days`: how old incidents may be."""
         return StatusFacts(
             **self._owed_facts(),
-            **self._one(_ARCHIVED),
+            **self._archived_facts(now),
             **self._list_facts(page_rows, now),
-            **self._one(f"SELECT {_ODD_COUNTS} FROM item i WHERE {_ODD}"),
+            **self._one(f"SELECT {_ODD_COUNTS} FROM item i WHERE {_ODD}", now - WEEK),
             **self._one(_THUMBNAILS),
             **self._one(_LEFTOVERS),
             roster_read_at=self.index.meta_time("roster_at") or None,
             feed_at=self.index.meta_time("feed_at") or None,
             feed_off_until=self.index.meta_time("feed_off_until") or None,
             delays=self._delays(now - DAY, zone),
+            healed_this_week=self._healed_since(now - WEEK),
+            chores=self._chores(zone),
             troubles=tuple(Trouble(**row) for row in self.index.rows("SELECT * FROM site ORDER BY since_at")),
             holds=tuple(Hold(**row) for row in self.index.rows(_HOLDS)),
             incidents=tuple(Incident(**row) for row in self.index.rows(_INCIDENTS, now - days * DAY)),
         )
+
+    def _archived_facts(self, now: float) -> Row:
+        """Totals, and of each of the last seven days."""
+        days = {row["ago"]: row for row in self.index.rows(_ARCHIVED, now, DAY)}
+        total = {name: sum(row[name] for row in days.values()) for name in ("versions", "items", "bytes")}
+        said: Row = {f"archived_{name}": count for name, count in total.items()}
+        said["last_archived_at"] = max((row["last_at"] for row in days.values()), default=None)
+        week = [days.get(ago) for ago in range(7)]
+        said["archived_this_week"] = sum(row["versions"] for row in week if row)
+        return said | {"grown": tuple(row["bytes"] if row else 0 for row in week)}
+
+    def _healed_since(self, since: float) -> int:
+        days: dict[str, int] = json.loads(self.index.meta("healed") or "{}")
+        return sum(count for day, count in days.items() if int(day) * DAY >= since)
+
+    def _chores(self, zone: dt.tzinfo) -> dict[str, Chore]:
+        """What is done again and again: when it was done, and is due."""
+        at = {name: self.index.meta_time(name) or None for name in _CHORE_TIMES}
+        failed, copied_at = self.index.meta("drill_failed"), at["index_copied_at"]
+        copied_on = dt.datetime.fromtimestamp(copied_at or 0, zone).date()
+        midnight = dt.datetime.combine(copied_on + dt.timedelta(days=1), dt.time(), zone).timestamp()
+        return {
+            "scrub": Chore(at["scrubbed_at"], at["scrub_due_at"]),
+            "index_copy": Chore(copied_at, midnight if copied_at else None),
+            "drill": Chore(at["drilled_at"], at["drill_due_at"], None if failed is None else failed == "no"),
+        }
 
     def _delays(self, since: float, zone: dt.tzinfo) -> dict[str, list[float]]:
         """Seconds from a file's appearance in the practice to its archiving, by kind, of what was archived `since`.
@@ -240,13 +268,15 @@ class Catalog:
         return self._one(sql, page_rows, NEVER_READ_AFTER, now - DAY)
 
 
-_ARCHIVED: Final = (
-    "SELECT count(*) AS archived_versions, coalesce(sum(version = 1), 0) AS archived_items, coalesce(sum(bytes), 0) AS"
-    " archived_bytes, max(archived_at) AS last_archived_at FROM version WHERE sidecar = 1"
+_CHORE_TIMES: Final = ("scrubbed_at", "scrub_due_at", "index_copied_at", "drilled_at", "drill_due_at")
+_ARCHIVED: Final = (  # by days ago, all beyond a week as one
+    "SELECT max(0, min(7, CAST((? - archived_at) / ? AS INTEGER))) AS ago, count(*) AS versions, sum(version = 1) AS"
+    " items, sum(bytes) AS bytes, max(archived_at) AS last_at FROM version WHERE sidecar = 1 GROUP BY 1"
 )
 _ODD_COUNTS: Final = (
     "coalesce(sum(held_by > 0), 0) AS held, coalesce(sum(held_by IS NULL AND vanished_at IS NOT NULL), 0) AS"
-    " vanished, coalesce(sum(held_by IS NULL AND vanished_at IS NULL AND pending = 1), 0) AS pending_at_source"
+    " vanished, coalesce(sum(held_by IS NULL AND vanished_at IS NULL AND pending = 1), 0) AS pending_at_source,"
+    " coalesce(sum(held_by IS NULL AND vanished_at >= ?), 0) AS vanished_this_week"
 )
 _HOLDS: Final = (
     "SELECT id AS guard, scope, reason, items, of_items, agreeing, made_at FROM guard WHERE state = 'held' ORDER BY id"

@@ -18,7 +18,7 @@ from typing import Final, cast
 import click
 from click import option
 
-from syncd import __version__, backfill, config, doctor, errors, reading, report, setup, wiring, wishes
+from syncd import __version__, backfill, config, doctor, errors, faces, reading, report, setup, wiring, wishes
 from syncd.backfill import Look, Stop, Wanted
 from syncd.call import (
     NUMBER,
@@ -45,7 +45,7 @@ from syncd.logs import Log, StatusFiles, open_logs
 from syncd.mirror import Scope
 from syncd.model import Item
 from syncd.naming import parse_guard_id
-from syncd.screen import Meter, emit, open_closed_streams, table
+from syncd.screen import Meter, emit, headed, open_closed_streams, table
 from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
 
 __all__ = ["cli", "doctor", "main", "reading", "setup"]  # importing these told the group of their verbs
@@ -109,12 +109,12 @@ def _wait_for_index(call: Call, stop: Stop) -> None:
             if bell is None:
                 log = open_logs(settings, os.environ, call.verbose)
                 log.error("state_changed", lane="index", reason=error.reason)  # noqa: TRY400 - our Log has no exception()
-                files.append_report(report.text(said, settings.zone))
+                files.append_report(faces.text(said, settings.zone))
                 complain(error.exit_code, str(error))
                 bell = Bell(settings, call.clock, log, None)
             bell.look(said)
         systemd.ready()
-        systemd.status(str(said["message"]))
+        systemd.status(faces.line(said, settings.zone))
         for _ in range(INDEX_AGAIN):
             systemd.watchdog()
             if stop.wait(1.0):
@@ -126,7 +126,7 @@ def _describe(settings: Settings, index: Index) -> tuple[report.Report, str]:
         said, _ = _status(settings, index)
     except SiteError as error:
         said, _ = _status(settings, None, blind=error)
-    return said, report.text(said, settings.zone)
+    return said, faces.text(said, settings.zone)
 
 
 @verb(
@@ -270,7 +270,7 @@ def _status(
     )
     said = report.status(facts, around, now)
     if index is None and blind is None:
-        said["message"] = "syncd never ran here: start the service, or call `syncd backfill`"
+        said["message"] = f"syncd never ran here: `sudo systemctl start syncd@{settings.name}`, or `syncd backfill`"
     return said, facts
 
 
@@ -302,7 +302,7 @@ def status(call: Call, failing: bool, since: float, watch: bool, every: bool) ->
         said, _, rows = _standing(call, since / report.DAY, failing)
         if watch and sys.stdout.isatty():
             click.clear()
-        words = report.text(said, call.settings.zone)
+        words = headed(faces.text(said, call.settings.zone), said["state"])
         if failing:
             words += "\n" + call.table(("full_id", "failure", "failures", "since_at", "next_try_at"), rows)
         call.answer(said | ({"failing_items": rows} if failing else {}), words)
@@ -349,7 +349,7 @@ def _plan(call: Call) -> int:
     with index_if_any(call) as index:
         _, facts = _status(call.settings, index)
     planned = report.plan(facts, report.Budget.of(call.settings, call.clock.now()))
-    return call.answer(planned, report.plan_text(planned))
+    return call.answer(planned, faces.plan_text(planned))
 
 
 verb("plan", json_too)(_plan)

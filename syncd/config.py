@@ -395,12 +395,19 @@ def parse(text: str, *, name: str, folder: Path, environ: Mapping[str, str]) -> 
     try:
         document = tomllib.loads(text.removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError((f"config.toml is not valid TOML: {error}",)) from error
+        raise ConfigError((f"config.toml is not valid TOML: {error}{_hint(text, str(error))}",)) from error
     _complete(document, name, environ)
     try:
         return Settings.model_validate(document, context=(folder, environ.get("CREDENTIALS_DIRECTORY")))
     except ValidationError as error:
         raise ConfigError(tuple(_problem(wrong) for wrong in error.errors())) from None  # it quotes values
+
+
+def _hint(text: str, told: str) -> str:
+    """The key of the line that TOML complains of; most often its quotes are missing."""
+    line = re.search(r"at line (\d+)", told)
+    key = re.match(r"\s*([a-z_]+)\s*=", text.splitlines()[int(line[1]) - 1]) if line else None
+    return f": {key[1]}: a text stands in quotes, and a backslash in it twice" if key else ""
 
 
 def _complete(document: dict[str, Any], name: str, environ: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from syncd import notices, notifier, pacing
+from syncd import faces, notices, notifier, pacing
 from syncd.backfill import GIL_TURN, Stop, ended
 from syncd.config import Settings
 from syncd.errors import EXIT_OK, SyncdError
@@ -163,8 +163,8 @@ class Daemon:
 
     def _mark_upkeep(self) -> None:
         """The lane knows when each was done last: a mark may come too often, never too seldom."""
-        self._lanes.pull_lane.due("scrub")
-        self._lanes.pull_lane.due("copy")
+        for mark in ("copy", "drill", "scrub"):
+            self._lanes.pull_lane.due(mark)
 
     def _take_turns(self, name: str, turn: Callable[[float], float]) -> None:
         clock, stop, failed_at = self._lanes.clock, self._stop.event, float("-inf")
@@ -215,7 +215,7 @@ class Daemon:
         if self._files.write_json(status):
             self._pulse.works("log")
         self._log_change((str(status["state"]), str(status["reason"])))
-        self._systemd.status(str(text.splitlines()[0] if text else ""))
+        self._systemd.status(faces.line(status, self._lanes.settings.zone))
         self._bell.look(status)
         if report:
             self._files.append_report(text)

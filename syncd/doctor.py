@@ -20,7 +20,8 @@ from typing import Final, Literal, TypeVar
 from click import option
 
 from syncd import errors, guards, identity, pacing, report, wiring
-from syncd.call import Call, index_if_any, json_too, verb
+from syncd.bundle import claim, write
+from syncd.call import FILE, Call, index_if_any, json_too, verb
 from syncd.catalog import Row
 from syncd.config import Settings
 from syncd.diff import local_time
@@ -40,7 +41,7 @@ from syncd.model import Listed, Page, Pulled, PullJob
 from syncd.naming import extension_of, staging_name
 from syncd.ports import Api, Drop
 from syncd.screen import table
-from syncd.service import Credentials, network_file_system, read_credentials
+from syncd.service import Credentials, Lock, network_file_system, read_credentials
 from syncd.sites import NEW_ARCHIVE
 
 CLOCKS_DIFFER: Final = 120.0  # seconds
@@ -55,17 +56,28 @@ COLUMNS: Final = ("result", "check", "message", "who")
 READ_ALL: Final = frozenset({"ApiReadAll"})  # the tier that can list, and nothing else
 
 
-@verb("doctor", option("--offline", is_flag=True, help="Without any request."), json_too)
-def doctor(call: Call, offline: bool) -> int:
+@verb(
+    "doctor",
+    option("--offline", is_flag=True, help="Without any request."),
+    option("--bundle", type=FILE, metavar="FILE", help="Pack logs and status for strangers: no names, no numbers."),
+    json_too,
+)
+def doctor(call: Call, offline: bool, bundle: Path | None) -> int:
     """Look at configuration, archive, SFTP site and Open Dental: what to do, and who."""
-    rows, credentials, drop = list[Row](), None, None
+    rows, credentials, drop, settings = list[Row](), None, None, None
+    packed = claim(bundle) if bundle is not None else None  # before this process becomes the owner of the state
     with contextlib.suppress(ConfigError):  # told below
-        credentials = read_credentials(call.settings)  # now: root becomes the owner of the state, who may not
-    if credentials and not offline:
-        drop = wiring.open_drop(call.settings, credentials)
+        settings = call.settings
+        credentials = read_credentials(settings)  # now: root becomes the owner of the state, who may not
+    if settings and credentials and not offline:
+        drop = wiring.open_drop(settings, credentials)
     rows += rows_of(_examine(call))
     if credentials and drop:
         rows += rows_of(examine_outside(call, credentials, drop))
+    for row in rows:
+        row["message"] = row["message"].replace("NAME", settings.name if settings else "NAME")
+    if packed is not None:
+        write(packed, rows, settings, call.clock.now())
     call.answer({"checks": rows}, text(rows))
     return errors.EXIT_DOCTOR if failed(rows) else EXIT_OK
 
@@ -108,6 +120,7 @@ def _examine(call: Call) -> Iterator[Check]:
             elif index.value("PRAGMA quick_check") == "ok":
                 known = index.meta("archive_id")
                 yield "ok", "index", "", "nobody"
+                yield _service(call, index)
             else:
                 yield "failed", "index", "index.db is damaged: stop the service, then `syncd reindex`", "practice_it"
         yield from _examine_archive(settings, known)
@@ -123,6 +136,20 @@ def _examine(call: Call) -> Iterator[Check]:
         yield "warning", "metrics file", words, "practice_it"
     here = dt.datetime.fromtimestamp(call.clock.now(), settings.zone).isoformat(sep=" ", timespec="seconds")
     yield "ok", "time zone", f"{settings.zone} has {here} now: compare it with a clock in the office", "practice_it"
+
+
+def _service(call: Call, index: Index) -> Check:
+    """What the running service says of itself: a part that hangs, or another database, nobody sees from here."""
+    holder, clock = Lock(call.settings.state_path).holder(), call.clock
+    if holder is None:
+        return "warning", "service", REASONS["not_running"][1], "practice_it"
+    told = tuple(report.Trouble(**row) for row in index.rows("SELECT * FROM site"))
+    told += report.silent_parts(holder.signs, clock.steady(), clock.now())
+    worst = report.worst(report.ripened(report.StatusFacts(troubles=told), clock.now()).troubles)
+    if worst is None:
+        return "ok", "service", f"{holder.verb}, pid {holder.pid}", "nobody"
+    who, meaning, _ = REASONS[worst.reason]
+    return ("warning" if who == "nobody" else "failed"), "service", f"{worst.reason}: {worst.detail or meaning}", who
 
 
 def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:
@@ -184,9 +211,8 @@ def examine_outside(
 def _found(check: str, error: SyncdError) -> Check:
     """What an error says of a check."""
     if isinstance(error, (SiteError, TransientError)):
-        who, meaning, _ = REASONS[error.reason]
-        words = str(error) if meaning in str(error) else f"{meaning} ({error})"
-        return ("warning" if who == "nobody" else "failed"), check, words, who
+        who = REASONS[error.reason][0]
+        return ("warning" if who == "nobody" else "failed"), check, str(error), who
     if isinstance(error, ItemError) and check == "placement":
         who, meaning, _ = REASONS["placements_refused"]
         return "failed", check, f"{meaning} ({error.failure})", who

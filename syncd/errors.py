@@ -29,8 +29,8 @@ EXIT_INTERRUPTED: Final = 130
 EXIT_TERMINATED: Final = 143
 
 _IT: Final = "practice_it"
-# reason -> (who must act, what is wrong and what to do, exit code while it lasts): the documented list of `status`, the
-# most urgent first. Of several troubles `status` names the first.
+# reason -> (who must act, "what is wrong: what to do", exit code while it lasts): the documented list of `status`, the
+# most urgent first. Of several troubles `status` names the first. NAME stands for the practice.
 REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     "not_responding": (
         _IT,
@@ -72,18 +72,22 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     ),
     "other_database": (
         _IT,
-        "the key leads to another practice's database: numbers mean other people there; see `syncd held`",
+        "the key leads to another practice's database, where numbers mean other people: see `syncd held`",
         6,
     ),
     "database_went_back": (
         _IT,
-        "the office's database lacks rows it had (a restored backup?): nothing is marked vanished; see `syncd held`",
+        "the office's database lacks rows it had, nothing is marked vanished: was a backup restored? See `syncd held`",
         6,
     ),
-    "key_refused": ("integrator", "Open Dental refuses the API keys (401): check developer_key and customer_key", 12),
+    "key_refused": (
+        "integrator",
+        "Open Dental refuses the API keys: put the right ones in with `sudo syncd setup NAME --only keys`",
+        12,
+    ),
     "key_cannot_download": (
         "integrator",
-        "this key can list, not download: it needs the permission for DownloadSftp",
+        "this key can list, not download: have Open Dental give it the permission AllOthers",
         12,
     ),
     "tls_failed": (
@@ -91,21 +95,30 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         "the API's certificate is not valid here: check the clock and any firewall that re-signs TLS",
         5,
     ),
-    "api_unreachable": (_IT, "Open Dental's API cannot be reached: check this server's network and DNS", 5),
+    "name_unknown": (_IT, "nobody here knows the address of Open Dental's API by its name: check this server's DNS", 5),
+    "api_unreachable": (_IT, "Open Dental's API cannot be reached: check this server's network and firewall", 5),
     "econnector_down": (_IT, "the office's eConnector is not running: start the eConnector service in the office", 5),
     "econnector_twice": (_IT, "two eConnectors use the same registration key: stop one of them", 5),
-    "api_error": ("open_dental", "Open Dental's API answers with server errors; syncd tries again by itself", 5),
+    "api_error": (
+        "open_dental",
+        "Open Dental's API answers with server errors: syncd tries again by itself; where it lasts, call Open Dental",
+        5,
+    ),
     "bad_answers": (
         "open_dental",
-        "the API's answers cannot be trusted (wrong shape or wrong patient); nothing was recorded from them",
+        "the API's answers cannot be trusted, none was recorded: see that no proxy answers, then call Open Dental",
         5,
     ),
     "host_key_changed": (
         _IT,
-        "the SFTP site's host key is not the pinned one: confirm with its owner, then change [drop] host_key",
+        "the SFTP site has another host key: confirm it with its owner, then `sudo syncd setup NAME --only host-key`",
         12,
     ),
-    "drop_refused": (_IT, "the SFTP site refuses syncd's login: check [drop] username and password_file", 12),
+    "drop_refused": (
+        _IT,
+        "the SFTP site refuses syncd's login: put the right one in with `sudo syncd setup NAME --only sftp`",
+        12,
+    ),
     "drop_unreachable": (_IT, "the SFTP site cannot be reached from here: check [drop] host and port", 5),
     "placements_refused": (
         _IT,
@@ -117,7 +130,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         "Open Dental answered nothing but 429 for an hour: find what else uses this key, or ask Open Dental",
         5,
     ),
-    "throttled": ("nobody", "Open Dental asked for fewer requests (429); syncd waits as told", 5),
+    "throttled": ("nobody", "Open Dental asked for fewer requests: syncd waits as told", 5),
     "disappearances_held": (
         _IT,
         "many documents left the listings at once: see `syncd held`, then approve or reject",
@@ -131,7 +144,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     "items_failing": (_IT, "some documents cannot be fetched: see `syncd status --failing`", 3),
     "roster_unread": (
         "open_dental",
-        "the list of patients could not be read for a day: new patients are missed; see syncd.log, ask Open Dental",
+        "the list of patients could not be read for a day, new ones are missed: see syncd.log, ask Open Dental",
         5,
     ),
     "lists_unreadable": (
@@ -141,13 +154,13 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     ),
     "sweep_overdue": (
         _IT,
-        "some lists were not read for longer than promised: see the incidents and syncd.log, restart the service",
+        "some lists were not read for longer than promised: see the incidents; where none is read now, restart syncd",
         3,
     ),
-    "log_unwritable": (_IT, "the log folder cannot be written: make room, or check its disk; syncing goes on", 3),
+    "log_unwritable": (_IT, "the log folder cannot be written, syncing goes on: make room, or check its disk", 3),
     "catching_up": ("nobody", "documents are owed and being fetched", 3),
     "paused": (_IT, "paused by hand until the time shown: `syncd resume` ends it", 9),
-    "not_running": (_IT, "no syncd holds the lock: start the service", 0),
+    "not_running": (_IT, "no syncd holds the lock: start the service, `sudo systemctl start syncd@NAME`", 0),
     "ok": ("nobody", "everything that is listed is archived", 0),
 }
 
@@ -168,6 +181,12 @@ FailureClass = Literal[
     "wrong_location",  # the answer names another file than was asked for
     "zero_bytes",
 ]
+
+
+def worded(reason: str, detail: str = "") -> str:
+    """What is wrong, in detail, and what to do: `the API cannot be reached (HTTP 502): check the network`."""
+    what, colon, to_do = REASONS[reason][1].partition(": ")
+    return f"{what} ({detail}){colon}{to_do}" if detail else REASONS[reason][1]
 
 
 class SyncdError(Exception):
@@ -202,8 +221,8 @@ class SiteError(SyncdError):
     """All work of one lane stops until somebody acts. `reason` is a key of REASONS."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        who, message, exit_code = REASONS[reason]
-        super().__init__(f"{message} ({detail})" if detail else message)
+        who, _, exit_code = REASONS[reason]
+        super().__init__(worded(reason, detail))
         self.reason = reason
         self.who: Who = who
         self.exit_code = exit_code
@@ -218,7 +237,7 @@ class TransientError(SyncdError):
     exit_code = EXIT_REMOTE
 
     def __init__(self, reason: str, detail: str = "", retry_after: float | None = None) -> None:
-        super().__init__(detail or REASONS[reason][1])
+        super().__init__(worded(reason, detail))
         self.reason = reason
         self.retry_after = retry_after
 

@@ -35,6 +35,8 @@ EVENTS: Final[dict[str, str]] = {
     "damage_found": "an archived file, sidecar or row is not what it was; see `syncd verify`",
     "damage_set_aside": "a damaged file was moved to ARCHIVE/damaged and is fetched again",
     "document_archived": "new bytes of an item are in the archive",
+    "drill_failed": "a random version could not be restored as it was archived; see `syncd verify`",
+    "drill_passed": "the week's drill: a random version was restored, and is what was archived",
     "drop_cleaned": "a staged file was removed from the drop",
     "drop_leftover": "a staged file could not be removed from the drop; syncd tries again",
     "drop_open_to_others": "other users of the SFTP site may look into the drop folder: chmod 700 on the site",
@@ -262,7 +264,7 @@ class _Sink:
         _, action, _ = REASONS.get(str(event.get("reason")), ("", EVENTS[name], 0))
         if event.get("reason") == "ok" and "lane" in event:
             action = "works again"  # this one: whether all is archived is for the status to say
-        prefix = f"<{priority}>" if self._under_systemd else ""
+        action, prefix = action.replace("NAME", self._practice), f"<{priority}>" if self._under_systemd else ""
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all: the file has it
             print(f"{prefix}syncd {self._practice}: {name} {ids}: {action}", file=sys.stderr, flush=True)  # noqa: T201
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from syncd import repair
 from syncd.diff import DAY, Owing
@@ -23,8 +23,9 @@ from syncd.model import Attempt, FieldValue, Item, Kind, PlacedName, Pulled, Pul
 from syncd.naming import check_body, extension_of, is_staging_name, media_type, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher
-from syncd.scrub import Scrub, adopt_newer, copy_index
+from syncd.scrub import adopt_newer
 from syncd.sites import LANE_OF, Doors, Sites, claim_archive, settle_audit
+from syncd.upkeep import Mark, Upkeep
 
 BATCH = 16  # placements looked at in one turn
 FILES = 24  # files recorded in one transaction, unless one placement brought more: the other lane waits for it
@@ -63,8 +64,7 @@ class PullLane:
     def __init__(self, doors: Doors, sites: Sites) -> None:
         self._doors, self._sites = doors, sites
         self._publisher = Publisher(doors)
-        self._scrub = Scrub(doors, sites)
-        self._copy_due = False
+        self._upkeep = Upkeep(doors, sites)
         self._recovered = False
         self._archive_seen_at = 0.0
 
@@ -80,9 +80,9 @@ class PullLane:
         wait = self._sites.wait_until("drop", "archive")
         try:
             if wait > now or self._sites.reason("database") == "other_database":
-                busy = self._recovered and self._sites.reason("archive") is None and self._spare(now)
+                busy = self._recovered and self._sites.reason("archive") is None and self._upkeep.turn(now)
             else:
-                busy = self._turn(now) or self._spare(now)
+                busy = self._turn(now) or self._upkeep.turn(now)
         except (SiteError, TransientError) as error:
             self._sites.failed(error, now, lane=LANE_OF.get(error.reason, "drop"))
             return now + IDLE
@@ -98,23 +98,9 @@ class PullLane:
         except SiteError as error:
             self._sites.failed(error, now, lane="audit")
 
-    def due(self, mark: Literal["scrub", "copy"]) -> None:
+    def due(self, mark: Mark) -> None:
         """The scheduler says that something is due; the lane does it when it has nothing else to do."""
-        if mark == "scrub":
-            self._scrub.due()
-        else:
-            self._copy_due = True
-
-    def _spare(self, now: float) -> bool:
-        """An idle turn: the day's copy of the index, then a slice of the scrub; whether there is more to do at once."""
-        if self._copy_due:
-            self._copy_due = False
-            copy_index(self._doors, now)
-        try:
-            return self._scrub.turn(now)
-        except SiteError:
-            self._scrub.abandon()
-            raise
+        self._upkeep.due(mark)
 
     def start(self, now: float) -> None:
         """Before the first turn of any lane; an archive that is missing is a state, and the next turn tries again."""

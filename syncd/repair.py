@@ -8,6 +8,7 @@ are a new version, and the old one is unhealable. Nothing is deleted: what is se
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final, cast
@@ -16,13 +17,14 @@ from syncd import checker
 from syncd.archive import Archive
 from syncd.catalog import Catalog
 from syncd.checker import HARMLESS, OF_MEDIA, Finding
-from syncd.diff import Owing
+from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import Item, Method
 from syncd.sites import Sites
 
+KEPT_DAYS: Final = 9
 MOST_ALONE: Final = 20  # damaged items: beyond that a disk or a memory fails, and a person decides
 _OF_ITEM: Final = "pat_num = ? AND kind = ? AND num = ?"
 _OF_D: Final = f"d.pat_num = ? AND d.kind = ? AND d.num = ? AND d.code IN ({', '.join('?' * len(OF_MEDIA))})"
@@ -49,11 +51,20 @@ def note(index: Index, log: Log, item: Item, findings: Iterable[Finding], now: f
         for path, state in before.items():
             if path not in bad and state != "queued":
                 index.run("DELETE FROM damage WHERE path = ?", path)
-                log.info("version_healed", item=item.full_id)
+                _healed(index, log, now, item=item.full_id)
         for path, found in bad.items():
             if path not in before:
                 _put(index, found, "found", now)
                 log.error("damage_found", item=item.full_id, version=found.version or 0, reason=found.code)
+
+
+def _healed(index: Index, log: Log, now: float, **ids: object) -> None:
+    """Tell it, and count it for the status: by day, of the last week and a little more."""
+    days: dict[str, int] = json.loads(index.meta("healed") or "{}")
+    days = {day: count for day, count in days.items() if abs(now / DAY - int(day)) < KEPT_DAYS}
+    today = str(int(now // DAY))
+    index.remember("healed", json.dumps(days | {today: days.get(today, 0) + 1}))
+    log.info("version_healed", **ids)
 
 
 def want(index: Index, item: Item, path: str, code: str, now: float) -> None:
@@ -115,7 +126,7 @@ def _tell(index: Index, log: Log, found: Finding, outcome: str, now: float, seen
         index.record("repair", now, actor, item=item, seq=found.seq, code=found.code, outcome=outcome)
     version = found.version or 0
     if outcome == "healed":
-        log.info("version_healed", item=item, version=version)
+        _healed(index, log, now, item=item, version=version)
     elif outcome == "queued":
         log.warning("damage_set_aside", item=item, version=version, reason=found.code)
     else:
@@ -234,7 +245,7 @@ def settle(index: Index, archive: Archive, log: Log, item: Item, now: float) -> 
                 index.run("DELETE FROM damage WHERE path = ?", row["path"])
                 index.run("UPDATE version SET checked_at = ? WHERE seq = ?", now, row["seq"])
                 index.record("healed", now, item=item.full_id, seq=row["seq"])
-            log.info("version_healed", item=item.full_id, version=row["version"])
+            _healed(index, log, now, item=item.full_id, version=row["version"])
         elif row["state"] == "queued":
             index.run("UPDATE damage SET state = 'unhealable' WHERE path = ?", row["path"])
             index.record("unhealable", now, item=item.full_id, seq=row["seq"])

@@ -1,4 +1,4 @@
-"""What `status`, `health` and `plan` say: facts of the index turned into one state, its reason, and words for people.
+"""What `status`, `health` and `plan` say: facts of the index turned into one state, its reason, and figures.
 
 Pure. Times come in as seconds since the epoch, UTC; in answers they are ISO 8601 strings in UTC, durations are seconds.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any, Final, Literal
 
 from syncd.config import Settings
-from syncd.errors import EXIT_ARCHIVE, EXIT_HELD, EXIT_REFUSED, REASONS
+from syncd.errors import EXIT_ARCHIVE, EXIT_HELD, EXIT_REFUSED, REASONS, worded
 from syncd.pacing import spacing
 
 State = Literal["ok", "catching_up", "degraded", "blocked", "paused", "stopped"]
@@ -21,6 +21,7 @@ Report = dict[str, Any]
 SCHEMA_VERSION: Final = 1
 HOUR: Final = 3600.0
 DAY: Final = 24 * HOUR
+WEEK: Final = 7 * DAY
 LIVELY: Final = 30 * 60.0  # a first sync shows life within it; a blocked site may recover within it
 FEED_IS_ON: Final = 1800.0  # seconds since it was last read; its longest period is 20 minutes
 HEALTH_FACTOR: Final = 1.3  # of the floor: the polling policy lets no list rest longer than 1.15 of it
@@ -29,18 +30,16 @@ SILENT: Final = 15 * 60.0  # without a sign of life: then somebody is told
 SUPPOSED_BYTES: Final = 500_000  # of one file, before anything is archived
 SUPPOSED_ITEMS: Final = 8  # on one list, before any was polled: a median of 12 documents and 4 sheets a patient
 TIERS: Final = (("free, 5 s", 5.0), ("paid, 1.1 s", 1.1), ("enterprise, 0.5 s", 0.5), ("unthrottled, 0.05 s", 0.05))
+CHORES: Final = ("scrub", "index_copy", "drill")
 _BLOCKING: Final = frozenset({EXIT_REFUSED, EXIT_ARCHIVE, EXIT_HELD})
 _BLIPS: Final = 2  # tries in a row: before the second one failed too, trouble that may pass is no block
+_FORESIGHT: Final = 3650 * DAY  # further ahead nobody knows when a disk is full
 _URGENCY: Final = tuple(REASONS)
 _COUNTS: Final = (  # figures that a status repeats as they are
-    *("owed", "thumbnails_due", "held", "vanished", "pending_at_source", "drop_leftovers"),
+    *("owed", "thumbnails_due", "held", "vanished", "pending_at_source", "drop_leftovers", "lists_unreadable"),
     *("archived_items", "archived_versions", "archived_bytes", "patients", "lists", "lists_never_polled"),
+    *("archived_this_week", "vanished_this_week", "healed_this_week"),
 )
-_WHO: Final = {
-    "practice_it": "the practice's IT",
-    "integrator": "the integrator who holds the API keys",
-    "open_dental": "Open Dental",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,15 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True)
+class Chore:
+    """Something that is done again and again: when it was done last, when it is due, and whether it went well."""
+
+    done_at: float | None = None
+    due_at: float | None = None
+    passed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """What one guard holds."""
 
@@ -96,7 +104,8 @@ class StatusFacts:
     `owed_requests`: calls that the owed items take. `thumbnail_calls`: patients with an image whose thumbnail is due.
     `sweep_requests`: pages of all lists, as far as their lengths are known. `oldest_polled_at`: of the lists that were
     polled at all. `lists_unreadable`: read in vain for a day. `feed_at`: when the change feed was last read. `delays`:
-    seconds from the appearance of a file to its archiving, of the last day's files, by kind.
+    seconds from the appearance of a file to its archiving, of the last day's files, by kind. `grown`: bytes archived in
+    each of the last seven days. `chores`: by name.
     """
 
     owed: int = 0
@@ -124,6 +133,11 @@ class StatusFacts:
     feed_at: float | None = None
     feed_off_until: float | None = None
     delays: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    archived_this_week: int = 0
+    vanished_this_week: int = 0
+    healed_this_week: int = 0
+    grown: tuple[int, ...] = ()
+    chores: Mapping[str, Chore] = field(default_factory=dict)
     troubles: tuple[Trouble, ...] = ()
     holds: tuple[Hold, ...] = ()
     incidents: tuple[Incident, ...] = ()
@@ -154,18 +168,31 @@ class StatusFacts:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Seconds from start to start: at the full rate; on the mean of a week; the same for what is owed."""
+    """Seconds from start to start: at the full rate; on the mean of a week; the same for what is owed.
+
+    `bulk_hours`: the last one for each hour of the week to come.
+    """
 
     interval: float
     spacing: float
     bulk_spacing: float
+    bulk_hours: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings, now: float) -> Budget:
         """Shares, opening hours and windows of the week to come, hour by hour."""
         hours = [now + hour * HOUR for hour in range(168)]
-        means = (len(hours) / sum(1 / spacing(settings, at, bulk) for at in hours) for bulk in (False, True))
-        return cls(settings.api.min_interval, *means)
+        each, bulk = ([spacing(settings, at, bulk) for at in hours] for bulk in (False, True))
+        mean, bulk_mean = (len(hours) / sum(1 / seconds for seconds in of_hours) for of_hours in (each, bulk))
+        return cls(settings.api.min_interval, mean, bulk_mean, tuple(bulk))
+
+    def seconds_for(self, requests: float) -> float:
+        """How long so many requests of bulk work take from now on, in and out of opening hours and windows."""
+        for hour, seconds in enumerate(self.bulk_hours):
+            if requests * seconds <= HOUR:
+                return hour * HOUR + requests * seconds
+            requests -= HOUR / seconds
+        return len(self.bulk_hours) * HOUR + requests * self.bulk_spacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +250,10 @@ def silent_parts(signs: Signs | None, steady: float, now: float) -> tuple[Troubl
 def _silent(part: str, reason: str, since_at: float, now: float) -> Trouble:
     reason = {"clock": "clock_stuck", "log": "log_unwritable"}.get(part, reason if reason in REASONS else "lane_stuck")
     failures = 1 if part == "log" else _BLIPS  # syncing goes on without a log
-    return Trouble(part, reason, f"{REASONS[reason][1]} ({part})", since_at, now, failures)
+    return Trouble(part, reason, worded(reason, part), since_at, now, failures)
 
 
-def _ripened(facts: StatusFacts, now: float) -> StatusFacts:
+def ripened(facts: StatusFacts, now: float) -> StatusFacts:
     """Throttling is a wait that was asked for; for an hour without one good answer somebody has to look."""
     long = {t for t in facts.troubles if t.reason == "throttled" and now - t.since_at > HOUR}
     changed = (replace(t, reason="throttled_long", detail="") if t in long else t for t in facts.troubles)
@@ -256,7 +283,7 @@ def _state(facts: StatusFacts, around: Surroundings, now: float) -> tuple[State,
 
 
 def _moments(
-    facts: StatusFacts, around: Surroundings, state: State, trouble: Trouble | None
+    facts: StatusFacts, around: Surroundings, state: State, trouble: Trouble | None, now: float
 ) -> tuple[float | None, float | None]:
     """Since when it is so, and when the next try is due."""
     if state == "paused":
@@ -264,22 +291,22 @@ def _moments(
     if state == "stopped":
         return max(filter(None, (facts.last_listed_at, facts.last_archived_at)), default=None), None
     if trouble:
-        return trouble.since_at, trouble.next_try_at
+        return trouble.since_at, trouble.next_try_at if trouble.next_try_at > now else None
     return min((hold.made_at for hold in facts.holds), default=None), None
 
 
 def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     """`status --json`: every key of the contract (design.md section 3), and more figures that people ask for."""
-    facts, floor = _ripened(facts, now), floor_seconds(facts, around.budget)
+    facts, floor = ripened(facts, now), floor_seconds(facts, around.budget)
     state, reason = _state(facts, around, now)
     if state in ("ok", "catching_up") and not _fresh(facts, HEALTH_FACTOR * floor, now)[0]:
         state, reason = "degraded", "sweep_overdue"
     trouble = next((t for t in facts.troubles if t.reason == reason), None)
-    since, next_try_at = _moments(facts, around, state, trouble)
-    message = trouble.detail if trouble and trouble.detail else REASONS[reason][1]
+    since, next_try_at = _moments(facts, around, state, trouble, now)
+    message = (trouble.detail if trouble and trouble.detail else REASONS[reason][1]).replace("NAME", around.practice)
     swept, budget = facts.last_complete_sweep_at, around.budget
     at_work = state not in ("paused", "stopped", "blocked") and facts.requests_to_come
-    eta = round(facts.requests_to_come * budget.bulk_spacing) if at_work else None
+    eta = round(budget.seconds_for(facts.requests_to_come)) if at_work else None
     said: Report = {"schema_version": SCHEMA_VERSION, "practice": around.practice, "version": around.version}
     said |= {"at": iso(now), "state": state, "reason": reason, "message": message, "who": REASONS[reason][0]}
     said |= {"since": iso(since), "next_try_at": iso(next_try_at), "holder": around.holder, "eta_seconds": eta}
@@ -292,10 +319,28 @@ def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     said |= {"archive_free_bytes": around.free_bytes, "archive_reserve_bytes": around.reserve_bytes}
     said |= {"guards": [_hold(hold) for hold in facts.holds]}
     said |= {"incidents": [_incident(each, now) for each in facts.incidents]}
-    said |= {"lists_unreadable": facts.lists_unreadable, "roster_read_at": iso(facts.roster_read_at)}
+    said |= {"roster_read_at": iso(facts.roster_read_at), "ready_at": iso(now + eta if eta else None)}
+    said |= {"expected_items": facts.archived_items + facts.files_to_come} | _space(facts, around, now)
+    chores = {name: facts.chores.get(name, Chore()) for name in CHORES}
+    said |= {f"{name}_last_at": iso(chore.done_at) for name, chore in chores.items()}
+    said |= {f"{name}_next_at": iso(chore.due_at) for name, chore in chores.items()}
+    said |= {"drill_passed": chores["drill"].passed}
     said |= _feed(facts, now) | {"freshness": {kind: _freshness(each) for kind, each in sorted(facts.delays.items())}}
     healthy, line = health(said, facts, None, floor, now)
     return said | {"healthy": healthy, "health": line}
+
+
+def _space(facts: StatusFacts, around: Surroundings, now: float) -> Report:
+    """How the archive grows, and when its disk is full (below the reserve) if the coming days are like the last ones.
+
+    The middle one of seven days counts: a first sync among them says nothing of the days to come.
+    """
+    a_day, free, reserve = median(facts.grown or (0,)), around.free_bytes, around.reserve_bytes or 0
+    full_at = None if free is None or not a_day else now + max(0, free - reserve) / a_day * DAY
+    within_reason = full_at is not None and full_at - now < _FORESIGHT
+    said: Report = {"grown_bytes_this_week": sum(facts.grown), "grown_bytes_a_day": round(a_day)}
+    said |= {"archive_full_at": iso(full_at) if within_reason else None}
+    return said | {"expected_bytes": round(facts.files_to_come * facts.mean_bytes)}
 
 
 def _feed(facts: StatusFacts, now: float) -> Report:
@@ -331,7 +376,7 @@ def health(said: Report, facts: StatusFacts, max_age: float | None, floor: float
     """
     if said["state"] == "paused":
         return True, f"healthy: paused until {said['next_try_at']}"
-    facts = _ripened(facts, now)
+    facts = ripened(facts, now)
     since = [now - t.since_at for t in facts.troubles if blocks(t)]
     since += [now - hold.made_at for hold in facts.holds if hold.scope == "all"]  # nothing new may be true any more
     lasts = max(since, default=0.0)
@@ -376,85 +421,6 @@ def plan(facts: StatusFacts, budget: Budget) -> Report:
     expected_bytes = round(facts.files_to_come * facts.mean_bytes)
     planned |= {"expected_files": facts.files_to_come, "expected_bytes": expected_bytes}
     return planned | {"estimated": bool(facts.lists_never_polled or not facts.lists), "tiers": tiers}
-
-
-def plan_text(planned: Report) -> str:
-    """The plan for people, in 80 columns."""
-    size = human_bytes(planned["expected_bytes"])
-    sweep = f"{planned['lists']:,} lists, {planned['sweep_requests']:,} requests a sweep"
-    lines = [f"{planned['patients']:,} patients: {sweep}"]
-    lines += [f"to fetch: {planned['expected_files']:,} files, {size}, {planned['requests_to_come']:,} requests"]
-    lines += ["(an estimate: not every list was polled yet)"] if planned["estimated"] else []
-    lines += ["", f"{'tier':<22}{'finished after':>16}{'a sweep takes':>16}{'mean age':>16}"]
-    for tier in planned["tiers"]:
-        seconds = (tier["days_to_finish"] * DAY, tier["sweep_seconds"], tier["mean_age_seconds"])
-        lines.append(f"{tier['tier']:<22}" + "".join(f"{human_duration(each):>16}" for each in seconds))
-    return "\n".join(lines) + "\n"
-
-
-def text(said: Report, zone: dt.tzinfo = dt.UTC) -> str:
-    """A status for people in 80 columns, the most urgent first; times in the practice's zone, with offset."""
-    lines = [f"{said['practice']}: {said['state'].replace('_', ' ').upper()} ({said['reason']})"]
-    lines += textwrap.wrap(said["message"], 78, initial_indent="  ", subsequent_indent="  ")
-    lines.append(f"  who must act: {_WHO.get(said['who'], said['who'])}")
-    until = "until" if said["state"] == "paused" else "next try"
-    for words, key in (("as of", "at"), ("since", "since"), (until, "next_try_at")):
-        lines += [f"  {words}: {_local(said[key], zone)}"] if said[key] else []
-    lines += ["", *_work_lines(said), "", *_site_lines(said, zone)]
-    lines += ["", *_history_lines(said, zone), "", *textwrap.wrap(said["health"], 80)]
-    return "\n".join(lines) + "\n"
-
-
-def _work_lines(said: Report) -> list[str]:
-    eta = f", about {human_duration(said['eta_seconds'])} to go" if said["eta_seconds"] and said["owed"] else ""
-    lines = [_line("owed", f"{said['owed']:,}{eta}"), _line("failing", f"{said['failing']:,}")]
-    lines += [f"    {name}: {count:,}" for name, count in said["failing_by_class"].items()]
-    lines.append(_line("held", f"{said['held']:,}"))
-    lines += [f"    {g['id']}: {g['items']:,} of {g['of_items']:,} items ({g['scope']})" for g in said["guards"]]
-    named = (("vanished", "vanished"), ("at the source", "pending_at_source"), ("thumbnails due", "thumbnails_due"))
-    return lines + [_line(words, f"{said[key]:,}") for words, key in named]
-
-
-def _site_lines(said: Report, zone: dt.tzinfo) -> list[str]:
-    age = f"first sync, {said['lists'] - said['lists_never_polled']:,} of {said['lists']:,} lists"
-    if said["oldest_list_seconds"] is not None:
-        age = f"{human_duration(said['oldest_list_seconds'])} ago"
-    again_at = said["change_feed_again_at"]
-    feed = f"refused or failing; again at {_local(again_at, zone)}" if again_at else said["change_feed"]
-    free = "unknown" if said["archive_free_bytes"] is None else human_bytes(said["archive_free_bytes"])
-    archived = f"{said['archived_versions']:,} versions of {said['archived_items']:,} items"
-    budget = f"{said['requests_today']:,} today of {said['requests_a_day']:,} a day"
-    fresh: list[str] = []
-    for kind, each in said["freshness"].items():
-        took = (human_duration(each[f"{part}_seconds"]) for part in ("median", "p95", "oldest"))
-        words = "{:,} in a day, half of them within {}, 95 % within {}, all within {}".format(each["files"], *took)
-        fresh += textwrap.wrap(_line(f"new {kind}s", words), 80, subsequent_indent=" " * 18)
-    return [
-        _line("oldest list", f"{age}; the limit is {human_duration(said['floor_seconds'])}"),
-        *fresh,
-        _line("last archived", _local(said["last_archived_at"], zone)),
-        _line("change feed", feed),
-        _line("requests", f"{budget}, {said['throttled_today']:,} refused (429)"),
-        _line("archive", f"{archived}, {human_bytes(said['archived_bytes'])}; free: {free}"),
-        _line("left on the drop", f"{said['drop_leftovers']:,}"),
-    ]
-
-
-def _history_lines(said: Report, zone: dt.tzinfo) -> list[str]:
-    lines = ["incidents:"] if said["incidents"] else ["incidents: none"]
-    for each in said["incidents"]:
-        lasted = human_duration(each["lasted_seconds"]) + (" and lasts" if each["until_at"] is None else "")
-        lines.append(f"  {_local(each['since_at'], zone)}  {each['reason']} ({each['lane']}), {lasted}")
-    return lines
-
-
-def _line(words: str, value: str) -> str:
-    return f"{words + ':':<18}{value}"
-
-
-def _local(at: str | None, zone: dt.tzinfo) -> str:
-    when = dt.datetime.fromisoformat(at).astimezone(zone) if at else None
-    return when.isoformat(sep=" ", timespec="seconds") if when else "never"
 
 
 def human_bytes(count: float) -> str:

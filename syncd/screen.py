@@ -25,6 +25,7 @@ from rich.text import Text
 from syncd import backfill
 from syncd.report import SCHEMA_VERSION, human_bytes, human_duration
 
+COLOURS: Final = {"ok": "green", "catching_up": "green", "blocked": "red", "stopped": "red"}
 LINE_EVERY: Final = 60.0  # seconds between two plain lines
 _WIDE: Final = 240  # columns where no terminal limits them
 
@@ -46,6 +47,12 @@ def emit_json(fields: Mapping[str, object]) -> None:
 def plain(value: object) -> str:
     """A value as one line that no terminal obeys: control and formatting characters become a question mark."""
     return "".join(letter if letter.isprintable() else "?" for letter in ("" if value is None else str(value)))
+
+
+def headed(text: str, state: str) -> str:
+    """A report with its first line in the colour of its state; `emit` drops that where no terminal shows it."""
+    head, rest = text.split("\n", 1)
+    return click.style(head, fg=COLOURS.get(state, "yellow"), bold=True) + "\n" + rest
 
 
 def local(at: object, zone: dt.tzinfo) -> str:

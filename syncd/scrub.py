@@ -7,7 +7,6 @@ again where Open Dental still lists it with the very revision that is archived, 
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from syncd.archive import Archive
 from syncd.checker import Finding, Tally
 from syncd.config import Settings
 from syncd.diff import local_time, refetch_at
-from syncd.errors import SiteError, UsageError
+from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import Item, Kind, Version
@@ -49,19 +48,6 @@ class Findings:
     bytes: int = 0
     known: int = 0
     foreign: list[str] = field(default_factory=list)
-
-
-def copy_index(doors: Doors, now: float) -> None:
-    """The day's copy of the index, where it knows a version. A failure is told; the next mark tries again."""
-    settings, index = doors.settings, doors.index
-    day = dt.datetime.fromtimestamp(now, settings.zone).date().isoformat()
-    if index.value("SELECT 1 FROM version LIMIT 1") is None:
-        return
-    try:
-        if copies.make(index, settings.state_path / "copies", day):
-            doors.log.info("index_copied")
-    except SiteError as error:
-        doors.log.warning("index_copy_failed", reason=error.reason)
 
 
 def adopt_newer(doors: Doors, now: float) -> int:
@@ -244,6 +230,10 @@ class Scrub:
         """The scheduler's mark: the day's part may be due."""
         self._due = True
 
+    def look_at(self, item: Item) -> None:
+        """Before anything else: something is wrong with it."""
+        self._again.append(item)
+
     def turn(self, now: float) -> bool:
         """One slice; whether there is more to do at once."""
         repair.tell(self._doors.index, self._sites, now)
@@ -306,4 +296,5 @@ class Scrub:
             if wanted or (alone and each.code in ALONE and repair.is_listed_so(index, item, each.version)):
                 repair.mend(index, self._doors.archive, self._doors.log, each, now, person=wanted)
         if 0 < left <= max(1, tally.versions):
+            index.remember("scrubbed_at", repr(now))
             self._doors.log.info("archive_scrubbed")

@@ -23,7 +23,7 @@ import click
 from click import option
 
 from syncd import answers as asking
-from syncd import config, doctor, errors, report, wiring
+from syncd import config, doctor, errors, faces, report, wiring
 from syncd.answers import QUESTIONS, Answers, Question, Site
 from syncd.call import Call, dry, index_if_any, json_too, verb
 from syncd.catalog import Catalog, Row
@@ -306,7 +306,7 @@ class _Setup:
         again["owed_requests"] += facts.sweep_requests
         planned = report.plan(replace(facts, **again, lists_never_polled=0), report.Budget.of(settings, now))
         words = f"only in the old archive, for ever: {lost['versions']:,} versions, {report.human_bytes(lost['bytes'])}"
-        click.echo(f"{words} (superseded, or vanished in Open Dental)\n{report.plan_text(planned)}", err=True)
+        click.echo(f"{words} (superseded, or vanished in Open Dental)\n{faces.plan_text(planned)}", err=True)
         if not yes:
             raise UsageError("--new fetches all of that again: call it with --yes if the old archive is lost")
 

@@ -59,7 +59,7 @@ def failure_of(call: Callable[[OpenDentalApi], None], port: int, **changes: Any)
 def test_host_that_has_no_address_is_named_and_nothing_was_asked(call: Callable[[OpenDentalApi], None]) -> None:
     with pytest.raises(TransientError) as caught:
         call(api_at("http://office.invalid/api/v1"))
-    assert (type(caught.value), caught.value.reason) == (TransientError, "api_unreachable")
+    assert (type(caught.value), caught.value.reason) == (TransientError, "name_unknown")
     assert "office.invalid" in str(caught.value)
     assert not {"DEV", "CUST", "s3cret"} & set(str(caught.value).replace("/", " ").split())
 

@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -675,3 +676,93 @@ def test_signal_in_the_midst_of_a_wait_does_not_block_the_process() -> None:
         assert not asking.is_alive()
     assert stop.wait(5)
     assert stop.event.is_set()
+
+
+# --- the shell
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("syncd sta", {"status"}),
+        ("syncd status --fa", {"--failing"}),
+        ("syncd -p n", {"north", "northwest"}),
+        ("syncd -p north doctor --off", {"--offline"}),
+    ],
+)
+def test_shell_completes_verbs_options_and_names_of_practices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, offered: set[str]
+) -> None:
+    for name in ("north", "northwest", "south"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").touch()
+    monkeypatch.setattr("syncd.wiring.PRACTICES", tmp_path)
+    words = {"_SYNCD_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    said = CliRunner().invoke(cli, [], env=words, prog_name="syncd", complete_var="_SYNCD_COMPLETE").stdout
+    assert {line.partition(",")[2] for line in said.splitlines()} == offered
+
+
+def test_shell_gets_the_script_that_the_readme_names() -> None:
+    (line,) = re.findall(r"^ +(_SYNCD_COMPLETE=bash_source syncd.*)$", README.read_text("utf-8"), re.MULTILINE)
+    command = line.partition(">")[0].replace("syncd", f"{sys.executable} -m syncd.cli", 1)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True)
+    assert "complete -o nosort" in done.stdout
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, timeout=30, check=False).returncode == 0
+
+
+# --- the faces of a status
+
+
+def on_a_terminal(desk: Desk, *words: str, until: bytes) -> bytes:
+    """What a person sees until the last of these bytes came; then Ctrl-C."""
+    here, there = os.openpty()
+    line = [sys.executable, "-m", "syncd.cli", "-c", str(desk.file), *words]
+    with subprocess.Popen(line, stdout=there, stderr=there, stdin=there) as process:
+        os.close(there)
+        seen, end = b"", time.monotonic() + 30
+        while seen.count(until) < 2 and time.monotonic() < end:
+            try:
+                seen += os.read(here, 65_536)
+            except OSError:  # it ended
+                break
+        process.send_signal(signal.SIGINT)
+    os.close(here)
+    return seen
+
+
+def test_colours_are_for_terminals_and_watch_redraws_there(desk: Desk) -> None:
+    plain_text = desk.call("status").stdout
+    assert "\x1b" not in plain_text
+    assert plain_text.startswith("mirror: STOPPED (not_running)\n")
+    seen = on_a_terminal(desk, "status", "--watch", until=b"this week:")
+    assert seen.count(b"this week:") == 2
+    assert seen.count(b"\x1b[31m\x1b[1mmirror: STOPPED (not_running)\x1b[0m") == 2
+    assert seen.count(b"\x1b[2J") >= 2
+    assert seen.index(b"\x1b[2J") < seen.index(b"mirror:")
+
+
+def test_all_faces_of_a_status_tell_the_same(desk: Desk, tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(address))
+        systemd.settimeout(20)
+        desk.simulation.office.faults.add("key_revoked", times=None)
+        line = [sys.executable, "-m", "syncd.cli", "-c", str(desk.file), "run"]
+        with subprocess.Popen(
+            line, stderr=subprocess.DEVNULL, env=os.environ | {"NOTIFY_SOCKET": str(address)}
+        ) as daemon:
+            said = ""
+            while "key_refused" not in said:
+                said = systemd.recv(4096).decode()
+            told, shown = desk.json("status"), desk.call("status").stdout
+            wait_until(lambda: json.loads((desk.folder / "log" / "status.json").read_text())["reason"] == "key_refused")
+            daemon.send_signal(signal.SIGTERM)
+    words = "Open Dental refuses the API keys (HTTP 401)"
+    to_do = "put the right ones in with `sudo syncd setup mirror --only keys`"
+    assert said.startswith(f"STATUS=BLOCKED (key_refused): {words}; integrator: {to_do}; next try ")
+    assert "\n" not in said
+    assert (told["state"], told["reason"], told["who"]) == ("blocked", "key_refused", "integrator")
+    assert told["message"] == f"{words}: {to_do}"
+    flat = " ".join(shown.split())
+    assert f"mirror: BLOCKED (key_refused) {words} integrator: {to_do}; next try " in flat
+    assert "mirror: " in (desk.folder / "log" / "status.log").read_text()

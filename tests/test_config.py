@@ -228,6 +228,63 @@ def test_bad_value_is_one_problem_that_never_repeats_it(section: str, key: str, 
     assert len(value.strip('"')) < 9 or value.strip('"') not in problem
 
 
+MISTAKES: tuple[tuple[str, str, str, str | None, str], ...] = (  # what, section, key, its value (None: left out), words
+    ("no time zone", "practice", "time_zone", None, "is missing: add it"),
+    ("a time zone as Windows names it", "practice", "time_zone", '"Central Standard Time"', '"America/Chicago"'),
+    ("a name with a space", "practice", "name", '"Main Street"', "a-z, 0-9 and '-'"),
+    ("a misspelt key", "api", "shar", "0.5", "did you mean share?"),
+    ("a key of another section", "api", "username", '"opendental"', "it belongs in [drop]"),
+    ("the key itself, not its file", "api", "customer_key", '"abc"', "did you mean customer_key_file?"),
+    ("the password itself", "drop", "password", '"secret"', "did you mean password_file?"),
+    ("an unknown mode", "api", "mode", '"cloud"', "'remote', 'service' or 'local'"),
+    ("a pace that the vendor punishes", "api", "min_interval", '"100ms"', 'at least "0.5s"'),
+    ("a duration without a unit", "sync", "vanish_after", '"24"', 'like "30m"'),
+    ("a share in per cent", "api", "share", "50", "less than or equal to 1"),
+    ("plain http to the vendor", "api", "url", '"http://api.opendental.com/api/v1"', "must start with https://"),
+    ("no archive", "archive", "path", None, "is missing: add it"),
+    ("a relative path", "archive", "path", '"archive/main"', "must be an absolute path in quotes"),
+    ("a size without a unit", "archive", "reserve", '"5"', 'like "5 GB"'),
+    ("a size that is a number", "archive", "reserve", "5", 'like "5 GB"'),
+    ("a URL for a host", "drop", "host", '"sftp://sftp.example.org"', "its name or IP address alone"),
+    ("a port in quotes", "drop", "port", '"22"', "must be a valid integer"),
+    ("a fingerprint for a key", "drop", "host_key", '"SHA256:abcdefghijklmnopqrstuvwxyz01234"', "see ssh-keyscan"),
+    ("an absolute folder of the site", "drop", "folder", '"/srv/drop"', 'a folder like "a" or "a/b"'),
+    ("kinds in the plural", "sync", "kinds", '["documents"]', "document, mount, mount-image, sheet, thumbnail"),
+    ("patients as texts", "sync", "patients", '["101"]', "a list like [101, 102]"),
+    ("a switch that is no switch", "sync", "change_feed", "true", "'auto' or 'off'"),
+    ("hours without minutes", "backfill", "window", '["Mon-Fri 18-7"]', '"Mon-Fri 18:00-07:00"'),
+    ("a part in per cent", "verify", "subset", '"3%"', '"1/30"'),
+    ("a command as one text", "notify", "command", '"/usr/local/bin/alert --now"', "a list, an absolute path first"),
+    ("a switch called in plain http", "notify", "ping_url", '"http://ping.example.org/x"', "must start with https://"),
+    ("a relative file", "status", "metrics_file", '"syncd.prom"', "must be an absolute path"),
+)
+
+
+@pytest.mark.parametrize(("what", "section", "key", "value", "words"), MISTAKES, ids=[each[0] for each in MISTAKES])
+def test_each_typical_mistake_is_told_with_its_key_and_what_to_write(
+    what: str, section: str, key: str, value: str | None, words: str
+) -> None:
+    (problem,) = problems(with_keys(section, **{key: value}))
+    assert problem.startswith(f"[{section}] {key}: "), what
+    assert words in problem
+
+
+@pytest.mark.parametrize(("path", "words"), [("/srv/archive", "path: a text stands in quotes"), ('"C:\\x"', "twice")])
+def test_text_without_quotes_or_with_a_backslash_is_told_with_its_line_and_key(path: str, words: str) -> None:
+    (problem,) = problems(with_keys("archive", path=path))
+    assert "at line 8" in problem
+    assert words in problem
+    assert "path:" not in problems("[archive\npath = 1")[0]
+    assert problems("a = 1\na = 2")[0].startswith("config.toml is not valid TOML")
+
+
+def test_missing_pin_and_missing_address_are_told_with_both_ways_out() -> None:
+    assert "host_key or known_hosts_file: set exactly one" in problems(with_keys("drop", host_key=None))[0]
+    assert "write host[:port] as Open Dental reaches the site" in problems(with_keys("drop", host='"127.0.0.1"'))[0]
+    misspelt = problems(with_keys("drop").replace("[archive]", "[archiv]"))
+    assert "[archiv]: unknown section; did you mean archive?" in misspelt
+
+
 def test_vendor_host_needs_half_a_second_but_no_other_host_does() -> None:
     vendor = with_keys("api", url='"https://eu.OpenDental.com/api/v1"', min_interval='"0.49s"')
     assert problems(vendor)[0].startswith("[api] min_interval: must be at least")

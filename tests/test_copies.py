@@ -73,6 +73,9 @@ def test_a_copy_is_made_once_a_day_and_seven_are_kept(world: World) -> None:
     assert {path.stat().st_mode & 0o777 for path in folder(world).iterdir()} == {0o600}
     assert folder(world).stat().st_mode & 0o777 == 0o700
     assert len(world.log.events("index_copied")) == 9
+    chore = world.catalog().status_facts(world.clock.now(), zone=world.settings.zone).chores["index_copy"]
+    local = [dt.datetime.fromtimestamp(at or 0, world.settings.zone) for at in (chore.done_at, chore.due_at)]
+    assert local[1].isoformat()[:16] == f"{local[0].date() + dt.timedelta(days=1)}T00:00"
 
 
 def test_a_copy_is_the_index_of_that_moment(world: World) -> None:

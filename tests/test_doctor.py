@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from syncd import errors
 from syncd.demo.build import build_practice
 from syncd.demo.simulation import Simulation
+from syncd.service import Lock
 from tests.test_cli import Desk, practice
 
 pytestmark = pytest.mark.slow  # HTTP and SFTP servers for each test
@@ -79,11 +83,11 @@ def test_offline_sends_nothing(desk: Desk) -> None:
 OUTAGES: dict[str, tuple[Arrange, str, str, str, str]] = {
     "key revoked": (
         lambda sim, desk: sim.office.faults.add("key_revoked", times=None),
-        *("Open Dental", "failed", "integrator", "check developer_key and customer_key"),
+        *("Open Dental", "failed", "integrator", "`sudo syncd setup mirror --only keys`"),
     ),
     "key that can only list": (
         lambda sim, desk: setattr(sim.office, "permissions", ("ApiReadAll",)),
-        *("permissions", "failed", "integrator", "needs the permission"),
+        *("permissions", "failed", "integrator", "the permission AllOthers"),
     ),
     "eConnector down": (
         lambda sim, desk: sim.office.faults.add("econnector_down", times=None),
@@ -162,6 +166,31 @@ def test_each_outage_has_a_line_that_says_what_to_do_and_who(desk: Desk, name: s
     assert (found["result"], found["who"]) == (result, who), found
     assert words in found["message"]
     assert on_the_drop(desk) == []
+
+
+@pytest.mark.parametrize("reason", ["other_database", "throttled"])
+def test_what_only_the_running_service_knows_is_told_while_it_runs(desk: Desk, reason: str) -> None:
+    assert desk.call("backfill", "--no-progress").exit_code == 0
+    assert (checks(desk)["service"]["result"], checks(desk)["service"]["who"]) == ("warning", "practice_it")
+    with Lock(desk.state, "run"), contextlib.closing(sqlite3.connect(desk.state / "index.db")) as db:
+        assert checks(desk)["service"]["message"].startswith("run, pid ")
+        db.execute("INSERT INTO site VALUES ('x', ?, '', 0, 0, 3)", (reason,))
+        db.commit()
+        who, meaning, _ = errors.REASONS[reason]
+        found = checks(desk, code=0 if who == "nobody" else errors.EXIT_DOCTOR)["service"]
+    assert (found["who"], found["message"]) == (who, f"{reason}: {meaning}")
+
+
+def test_bundle_is_packed_beside_what_is_said_and_never_over_a_file(desk: Desk, tmp_path: Path) -> None:
+    assert desk.call("backfill", "--no-progress").exit_code == 0
+    target = tmp_path / "bundle.tar.gz"
+    assert checks(desk).keys() == {row["check"] for row in desk.json("doctor", "--bundle", str(target))["checks"]}
+    with tarfile.open(target) as tar:
+        assert {"doctor.json", "syncd.log", "configuration.json"} <= set(tar.getnames())
+    before = target.read_bytes()
+    asked = len(desk.simulation.office.arrivals)
+    assert desk.call("doctor", "--bundle", str(target)).exit_code == errors.EXIT_USAGE
+    assert (target.read_bytes(), len(desk.simulation.office.arrivals)) == (before, asked)
 
 
 def test_without_credentials_nothing_is_asked(desk: Desk) -> None:

@@ -5,10 +5,14 @@ Private by design, and not searched: the index, sidecars and patient.json.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -17,13 +21,17 @@ from typing import Any, cast
 
 import pytest
 
+from syncd import faces
 from syncd.demo.build import Past, build_practice
 from syncd.demo.clock import SimulatedClock
 from syncd.demo.practice import Practice
 from syncd.demo.simulation import Simulation
 from syncd.errors import SiteError, SyncdError, TransientError
 from syncd.logs import open_logs
+from syncd.metrics import exposition
 from syncd.model import PullJob
+from syncd.notices import Memory, look
+from syncd.report import Budget, Report, Surroundings, status
 from tests.world import START, RecordedLog, World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
@@ -148,7 +156,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_nothing_leaks_whatever_goes_wrong(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], messages: Iterator[list[str]]
 ) -> None:
-    made = next(messages)
+    made, notices = next(messages), list[str]()
     world = World.start(tmp_path, practice=telling_practice(SimulatedClock(START)))
     world.office.developer_key, world.office.customer_key = SECRETS["developer_key"], SECRETS["customer_key"]
     world.site.password = SECRETS["password"]
@@ -158,6 +166,8 @@ def test_nothing_leaks_whatever_goes_wrong(
     for trouble in troubles(world):
         trouble()
         world.run(hours=0.3)
+        _, notice = look(Memory(), report_of(world), world.clock.now(), after=0.0, office_is_open=True)
+        notices += [json.dumps(notice)] if notice else []
         world.office.faults.clear()
         world.drop.broken = world.drop.meddle = None
         world.site.down = False
@@ -166,14 +176,23 @@ def test_nothing_leaks_whatever_goes_wrong(
     said = files_below(world.settings.log_path)
     captured = capfd.readouterr()
     said |= {"stdout": captured.out, "stderr": captured.err, "errors": "\n".join(made)}
-    said["status"] = repr(asdict(world.catalog().status_facts(world.clock.now())))
+    report = report_of(world)
+    said["status"] = repr(asdict(world.catalog().status_facts(world.clock.now()))) + repr(report)
+    said |= {"faces": faces.text(report) + faces.line(report) + exposition(report), "notices": "\n".join(notices)}
     said["failing"] = repr(list(world.catalog().failing()))
     said["states"] = repr([world.index.rows(f"SELECT * FROM {t}") for t in ("site", "incident", "guard", "wish")])
     said["lock and pace"] = repr(files_below_but(world.settings.state_path, "index.db", "copies/"))
     said["names in the archive"] = "\n".join(str(path.relative_to(world.archive)) for path in world.archive.rglob("*"))
     assert len(made) > 200
+    assert len(notices) > 20
     assert captured.err.count("\n") > 100
     assert leaks(said, secret) == []
+
+
+def report_of(world: World) -> Report:
+    """What `status` says now; somebody holds the lock."""
+    now = world.clock.now()
+    return status(world.catalog().status_facts(now), Surroundings("main", "0", Budget(1, 1, 1), holder="run"), now)
 
 
 def files_below_but(folder: Path, *private: str) -> dict[str, str]:
@@ -236,7 +255,9 @@ def test_commands_say_nothing_that_names_anybody(tmp_path: Path, fault: str | No
         assert simulation.sftp is not None
         simulation.sftp.password = simulation.outside.password = SECRETS["password"]
         (tmp_path / "archive").mkdir()
-        config = simulation.write_config(tmp_path / "main", tmp_path / "archive")
+        metrics = tmp_path / "syncd.prom"
+        told = {"metrics_file": str(metrics)}
+        config = simulation.write_config(tmp_path / "main", tmp_path / "archive", status=told)
         said: dict[str, str] = {}
 
         def call(*words: str) -> None:
@@ -248,8 +269,13 @@ def test_commands_say_nothing_that_names_anybody(tmp_path: Path, fault: str | No
         if fault:
             simulation.office.faults.add(fault, text=ECHO, times=None)  # type: ignore[arg-type]  # of the list above
         call("backfill", "--no-progress", "--max-duration", "4s", "--json")
+        with contextlib.closing(sqlite3.connect(tmp_path / "main" / "state" / "index.db")) as db:
+            for row in db.execute("SELECT path FROM version WHERE kind = 'document'").fetchall() if not fault else []:
+                (tmp_path / "archive" / row[0]).unlink(missing_ok=True)  # so that the drill fails, and says so
+            db.execute("DELETE FROM version WHERE kind != 'document'")
+            db.commit()
         daemon = subprocess.Popen([SYNCD, "-v", "-c", config, "run"], stdout=-1, stderr=-1, text=True)
-        time.sleep(2.5)
+        time.sleep(4.0)
         for verb in (("status",), ("status", "--json", "--failing"), ("health",), ("held",)):
             call(*verb)
         daemon.send_signal(signal.SIGTERM)
@@ -257,7 +283,17 @@ def test_commands_say_nothing_that_names_anybody(tmp_path: Path, fault: str | No
         for verb in (("doctor",), *(() if fault else (("verify",), ("reindex",), ("retry",)))):
             call(*verb)
         addresses = [str(each.params.get("SftpAddress", "")) for each in simulation.office.arrivals]
+        call("doctor", "--bundle", str(tmp_path / "bundle.tar.gz"))
+        with tarfile.open(tmp_path / "bundle.tar.gz") as tar:
+            packed = {name: tar.extractfile(name) for name in tar.getnames()}
+            said |= {f"bundle {name}": file.read().decode() for name, file in packed.items() if file is not None}
+        said["metrics"] = metrics.read_text()
         said |= files_below(tmp_path / "main" / "log")
         said |= files_below_but(tmp_path / "main" / "state", "index.db", "copies/")
     assert "ERROR" not in said["run"]
+    assert "this week:" in said["status"]
+    assert len(said["metrics"]) > 1000
+    assert "syncd_state" in said["metrics"]
+    assert "this week:" in said["bundle status.log"]
+    assert fault or "drill_failed" in said["run"]
     assert leaks(said, canaries(practice, [each for each in addresses if each])) == []

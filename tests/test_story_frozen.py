@@ -6,6 +6,7 @@ still lives has given its sign of life; the test reads the lock file and the ind
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -352,8 +353,9 @@ class Running:
         return bool(signs.parts) and signs.beat_at >= now and all(at >= now for at in alive)
 
 
-@pytest.fixture
-def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+@contextlib.contextmanager
+def a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """Serving a practice of which everything is archived."""
     quiet = {"change_feed": "off", "appointments": "off"}  # a step of the clock is a minute, and holds one request
     world = World.start(tmp_path, practice=full_practice(), interval=5.0, sync=quiet)
     world.run()
@@ -379,6 +381,12 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
         assert not thread.is_alive()
         lanes.close()
     world.stop()
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    with a_daemon(tmp_path, monkeypatch) as one:
+        yield one
 
 
 def test_daemon_whose_parts_live_is_never_called_stuck(running: Running) -> None:
