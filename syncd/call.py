@@ -113,7 +113,9 @@ class Verbs(click.Group):
             raise
         except SyncdError as error:
             problems = error.problems if isinstance(error, ConfigError) else (str(error),)
-            code = complain(error.exit_code, *problems)
+            settings = vars(ctx.obj).get("settings") if ctx.obj else None  # as far as it got
+            name = settings.name if settings else "NAME"
+            code = complain(error.exit_code, *(each.replace("setup NAME", f"setup {name}") for each in problems))
         except (KeyboardInterrupt, click.Abort):
             code = errors.EXIT_INTERRUPTED
         except BrokenPipeError:

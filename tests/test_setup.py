@@ -315,7 +315,7 @@ def test_a_refused_key_is_not_written(server: Server) -> None:
 
 def test_a_refused_key_does_not_replace_a_good_one(server: Server) -> None:
     server.given()
-    refused(server, errors.EXIT_REFUSED, "check developer_key", customer_key="wrong", accept_problems=True)
+    refused(server, errors.EXIT_REFUSED, "syncd setup main --only keys", customer_key="wrong", accept_problems=True)
 
 
 def test_a_key_that_can_only_list_is_not_written(server: Server) -> None:
@@ -330,7 +330,7 @@ def test_a_wrong_password_of_the_site_is_not_written(server: Server) -> None:
 def test_another_host_key_than_the_one_given_is_not_written(server: Server) -> None:
     key = paramiko.ECDSAKey.generate()
     other = f"{key.get_name()} {key.get_base64()}"
-    refused(server, errors.EXIT_REFUSED, "not the pinned one", host_key=other, trust_host_key=None)
+    refused(server, errors.EXIT_REFUSED, "syncd setup main --only host-key", host_key=other, trust_host_key=None)
 
 
 def test_a_host_key_that_is_none_is_refused(server: Server) -> None:
@@ -422,7 +422,7 @@ def test_a_key_to_another_database_is_not_written_unless_somebody_says_so(server
         else:
             result = server.given("--only", "keys", code=errors.EXIT_HELD, **told)
         assert result.exit_code == errors.EXIT_HELD
-        assert "numbers mean other people there" in result.stderr
+        assert "numbers mean other people" in result.stderr
         assert server.everything() == before
     told = {"customer_key": "key-of-others", "accept_other_database": True}
     server.given("--only", "keys", code=errors.EXIT_DOCTOR, **told)

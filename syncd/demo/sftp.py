@@ -168,6 +168,10 @@ class SftpServer:
         self._thread = threading.Thread(target=self._accept, name="sftp", daemon=True)
         self._thread.start()
 
+    def rebuild(self) -> None:
+        """As if the server was made anew: from now on it shows another host key."""
+        self._host_key = paramiko.ECDSAKey.generate()
+
     @property
     def public_host_key_line(self) -> str:
         """The type of the host key and the key, as in `ecdsa-sha2-nistp256 AAAA...`."""
