@@ -12,7 +12,7 @@ from _pytest.terminal import TerminalReporter
 
 from syncd.demo.simulation import Simulation
 from tests.boot.desk import PASSWORD, Desk, practice
-from tests.boot.machine import CLONE, SUITES, Machine, missing, root_of
+from tests.boot.machine import SUITES, Machine, missing, root_of
 
 SITE = """
 PasswordAuthentication yes
@@ -59,9 +59,7 @@ def office(machine: Machine) -> Iterator[Simulation]:
 @pytest.fixture(scope="session")
 def desk(machine: Machine, office: Simulation) -> Desk:
     """The desk of the practice `main`."""
-    desk = Desk(machine, office, "main")
-    desk.write(CLONE)
-    return desk
+    return Desk(machine, office, "main")
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from syncd.answers import QUESTIONS, applies
 from syncd.demo.build import Past
-from syncd.demo.simulation import OutsideSite, Simulation
+from syncd.demo.simulation import OutsideSite, Simulation, to_toml
 from syncd.index import Index
 from syncd.model import KINDS
 from tests.boot.machine import Machine
@@ -33,16 +34,42 @@ class Desk:
         self.machine, self.office, self.name = machine, office, name
         self.unit, self.archive = f"syncd@{name}.service", Path("/srv/archive") / name
 
-    def write(self, folder: str, **sections: dict[str, object]) -> None:
-        """Fill in configuration and keys in a folder."""
-        here = self.machine.inside(folder)
-        settings: dict[str, dict[str, object]] = {
-            "state": {"path": None},
-            "log": {"path": None},
-            "sync": {"vanish_after": "1s"},
-            **sections,
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What `setup` wants to know."""
+        site = self.office.outside
+        return {
+            "mode": "service",
+            "url": self.office.url,
+            "time_zone": str(self.office.practice.zone),
+            "developer_key": self.office.office.developer_key,
+            "customer_key": self.office.office.customer_key,
+            "sftp": "elsewhere",
+            "sftp_host": site.host,
+            "sftp_port": site.port,
+            "sftp_username": site.username,
+            "sftp_password": site.password,
+            "sftp_folder": site.folder,
+            "sftp_address": f"{site.host}:{site.port}",
+            "archive": str(self.archive),
+            "notify_command": "-",
+            "ping_url": "-",
         }
-        self.office.write_config(here, self.archive, **settings)
+
+    @property
+    def typed(self) -> str:
+        """The same, typed into the dialogue, with the consent to the host key."""
+        asked = [
+            question for question in QUESTIONS if question.name in self.answers and applies(question, self.answers)
+        ]
+        return "".join(f"{self.answers[question.name]}\n" for question in asked) + "y\n"
+
+    def write_answers(self, path: str) -> None:
+        """The same, as a file for `setup --answers`."""
+        wanted = {name: value for name, value in self.answers.items() if value != "-"} | {"trust_host_key": True}
+        file = self.machine.inside(path)
+        file.write_text(to_toml({"x": wanted}).removeprefix("[x]\n"))
+        file.chmod(0o600)
 
     def syncd(self, words: str, user: str = "root", check: bool = True) -> str:
         """What a verb printed."""

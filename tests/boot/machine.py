@@ -187,25 +187,27 @@ class Machine:
             raise
 
     def run(
-        self, line: str, user: str = "root", check: bool = True, timeout: float = 120.0
+        self, line: str, user: str = "root", check: bool = True, timeout: float = 120.0, typed: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """A shell's line inside. `check`: it must end with 0."""
+        """A shell's line inside. `check`: it must end with 0. `typed`: what it reads."""
         home = "/root" if user == "root" else f"/home/{user}"
         shell = ["bash", "-c", line] if user == "root" else ["runuser", "-u", user, "--", "bash", "-c", line]
         environ = {"PATH": PATH, "HOME": home, "LANG": "C.UTF-8", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
         enter = ["nsenter", f"--target={self._leader}", "-m", "-u", "-i", "-p", "-C", "-r", "-w", "--", *shell]
         done = subprocess.run(
-            enter, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, env=environ, check=False
+            enter, input=typed, capture_output=True, text=True, timeout=timeout, env=environ, check=False
         )
         if check:
             assert done.returncode == 0, f"{line}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def type(self, line: str, folder: str = CLONE, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def type(
+        self, line: str, folder: str = CLONE, check: bool = True, typed: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """What the README says, in a clone, as the user who may use sudo."""
         assert line in install_section(), line
         self.typed.add(line)
-        return self.run(f"cd {folder} && {line}", USER, check)
+        return self.run(f"cd {folder} && {line}", USER, check, typed=typed)
 
     def said(self, line: str, user: str = "root") -> str:
         """What a line printed, without its last newline."""

@@ -22,7 +22,7 @@ def test_every_command_of_the_readme_leads_to_a_running_service_that_mirrors(
     section, began_at = install_section(), time.monotonic()
     lines = section[: section.index("sudo systemctl enable --now syncd@main") + 1]
     for line in lines:
-        machine.type(line)
+        machine.type(line, typed=desk.typed if "setup" in line else "")
     assert machine.show(desk.unit, "ActiveState") == "active"
     desk.wait_until_mirrored()
     took = time.monotonic() - began_at
@@ -141,6 +141,7 @@ FOR_ROOT = {  # verb -> arguments, and the exit code while the service runs and 
     "resume": ("", 0),
     "retry": ("", 0),
     "run": ("", 11),
+    "setup": ("main -n --answers /root/answers.toml", 0),
     "show": ("document-999999", 2),
     "status": ("", 0),
     "verify": ("", 0),
@@ -150,6 +151,7 @@ FOR_ROOT = {  # verb -> arguments, and the exit code while the service runs and 
 
 def test_every_verb_works_as_root_and_leaves_all_files_to_the_practices_user(machine: Machine, desk: Desk) -> None:
     assert FOR_ROOT.keys() == cli.commands.keys()
+    desk.write_answers("/root/answers.toml")
     for verb, (words, code) in FOR_ROOT.items():
         done = machine.run(f"cd /tmp && syncd {verb} {words}", check=False)
         assert done.returncode == code, (verb, done.stdout, done.stderr)

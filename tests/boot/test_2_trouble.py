@@ -89,6 +89,5 @@ def test_changed_key_is_a_named_state_until_the_new_one_is_there(machine: Machin
     said = desk.wait_for("blocked", "key_refused")
     assert (said["who"], desk.is_active()) == ("integrator", True)
     new = desk.add()
-    machine.inside("/etc/syncd/main/customer_key").write_text("another-customer-key\n")
-    desk.restart()
+    machine.run("syncd setup main --only keys", typed="\nanother-customer-key\n")
     desk.wait_for_document(new)

@@ -24,11 +24,8 @@ def other_office(machine: Machine) -> Iterator[Simulation]:
 def west(machine: Machine, other_office: Simulation) -> Desk:
     """A second practice, set up as the first one was."""
     west = Desk(machine, other_office, "west")
-    west.write("/root/west")
-    machine.run("useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin syncd-west")
-    machine.run(f"install -d -m 0700 -o syncd-west -g syncd-west {west.archive}")
-    files = " ".join(f"/root/west/{name}" for name in ("config.toml", *KEYS))
-    machine.run(f"install -D -m 0600 -o syncd-west -t /etc/syncd/west {files}")
+    west.write_answers("/root/west.toml")
+    machine.run("syncd setup west --answers /root/west.toml")
     return west
 
 
