@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def test_what_only_the_running_service_knows_is_told_while_it_runs(desk: Desk, r
     assert (checks(desk)["service"]["result"], checks(desk)["service"]["who"]) == ("warning", "practice_it")
     with Lock(desk.state, "run"), contextlib.closing(sqlite3.connect(desk.state / "index.db")) as db:
         assert checks(desk)["service"]["message"].startswith("run, pid ")
-        db.execute("INSERT INTO site VALUES ('x', ?, '', 0, 0, 3)", (reason,))
+        db.execute("INSERT INTO site VALUES ('x', ?, '', ?, 0, 3)", (reason, time.time()))
         db.commit()
         who, meaning, _ = errors.REASONS[reason]
         found = checks(desk, code=0 if who == "nobody" else errors.EXIT_DOCTOR)["service"]
