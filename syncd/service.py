@@ -350,7 +350,8 @@ def _read_secret(candidates: list[Path], trusted: Path | None, one_line: bool) -
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise ValueError(f"cannot be read ({errno.errorcode.get(error.errno or 0)})") from error
+            how = ": call `sudo syncd`" if isinstance(error, PermissionError) else ""
+            raise ValueError(f"cannot be read ({errno.errorcode.get(error.errno or 0)}){how}") from error
         try:
             mode = os.fstat(fd).st_mode
             if not stat.S_ISREG(mode):
