@@ -16,7 +16,7 @@ from tests.boot.machine import Machine
 from tests.truth import Expected, compare_archive
 
 PASSWORD: Final = "correct horse"
-PLACEMENTS: Final = ("DownloadSftp", "DownloadMount", "Thumbnails")
+PLACEMENTS: Final = ("DownloadSftp", "DownloadMount")
 PAST = Past(documents=5.0, sheets=2.0, sigma=0.6, hostile_names=0.0, urls=0.0, deleted=0.0)
 
 
@@ -109,7 +109,7 @@ class Desk:
         return found.wrong + found.lacking
 
     def placements(self) -> int:
-        """How often a file was asked for so far."""
+        """How often a document, a sheet or a mount was asked for so far."""
         return sum(each.path.rpartition("/")[2] in PLACEMENTS for each in list(self.office.office.arrivals))
 
     def add(self) -> str:
