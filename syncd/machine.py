@@ -72,10 +72,11 @@ def write(path: Path, text: str) -> None:
     _sync(path.parent)
 
 
-def switch(folder: Path, files: Files) -> None:
+def switch(folder: Path, files: Files, group: str) -> None:
     """Put these files into a folder in one step: whoever looks sees all of them or none.
 
-    A second folder is made beside /etc/syncd, with links to all other files, and the two change names.
+    A second folder is made beside /etc/syncd, with links to all other files, and the two change names. Only root and
+    this group may look into it: an address to call may hold a token.
     """
     fresh = folder.parent.with_name(f".syncd-{folder.name}.new")
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -83,10 +84,10 @@ def switch(folder: Path, files: Files) -> None:
     try:
         if folder.exists():
             shutil.copytree(folder, fresh, copy_function=os.link, symlinks=True)
-            os.chown(fresh, folder.stat().st_uid, folder.stat().st_gid)
         else:
             fresh.mkdir()
-            fresh.chmod(0o755)
+        fresh.chmod(0o750)
+        run("chown", f"root:{group}", str(fresh))
         for name, file in files.items():
             (fresh / name).unlink(missing_ok=True)  # a link: the old folder has the same file
             if file:

@@ -405,7 +405,7 @@ class _Setup:
             for path, text in self._drop_ins(settings.archive.path, *old).items():
                 write(path, text)
             if files:
-                switch(self._folder, files)
+                switch(self._folder, files, self._user)
             for path, text in self._drop_ins(settings.archive.path).items():
                 write(path, text)
             if self._new and self._known:
@@ -440,6 +440,7 @@ class _Setup:
                 run("systemctl", "disable", "--now", asking.UNIT.format(name))
         made_now = site and self._before.get("sftp") != "here"
         here = self._doctor([] if made_now and systemd else ["--offline"])
+        here = [row for row in here if row["check"] != "service"]  # it still has the configuration of before
         for row in here:  # its index is the next command's work
             row["result"] = "warning" if self._take_over and row["check"] == "archive" else row["result"]
         rows += here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +45,9 @@ def locate(practice: str | None, file: Path | None, environ: Mapping[str, str]) 
 
 
 def configured() -> list[Path]:
-    """The configuration of each practice of this machine."""
-    return sorted(PRACTICES.glob("*/config.toml"))
+    """The configuration of each practice of this machine, also of those that this user may not look into."""
+    files = (folder / "config.toml" for folder in sorted(PRACTICES.glob("*/")))
+    return [file for file in files if not os.access(file.parent, os.X_OK) or file.exists()]
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:

@@ -652,6 +652,8 @@ def test_files_have_the_modes_of_the_contract_and_secrets_stand_nowhere_else(ser
     names = {Path(path).name: mode for path, (mode, _) in files.items() if "/etc/syncd/main/" in path}
     expected = {"config.toml": 0o644} | dict.fromkeys(("developer_key", "customer_key", "sftp_password"), 0o600)
     assert names == expected
+    assert server.etc.stat().st_mode & 0o777 == 0o750, "for root and the practice's user"
+    assert f"chown root:syncd-main {server.root}" in server.said()
     told = [result.output, server.said()]
     told += [content.decode() for path, (mode, content) in files.items() if mode != 0o600]
     assert not [secret for secret in secrets_of(server) for text in told if secret in text]
