@@ -356,9 +356,12 @@ def is_fresh(listed_at: float, now: float) -> bool:
 
 
 def thumbnails_failed(doors: Doors, pat_num: int, now: float) -> None:
-    """Count a Thumbnails call that failed or went unanswered; after the third, again in 30 days."""
+    """Count a Thumbnails call that failed or went unanswered; after the third, again in 30 days.
+
+    The third comes a day after the second: an outage of an evening must not cost a month.
+    """
     failures = 1 + int(doors.index.value("SELECT thumbnails_failures FROM patient WHERE pat_num = ?", pat_num) or 0)
-    wait = retry_delay(failures) if failures < GIVE_UP_THUMBNAILS else THUMBNAILS_AGAIN
+    wait = {1: retry_delay(1), GIVE_UP_THUMBNAILS - 1: DAY}.get(failures, THUMBNAILS_AGAIN)
     doors.index.run(
         "UPDATE patient SET thumbnails_failures = ?, thumbnails_after_at = ? WHERE pat_num = ?",
         *(failures, now + wait, pat_num),

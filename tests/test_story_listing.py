@@ -516,9 +516,20 @@ def test_thumbnails_unanswered_three_times_are_asked_for_again_in_thirty_days(wo
     world.run(hours=6)
     assert len(world.sent("/documents/Thumbnails")) == 3
     world.office.faults.clear(fault)
-    world.clock.advance(86_400)
+    world.clock.advance(2 * 86_400)
     world.run(hours=3)
     assert len(world.sent("/documents/Thumbnails")) == 4
+    world.check()
+
+
+def test_outage_of_an_evening_does_not_keep_thumbnails_away_for_a_month(world: World) -> None:
+    world.practice.add_document(world.practice.add_patient())
+    fault = world.office.faults.add("gateway_timeout", path="/documents/Thumbnails", seconds=60.0, times=None)
+    world.run(hours=12)
+    assert len(world.sent("/documents/Thumbnails")) == 2
+    world.office.faults.clear(fault)
+    world.run(hours=14)
+    assert world.catalog().status_facts(world.clock.now()).thumbnails_due == 0
     world.check()
 
 
