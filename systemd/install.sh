@@ -148,6 +148,9 @@ do_uninstall() {
     say "  logs               /var/log/syncd"
     say "  archives           as [archive] path in /etc/syncd/*/config.toml says; else /srv/archive"
     say "  users              syncd-NAME, who own state, logs and archive"
+    if compgen -G "$UNITS/syncd-sftp@*.service" >/dev/null; then
+        say "  SFTP sites         they still serve: systemctl disable --now syncd-sftp@NAME, userdel drop-NAME"
+    fi
 }
 
 case "$#:${1:-}" in

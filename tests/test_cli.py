@@ -726,6 +726,9 @@ def on_a_terminal(desk: Desk, *words: str, until: bytes) -> bytes:
             except OSError:  # it ended
                 break
         process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # whoever runs the tests in the background ignores Ctrl-C
+            process.wait(10)
+        process.kill()
     os.close(here)
     return seen
 

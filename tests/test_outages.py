@@ -245,7 +245,9 @@ OUTAGES: dict[str, Outage] = {
         "Open Dental",
     ),
     "key revoked": Outage("key_refused", fault("key_revoked"), like("key revoked"), "Open Dental"),
-    "key that can only list": Outage("key_cannot_download", may_only_list, like("key that can only list"), "placement"),
+    "key that can only list": Outage(
+        "key_cannot_download", may_only_list, like("key that can only list"), "permissions"
+    ),
     "eConnector down": Outage("econnector_down", fault("econnector_down"), like("eConnector down"), "Open Dental"),
     "two eConnectors": Outage("econnector_twice", fault("two_econnectors"), like("two eConnectors"), "Open Dental"),
     "SFTP host down": Outage(
