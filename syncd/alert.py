@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from syncd import notifier, wiring
+from syncd.report import iso
 
 _REMEDIES: Final[Mapping[str, str]] = {
     "11": "another process holds the lock of this practice: end it",
@@ -50,8 +51,8 @@ def main(name: str, environ: Mapping[str, str], now: float) -> None:
     said = message(name, environ)
     print(f"<3>syncd {name}: {said}", file=sys.stderr)  # noqa: T201 - the journal reads it
     reason, command = "not_running", command_of(wiring.PRACTICES / name / "config.toml")
-    notice = {"schema_version": 1, "kind": "trouble", "practice": name, "at": now, "state": "stopped", "reason": reason}
-    notice |= {"who": "practice_it", "message": said, "reasons": [reason], "lasted_seconds": 0.0}
+    notice = {"schema_version": 1, "kind": "trouble", "practice": name, "at": iso(now), "state": "stopped"}
+    notice |= {"reason": reason, "who": "practice_it", "message": said, "reasons": [reason], "lasted_seconds": 0.0}
     if command and (problem := notifier.run_command(command, notice | {"line": f"syncd {name}: {reason}: {said}"})):
         print(f"<3>syncd {name}: [notify] command failed: {problem}", file=sys.stderr)  # noqa: T201
 

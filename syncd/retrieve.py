@@ -54,9 +54,12 @@ class Exported:
     vanished: int
 
 
-def restore(catalog: Catalog, archive: Archive, item: Item, to: Path, at: float | None, zone: dt.tzinfo) -> Restored:
+def restore(
+    catalog: Catalog, archive: Archive, item: Item, to: Path, at: float | None, zone: dt.tzinfo, *, name: str = ""
+) -> Restored:
     """One verified copy: of the newest version, or of the one that was current at `at` (seconds since the epoch).
 
+    It is called `name`; without one it gets a name for people, which tells what it shows.
     Raises UsageError when there is no version, or none by then, or the folder cannot be written.
     """
     number = catalog.as_of(item, float("inf") if at is None else at)
@@ -65,7 +68,7 @@ def restore(catalog: Catalog, archive: Archive, item: Item, to: Path, at: float 
     version = next(version for version in catalog.versions(item) if version.version == number)
     with _target(archive, to):
         try:
-            return Restored(number, _copy(archive, version, to, export_name(version, at is not None), zone))
+            return Restored(number, _copy(archive, version, to, name or export_name(version, at is not None), zone))
         except _DamagedError:
             return Restored(number, None)
 

@@ -22,8 +22,8 @@ from syncd.sites import Doors, Sites
 
 Mark = Literal["copy", "drill", "scrub"]
 _ANY: Final = (  # what is known to be damaged proves nothing new
-    "SELECT * FROM version v WHERE sidecar = 1 AND NOT EXISTS (SELECT 1 FROM damage d WHERE d.pat_num = v.pat_num"
-    " AND d.kind = v.kind AND d.num = v.num) ORDER BY random() LIMIT 1"
+    "SELECT * FROM version v WHERE sidecar = 1 AND bytes < ? AND NOT EXISTS (SELECT 1 FROM damage d"
+    " WHERE d.pat_num = v.pat_num AND d.kind = v.kind AND d.num = v.num) ORDER BY random() LIMIT 1"
 )
 
 
@@ -74,10 +74,13 @@ def drill(doors: Doors, now: float) -> Item | None:
     The item, where that failed: then it is damage. Where there is no room for the copy the next mark tries again.
     """
     index, folder = doors.index, doors.settings.state_path / "drill"
-    if now < index.meta_time("drill_due_at") <= now + WEEK or not (rows := index.rows(_ANY)):
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed in its drill
+    if now < index.meta_time("drill_due_at") <= now + WEEK:
+        return None
+    room = shutil.disk_usage(doors.settings.state_path).free // 10  # the index lives on that disk
+    if not (rows := index.rows(_ANY, room)):
         return None
     row, item = rows[0], Item(rows[0]["pat_num"], rows[0]["kind"], rows[0]["num"])
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed in its drill
     try:
         passed = _restores(doors, item, row, folder)
     except UsageError:
@@ -99,7 +102,8 @@ def drill(doors: Doors, now: float) -> Item | None:
 def _restores(doors: Doors, item: Item, row: Row, folder: Path) -> bool:
     catalog, zone = Catalog(doors.index), doors.settings.zone
     try:
-        return retrieve.restore(catalog, doors.archive, item, folder, row["archived_at"], zone).path is not None
+        done = retrieve.restore(catalog, doors.archive, item, folder, row["archived_at"], zone, name="drill")
+        return done.path is not None
     except SiteError as error:
         if error.reason == "archive_missing":
             raise

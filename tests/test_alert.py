@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_command_of_a_wrong_configuration_gets_the_notice(
     notice = json.loads(told.read_text())
     assert (notice["kind"], notice["practice"], notice["reason"]) == ("trouble", "main", "not_running")
     assert "exit code 78" in notice["line"]
+    assert dt.datetime.fromisoformat(notice["at"]).tzinfo is not None
     assert capsys.readouterr().err.startswith("<3>syncd main: syncd@main.service ended")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,30 @@ def test_nothing_of_it_is_left_and_what_a_killed_one_left_is_removed(world: Worl
     marked(world)
     assert world.log.events("drill_passed")
     assert not left.exists()
+    left.mkdir()
+    marked(world)  # days before the next one
+    assert not left.exists()
+
+
+def test_its_copy_has_a_name_that_tells_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, link = list[str](), os.link
+
+    def seen(source: Path, target: Path, **options: bool) -> None:
+        names.append(Path(target).name)
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "link", seen)
+    marked(world)
+    assert names == ["drill"]
+
+
+def test_what_would_crowd_the_disk_of_the_index_is_not_copied_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(world.archive)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    marked(world)
+    assert world.log.events("drill_passed") == []
 
 
 def test_a_version_that_cannot_be_restored_is_damage_and_is_fetched_again(world: World) -> None:
