@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN  := $(VENV)/bin
 comma := ,
 space := $() $()
+WORKERS := $(shell expr $$(nproc) + 1)# tests wait about as often as they work
 PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .PHONY: demo test coverage test-faults test-boot check quick licences lock upgrade clean
@@ -20,17 +21,17 @@ DECISIONS  := agenda answers changes config diff faces guards metrics naming not
 NOTHING_LOST := archive identity index mirror scrub
 
 test: check
-	$(BIN)/pytest -n auto $(DECISIONS:%=tests/test_%.py) --cov --cov-report=
+	$(BIN)/pytest -n $(WORKERS) $(DECISIONS:%=tests/test_%.py) --cov --cov-report=
 	$(BIN)/coverage report --include='$(subst $(space),$(comma),$(DECISIONS:%=syncd/%.py))' --fail-under=100
-	$(BIN)/pytest -n auto --ignore=tests/faults
+	$(BIN)/pytest -n $(WORKERS) --ignore=tests/faults
 
 coverage: $(VENV)/.ready
-	$(BIN)/pytest -n auto --ignore=tests/faults --cov --cov-report=term
+	$(BIN)/pytest -n $(WORKERS) --ignore=tests/faults --cov --cov-report=term
 	$(BIN)/coverage report --include='$(subst $(space),$(comma),$(DECISIONS:%=syncd/%.py) $(NOTHING_LOST:%=syncd/%.py))' --fail-under=100
 
 test-faults: $(VENV)/.ready
 	$(BIN)/python -m tests.faults.mutants
-	$(BIN)/pytest -n $$(($$(nproc) + 1)) tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-vv,-m "not racing")
+	$(BIN)/pytest -n $(WORKERS) tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-vv,-m "not racing")
 
 # In order, by one process, in a network of its own.
 test-boot: $(VENV)/.ready
@@ -38,7 +39,7 @@ test-boot: $(VENV)/.ready
 	unshare --net $(BIN)/pytest -p no:randomly -p no:xdist --timeout 400 tests/boot
 
 quick: $(VENV)/.ready
-	$(BIN)/pytest -n auto --ignore=tests/faults -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) --ignore=tests/faults -m "not slow"
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -65,12 +65,14 @@ def _curve(minutes: tuple[float, ...], documents: tuple[float, ...], sheets: tup
     return Curve(tuple(MINUTE * edge for edge in minutes), documents, sheets)
 
 
-# The defaults come from the practice model of freshness.md, not from a practice. Around the start of an appointment:
-# web forms in the week before, then the visit itself; letters follow it.
+# The defaults come from the practice model of freshness.md, not from a practice. In the week before an appointment:
+# web forms.
+FORMS: Final = _curve((-10_080, -120), (0.002,), (0.011,))
+# Around its start: the visit itself; letters follow it.
 VISIT: Final = _curve(
-    (-10_080, -120, -60, -30, -10, 10, 30, 60, 90, 120, 180, 240),
-    (0.002, 0.0, 0.01, 0.41, 0.99, 1.5, 0.81, 0.23, 0.15, 0.11, 0.02),
-    (0.018, 0.01, 0.02, 0.62, 1.3, 0.72, 0.35, 0.19, 0.14, 0.10, 0.02),
+    (-120, -60, -30, -10, 10, 30, 60, 90, 120, 180, 240),
+    (0.0, 0.01, 0.41, 0.99, 1.5, 0.81, 0.23, 0.15, 0.11, 0.02),
+    (0.01, 0.02, 0.62, 1.3, 0.72, 0.35, 0.19, 0.14, 0.10, 0.02),
 )
 # After a file of the patient appeared: the rest of the batch, then edits for two days.
 CHANGE: Final = _curve(
@@ -83,12 +85,14 @@ ROW: Final = _curve((0, 5, 15, 40, 90), (0.9, 0.04, 0.01, 0.01), (0.32, 0.02, 0.
 
 
 def week(weekday: tuple[float, ...], weekend: float) -> tuple[float, ...]:
-    """168 speeds of the operational clock, one for each hour from Monday 0:00, local time."""
+    """168 speeds of an operational clock, one for each hour from Monday 0:00, local time."""
     return weekday * 5 + (weekend,) * 48
 
 
 # Open hours pass at full speed; in the evening web forms and letters still come in, at night next to nothing.
 MONDAY_TO_FRIDAY: Final = week((0.003,) * 8 + (1.0,) * 9 + (0.21, 0.14, 0.10, 0.10, 0.12) + (0.003,) * 2, 0.003)
+# Web forms are filled in at work and, as many again, after it.
+AT_HOME: Final = week((0.003,) * 8 + (1.0,) * 14 + (0.003,) * 2, 0.003)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ class Policy:
     floor: float = DAY  # seconds after which a list is polled, whatever is expected of it
     time_zone: str = "UTC"
     speeds: tuple[float, ...] = MONDAY_TO_FRIDAY
+    speeds_of_forms: tuple[float, ...] = AT_HOME
     kappa: tuple[float, float] = (2.35, 0.9)  # background of documents, sheets: kappa / (young + age of newest), hours
     young: float = 30 * DAY  # seconds: a change of last week says no more than one of last month
     unknown_age: float = 125 * DAY  # seconds: of a patient without any stamp; typical of a practice
@@ -110,6 +115,7 @@ class Policy:
     asleep: float = 0.05  # speed of the clock below which a changed row of a patient is nobody's hand: an aging run
     row_burst: int = 60  # more changed rows than these within `row_burst_seconds` are nobody's hand, either
     row_burst_seconds: float = 300.0
+    forms: Curve = FORMS
     visit: Curve = VISIT
     change: Curve = CHANGE
     row: Curve = ROW
@@ -130,16 +136,28 @@ class Policy:
         return cls(idle=math.inf, floor=math.inf)
 
 
+class Hours:
+    """The wall clock, in hours: for what goes on after hours, too."""
+
+    def hours(self, now: float) -> float:
+        """Hours at `now`."""
+        return now / HOUR
+
+
+_WALL: Final = Hours()
+
+
 class _List:
     """One list and where it waits. `entry` is its only valid place in a queue; None: it is in hand, or it left."""
 
-    __slots__ = ("entry", "key", "named", "pages", "polled_at", "rate", "until", "watched")
+    __slots__ = ("clock", "entry", "key", "named", "pages", "polled_at", "rate", "until", "watched")
 
     def __init__(self, state: ListState) -> None:
         self.key = state.key
         self.polled_at = state.polled_at
         self.pages = state.rows // PAGE_ROWS + 1
         self.rate = 0.0  # files per hour; 0 while it waits in no queue of slopes
+        self.clock: Hours = _WALL  # whose hours these are
         self.entry: _Entry | None = None
         self.named = False
         self.until = 0.0  # it failed, and is not handed out before
@@ -164,6 +182,7 @@ class Agenda:
     def __init__(self, lists: Iterable[ListState], policy: Policy, now: float) -> None:
         self._policy = policy
         self._clock = _Clock(policy.speeds, policy.time_zone)
+        self._home = _Clock(policy.speeds_of_forms, policy.time_zone)
         self._now = now
         self._lists: dict[ListKey, _List] = {}
         self._newest: dict[int, float] = {}
@@ -174,8 +193,7 @@ class Agenda:
         self._rows_lately: deque[float] = deque()
         self._first: tuple[deque[_Entry], deque[_Entry]] = deque(), deque()  # named; never polled, or failed before
         self._failed: list[_Entry] = []  # by the time when they may be polled again
-        self._slow: _Slopes = {}  # on the operational clock
-        self._quick: _Slopes = {}  # on the wall clock
+        self._slopes: dict[Hours, _Slopes] = {self._clock: {}, self._home: {}, _WALL: {}}
         self._polled: list[_Entry] = []  # by a time of a poll, not always the last one
         self._floor_next = True
         for state in lists:
@@ -269,8 +287,8 @@ class Agenda:
             return
         added = self._lists[state.key] = _List(state)
         if state.polled_at:
-            rate = self._rate(state.key, now)
-            self._wait(added, rate * (self._hours(rate, now) - self._hours(rate, min(state.polled_at, now))), now)
+            rate, clock = self._rate(state.key, now)
+            self._wait(added, rate * (clock.hours(now) - clock.hours(min(state.polled_at, now))), now)
         else:
             added.entry = now, state.key, added
             self._first[1].append(added.entry)
@@ -292,18 +310,18 @@ class Agenda:
             return self._now
         now, policy = self._now, self._policy
         times = [queue[0][0] for queue in (self._failed, self._edges) if queue]
-        for slope, queue in self._quick.values():
+        for slope, queue in self._slopes[_WALL].values():
             times += [HOUR * (entry[0] + max(policy.idle / slope, policy.rest / HOUR)) for entry in queue[:1]]
         if self._polled:
             floor = self._polled[0][0] + BY_NIGHT * policy.floor
-            if self._clock.speed(now) >= 1.0:
+            if self._clock.speed(now) >= policy.asleep:
                 floor = min(max(floor, now // BLOCK * BLOCK + BLOCK), self._polled[0][0] + BY_DAY * policy.floor)
             times.append(floor)
-        hours = min(
-            (queue[0][0] + policy.idle / slope for slope, queue in self._slow.values() if queue), default=math.inf
-        )
-        if hours < math.inf:
-            times.append(self._clock.when(hours, now, min([now + 7 * DAY, *times])))
+        for clock in (self._clock, self._home):
+            slopes = self._slopes[clock].values()
+            hours = min((queue[0][0] + policy.idle / slope for slope, queue in slopes if queue), default=math.inf)
+            if hours < math.inf:
+                times.append(clock.when(hours, now, min([now + 7 * DAY, *times])))
         due = min(times, default=math.inf)
         return None if due == math.inf else max(due, now)
 
@@ -324,7 +342,7 @@ class Agenda:
 
     def _oldest(self, now: float) -> _List | None:
         """The list that was polled longest ago, if that is longer than the floor."""
-        early = self._policy.floor * (BY_DAY if self._clock.speed(now) >= 1.0 else BY_NIGHT)
+        early = self._policy.floor * (BY_DAY if self._clock.speed(now) >= self._policy.asleep else BY_NIGHT)
         for _ in range(AT_ONCE):
             if not self._polled or self._polled[0][0] + early > now:
                 break
@@ -351,8 +369,9 @@ class Agenda:
 
     def _greatest(self, now: float) -> _List | None:
         """The list with the greatest index, if that is above the threshold."""
-        best, greatest, rest = None, self._policy.idle, self._policy.rest / HOUR
-        for hours, slopes, least in ((now / HOUR, self._quick, rest), (self._clock.hours(now), self._slow, 0.0)):
+        best, greatest = None, self._policy.idle
+        for clock, slopes in self._slopes.items():
+            hours, least = clock.hours(now), self._policy.rest / HOUR if clock is _WALL else 0.0
             for slope, queue in slopes.values():
                 while queue and queue[0][2].entry is not queue[0]:
                     heapq.heappop(queue)
@@ -363,16 +382,16 @@ class Agenda:
     def _wait(self, waiting: _List, files: float, now: float) -> None:
         """Queue the list by its rate of now, with so many files expected already."""
         policy, key = self._policy, waiting.key
-        waiting.rate = rate = self._rate(key, now)
+        waiting.rate, waiting.clock = rate, clock = self._rate(key, now)
         line = round(FINENESS * (policy.exponent * math.log(rate) - 0.5 * math.log(waiting.pages)))
-        slopes = self._quick if rate >= policy.quick else self._slow
+        slopes = self._slopes[clock]
         _, queue = slopes.get(line) or slopes.setdefault(
             line, (math.exp(line / FINENESS) * HOUR ** (1 - policy.exponent), [])
         )
         if len(queue) > 2 * len(self._lists) + AT_ONCE:  # so that no course of events can fill the memory
             queue[:] = [entry for entry in queue if entry[2].entry is entry]
             heapq.heapify(queue)
-        waiting.entry = self._hours(rate, now) - files / rate, key, waiting
+        waiting.entry = clock.hours(now) - files / rate, key, waiting
         heapq.heappush(queue, waiting.entry)
         if not waiting.watched:
             waiting.watched = True
@@ -393,20 +412,24 @@ class Agenda:
         for name, more in zip(NAMES, (documents, sheets), strict=True):
             waiting = self._lists.get((pat_num, name))
             if waiting is not None and waiting.rate and waiting.entry is not None:
-                files = waiting.rate * (self._hours(waiting.rate, now) - waiting.entry[0])
+                files = waiting.rate * (waiting.clock.hours(now) - waiting.entry[0])
                 self._wait(waiting, files + more, now)
 
     # --- what is expected
 
-    def _rate(self, key: ListKey, now: float) -> float:
-        """Files per hour to be expected in the list."""
+    def _rate(self, key: ListKey, now: float) -> tuple[float, Hours]:
+        """Files per hour to be expected in the list, and the clock that counts these hours."""
         policy, (pat_num, name) = self._policy, key
         newest = self._newest.get(pat_num)
         age = policy.unknown_age if newest is None else max(0.0, now - newest)
-        rate = policy.kappa[name == "sheets"] * HOUR / (policy.young + age)
+        best: tuple[float, Hours] = policy.kappa[name == "sheets"] * HOUR / (policy.young + age), self._clock
         if pat_num in self._next_edge:
-            rate = max(rate, *(curve.rate(name, now - at) for at, curve in self._events(pat_num)))
-        return rate
+            for at, curve in self._events(pat_num):
+                rate = curve.rate(name, now - at)
+                if rate > best[0]:
+                    slow = self._home if curve is policy.forms else self._clock
+                    best = rate, _WALL if rate >= policy.quick else slow
+        return best
 
     def _events(self, pat_num: int) -> Iterator[tuple[float, Curve]]:
         """What happens around the patient, and what follows from it."""
@@ -417,6 +440,7 @@ class Agenda:
             yield self._row_at[pat_num], policy.row
         for start in self._starts.get(pat_num, ()):
             yield start, policy.visit
+            yield start, policy.forms
 
     def _learn(self, pat_num: int, newest: float | None, now: float) -> bool:
         """Note the youngest stamp of the patient; true if it is news of the last days."""
@@ -428,12 +452,8 @@ class Agenda:
     def _knows(self, pat_num: int) -> bool:
         return any((pat_num, name) in self._lists for name in NAMES)
 
-    def _hours(self, rate: float, now: float) -> float:
-        """The clock by which a list of that rate is waiting, in hours."""
-        return now / HOUR if rate >= self._policy.quick else self._clock.hours(now)
 
-
-class _Clock:
+class _Clock(Hours):
     """The operational clock: hours since long ago, at the speed that the local week gives to each hour."""
 
     def __init__(self, speeds: tuple[float, ...], time_zone: str) -> None:

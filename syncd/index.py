@@ -18,10 +18,10 @@ from typing import Any
 from sqlite_utils import Database
 
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
-from syncd.errors import SiteError, SyncdError
+from syncd.errors import SyncdError
 from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
 from syncd.naming import is_image
-from syncd.schema import Row, attempt_of, duty_of, known_of, migrations, refuse_later, row_checksum
+from syncd.schema import DISK, DiskErrors, Row, attempt_of, duty_of, known_of, migrations, refuse_later, row_checksum
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
 KIND_OF: Mapping[str, Kind] = {
@@ -37,34 +37,20 @@ LONGEST_BREAK = 7 * 86_400.0  # seconds that requests may be paused
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 
 
-@contextmanager
-def _translated(foreign: tuple[type[Exception], ...] = (sqlite3.DatabaseError,)) -> Iterator[None]:
-    """What SQLite says of the disk (`foreign`) becomes SiteError disk_error; a wrong call of ours stays a bug."""
-    try:
-        yield
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-        raise
-    except foreign as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:  # a statement of ours that is wrong
-            raise
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        raise SiteError("disk_error", f"index.db: {name}; if it stays: `syncd reindex`") from error
-
-
 class Index:
     """The door to index.db. Not for several threads: `sibling()` opens another connection to the same file."""
 
     def __init__(self, path: Path, writing: threading.Lock | None = None) -> None:
         self.path = path
         self._writing = writing or threading.Lock()  # siblings take turns here: SQLite's own wait sleeps in long steps
-        with _translated((sqlite3.DatabaseError, OSError)):
+        with DiskErrors(sqlite3.DatabaseError, OSError):
             if not path.exists():  # its -wal and -shm take over its mode. An open file is left alone: closing it here
                 path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
             path.chmod(0o600)
             connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         self.db = Database(connection)
         try:
-            with _translated():
+            with DISK:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
                 if writing is None:  # a sibling's file was looked at when the first one was opened
@@ -93,7 +79,7 @@ class Index:
         if self.db.conn.in_transaction:
             yield
             return
-        with self._writing, _translated():
+        with self._writing, DISK:
             self.db.conn.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -104,14 +90,14 @@ class Index:
 
     def rows(self, sql: str, *parameters: object) -> list[Row]:
         """All rows of a query, as dictionaries."""
-        with _translated():  # not db.query(): its savepoint stays open after a page that cannot be read
+        with DISK:  # not db.query(): its savepoint stays open after a page that cannot be read
             cursor = self.db.conn.execute(sql, parameters)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def value(self, sql: str, *parameters: object) -> Any:
         """The first column of the first row, or None."""
-        with _translated():
+        with DISK:
             row = self.db.conn.execute(sql, parameters).fetchone()
         return row[0] if row else None
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from typing import Any
 
 from sqlite_utils import Database, Migrations
 
 from syncd.diff import Known
-from syncd.errors import ConfigError
+from syncd.errors import ConfigError, SiteError
 from syncd.model import Attempt, Duty, Item, PlacedName, Version
 
 Row = dict[str, Any]
@@ -191,3 +192,23 @@ def attempt_of(row: Row) -> Attempt:
         names=names,
         seen=seen,
     )
+
+
+class DiskErrors:
+    """What SQLite says of the disk (`foreign`) becomes SiteError disk_error; a wrong call of ours stays a bug."""
+
+    def __init__(self, *foreign: type[Exception]) -> None:
+        self._foreign = foreign
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        ours = isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError))
+        ours = ours or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # a statement that is wrong
+        if ours or not isinstance(error, self._foreign):
+            return
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise SiteError("disk_error", f"index.db: {name}; if it stays: `syncd reindex`") from error
+
+
+DISK = DiskErrors(sqlite3.DatabaseError)  # thousands of times a minute

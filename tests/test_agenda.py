@@ -19,6 +19,7 @@ from syncd.model import ListKey, ListName, ListState
 HOUR, DAY = 3600.0, 86_400.0
 MONDAY = 1_794_787_200.0  # 2026-11-16 00:00 UTC
 T0 = MONDAY + 10 * HOUR  # the practice is open
+EVENING = MONDAY + 18 * HOUR
 NIGHT = MONDAY + 26.5 * HOUR
 POLICY = Policy()
 
@@ -278,6 +279,17 @@ def test_a_list_becomes_urgent_when_its_appointment_comes_though_nothing_is_told
     assert lists.next(T0 + 3.3 * HOUR) == key(1)
 
 
+def test_web_forms_are_looked_for_in_the_evenings_before_the_visit_and_not_at_night() -> None:
+    lists = practice(100, EVENING)
+    lists.appointment(50, EVENING + 3 * DAY, EVENING)
+    of_forms = [at for at, each in polls(lists, EVENING, 8 * HOUR) if each == key(50, "sheets")]
+    by_ten = [at for at in of_forms if at < EVENING + 4 * HOUR]
+    assert len(by_ten) >= 20, "several times an hour"
+    assert len(of_forms) - len(by_ten) <= 2
+    of_another = [at for at, each in polls(practice(100, EVENING), EVENING, 8 * HOUR) if each == key(51, "sheets")]
+    assert len(of_another) < len(by_ten) / 4
+
+
 @pytest.mark.timeout(10)
 def test_edges_that_no_float_can_hold_are_passed_all_the_same() -> None:
     curve = Curve((0.0, 0.1, 0.3, 0.7, 9.0), (1.0,) * 4, (1.0,) * 4)
@@ -441,6 +453,9 @@ def test_by_day_a_list_is_due_for_its_age_later_than_by_night() -> None:
     assert lists.next(T0) is None
     assert (lists.due_at() or 0.0) > T0
     assert agenda(state(1, NIGHT - 0.8 * DAY), policy=policy, now=NIGHT).next(NIGHT) == key(1)
+    evening = agenda(state(1, EVENING - 0.8 * DAY), policy=policy, now=EVENING)
+    assert evening.next(EVENING) is None, "something is still to be found"
+    assert EVENING < (evening.due_at() or 0.0) <= EVENING + 0.15 * DAY
 
 
 # --- policies
@@ -496,7 +511,7 @@ def test_no_course_of_events_fills_the_memory() -> None:
         lists.named(key(1), T0 + n)
         assert lists.next(T0 + n) == key(1)
         lists.polled(key(1), T0 + n, 10, None)
-    assert sum(len(queue) for _, queue in lists._slow.values()) < 1000
+    assert sum(len(queue) for slopes in lists._slopes.values() for _, queue in slopes.values()) < 1000
 
 
 # --- whatever happens

@@ -200,7 +200,7 @@ class World:
     lanes: Lanes
     scope: Scope
     nap: float = 300.0
-    first_nap: float = 0.5
+    first_nap: float = 8.0
     hinted: bool = False
     turns: int = 0
     expected: Expected = field(default_factory=Expected)

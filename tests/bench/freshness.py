@@ -24,10 +24,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import count, pairwise
 from multiprocessing import Pool
+from operator import itemgetter
 from statistics import fmean
 from typing import Protocol
 
-from syncd.agenda import CHANGE, VISIT, Agenda, Curve, Policy
+from syncd.agenda import AT_HOME, CHANGE, FORMS, MONDAY_TO_FRIDAY, VISIT, Agenda, Curve, Hours, Policy
 from syncd.hints import BUDGET_OF_A_HINT, EVERY, FEED_EVERY_CLOSED, Hint
 from syncd.model import ListKey, ListName, ListState
 from tests.bench.practice_model import BATCH, BATCHES, DAY, HOUR, LATELY, MINUTE, MONDAY, File, Practice, is_open
@@ -77,9 +78,10 @@ class Informed(Agenda):
         self._anybody = BATCHES * BATCH / 9 * 0.3 / 10_000  # files of one patient in an open hour
         self._seen = 0.0
         self._practice, self._day, self._lately = practice, 0, Counter[int]()
-        super().__init__(lists, replace(policy, visit=measured()[0], change=measured()[1], kappa=(1e-9, 1e-9)), now)
+        forms, visit, change = measured()
+        super().__init__(lists, replace(policy, forms=forms, visit=visit, change=change, kappa=(1e-9, 1e-9)), now)
 
-    def _rate(self, key: ListKey, now: float) -> float:
+    def _rate(self, key: ListKey, now: float) -> tuple[float, Hours]:
         day = int((now - MONDAY) // DAY)
         if day != self._day:
             came = self._practice.came
@@ -88,36 +90,40 @@ class Informed(Agenda):
             self._day = day
         office = (self._anybody + self._seen * self._lately[key[0]]) * (0.8 if key[1] == "documents" else 0.2)
         late_edits = LATE_EDITS if now - self._newest.get(key[0], 0.0) < 60 * DAY else 0.0
-        return max(super()._rate(key, now), office + late_edits)
+        return max(super()._rate(key, now), (office + late_edits, self._clock), key=itemgetter(0))
 
 
 @cache
-def measured() -> tuple[Curve, Curve]:
-    """Around an appointment and after a file: the files per hour that the generator makes, counted in other seeds."""
-    visit, change = Tally(VISIT), Tally(CHANGE)
+def measured() -> tuple[Curve, Curve, Curve]:
+    """Before an appointment, around it and after a file: the files per hour that the generator makes, counted in
+    other seeds.
+    """
+    forms, visit, change = Tally(FORMS, AT_HOME), Tally(VISIT), Tally(CHANGE)
     for seed in TUNING_SEEDS:
         practice = Practice(seed)
         starts: dict[int, list[float]] = defaultdict(list)
         for appointment in practice.appointments:
             starts[appointment.pat_num].append(appointment.start)
+            forms.watched(FORMS.edges[-1])
             visit.watched(VISIT.edges[-1])
         last: dict[int, float] = {}
         for file in practice.files:
             pat_num = file.key[0]
             for start in starts[pat_num]:
+                forms.add(file.key[1], file.at - start)
                 visit.add(file.key[1], file.at - start)
             if pat_num in last:
                 change.add(file.key[1], file.at - last[pat_num])
                 change.watched(file.at - last[pat_num])
             last[pat_num] = file.at
-    return visit.curve(), change.curve()
+    return forms.curve(), visit.curve(), change.curve()
 
 
 class Tally:
     """Files counted between the edges of a curve, and the hours in which they could have come."""
 
-    def __init__(self, curve: Curve) -> None:
-        self._edges = curve.edges
+    def __init__(self, curve: Curve, speeds: tuple[float, ...] = MONDAY_TO_FRIDAY) -> None:
+        self._edges, self._speed = curve.edges, fmean(speeds)
         self._hours = [0.0] * (len(curve.edges) - 1)
         self._files = {"documents": self._hours[:], "sheets": self._hours[:]}
 
@@ -130,8 +136,8 @@ class Tally:
     def watched(self, after: float) -> None:
         """An event after which files were counted for so many seconds."""
         for place, (start, end) in enumerate(pairwise(self._edges)):
-            open_part = 45 / 168 if end - start > DAY else 1.0
-            self._hours[place] += max(0.0, min(after, end) - start) / HOUR * open_part
+            part = self._speed if end - start > DAY else 1.0
+            self._hours[place] += max(0.0, min(after, end) - start) / HOUR * part
 
     def curve(self) -> Curve:
         """Files per hour."""

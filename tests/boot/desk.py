@@ -30,9 +30,9 @@ def practice(machine: Machine, patients: int, seed: int, folder: str = "syncd") 
 class Desk:
     """Where the practice's IT person sits."""
 
-    def __init__(self, machine: Machine, office: Simulation, name: str) -> None:
+    def __init__(self, machine: Machine, office: Simulation, name: str, archives: str = "/srv/archive") -> None:
         self.machine, self.office, self.name = machine, office, name
-        self.unit, self.archive = f"syncd@{name}.service", Path("/srv/archive") / name
+        self.unit, self.archive = f"syncd@{name}.service", Path(archives) / name
 
     @property
     def answers(self) -> dict[str, Any]:
@@ -64,9 +64,11 @@ class Desk:
         ]
         return "".join(f"{self.answers[question.name]}\n" for question in asked) + "y\n"
 
-    def write_answers(self, path: str) -> None:
-        """The same, as a file for `setup --answers`."""
-        wanted = {name: value for name, value in self.answers.items() if value != "-"} | {"trust_host_key": True}
+    def write_answers(self, path: str, **others: Any) -> None:
+        """The same, as a file for `setup --answers`. `others`: where the answer is another."""
+        wanted = (
+            {name: value for name, value in self.answers.items() if value != "-"} | {"trust_host_key": True} | others
+        )
         file = self.machine.inside(path)
         file.write_text(to_toml({"x": wanted}).removeprefix("[x]\n"))
         file.chmod(0o600)

@@ -1,4 +1,6 @@
-"""Two practices on one server: neither can read the other. Encrypted credentials."""
+"""Two practices on one server: neither can read the other. The second one has its own SFTP site, its own disk, and
+encrypted credentials.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from syncd.answers import SITE_PORT
 from syncd.demo.simulation import Simulation
 from tests.boot.desk import Desk, practice
 from tests.boot.machine import Machine, install_section
@@ -22,9 +25,11 @@ def other_office(machine: Machine) -> Iterator[Simulation]:
 
 @pytest.fixture(scope="session")
 def west(machine: Machine, other_office: Simulation) -> Desk:
-    """A second practice, set up as the first one was."""
-    west = Desk(machine, other_office, "west")
-    west.write_answers("/root/west.toml")
+    """A second practice, with its archive on another disk and an SFTP site that `setup` makes on this server."""
+    west = Desk(machine, other_office, "west", archives="/disks/second")
+    machine.run("mkdir -p /mnt/second /disks/second; echo /mnt/second /disks/second none bind >> /etc/fstab; mount -a")
+    site = {"sftp": "here", "sftp_port": SITE_PORT, "sftp_address": f"127.0.0.1:{SITE_PORT}"}
+    west.write_answers("/root/west.toml", **site, sftp_sources=["127.0.0.1"])
     machine.run("syncd setup west --answers /root/west.toml")
     return west
 
@@ -36,6 +41,23 @@ def test_second_practice_is_mirrored_beside_the_first(machine: Machine, desk: De
     lines = machine.said("syncd status --all").splitlines()
     assert [line.split()[:2] for line in lines[1:] if "syncd" not in line][-2:] == [["main", "ok"], ["west", "ok"]]
     assert "several practices: say -p NAME, one of main, west" in machine.run("syncd find", check=False).stderr
+
+
+def test_setups_own_sftp_site_serves_one_login_and_is_back_after_a_reboot(
+    machine: Machine, desk: Desk, west: Desk
+) -> None:
+    placed_at = [str(each.params.get("SftpAddress", "")) for each in list(west.office.office.arrivals)]
+    assert {address.partition("/")[0] for address in placed_at} == {f"127.0.0.1:{SITE_PORT}", ""}
+    machine.reboot()  # the disk is mounted before the service starts
+    machine.wait(lambda: west.is_active() and desk.is_active(), 30.0, "both services run")
+    west.wait_for_document(west.add())
+
+
+def test_disk_outside_srv_that_is_mounted_late_is_waited_for(machine: Machine, west: Desk) -> None:
+    machine.run(f"systemctl stop {west.unit}; umount /disks/second; systemctl start {west.unit}")
+    assert west.wait_for("blocked", "archive_missing")["who"] == "practice_it"
+    machine.run("mount /disks/second")
+    west.wait_for_document(west.add(), 180.0)
 
 
 def test_one_practice_cannot_read_the_other(machine: Machine, desk: Desk, west: Desk) -> None:

@@ -132,8 +132,10 @@ def test_uninstall_removes_the_program_and_keeps_what_the_practice_owns(machine:
     assert machine.said("ls -d /opt/syncd /usr/local/bin/syncd 2>/dev/null || true") == ""
     assert machine.said("systemctl list-units --all --plain --no-legend 'syncd*'") == ""
     left = machine.said("cd /etc/systemd/system && find . -name '*syncd*'").split()
-    assert left == ["./syncd@west.service.d"]  # somebody's settings
-    assert "syncd" not in machine.said("ps -eo args --no-headers | grep -v grep | grep syncd || true")
+    settings = {"./syncd@west.service.d", "./syncd-backfill@west.service.d"}
+    site = {"./syncd-sftp@west.service", "./multi-user.target.wants/syncd-sftp@west.service"}
+    assert set(left) == settings | site
+    assert "/opt/syncd" not in machine.said("ps -eo args --no-headers | grep -v grep | grep syncd || true")
     assert machine.said(count) == before
     assert all(machine.inside(path).exists() for path in kept)
 
