@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import time
 import tomllib
@@ -26,9 +27,19 @@ _REMEDIES: Final[Mapping[str, str]] = {
 _OTHER: Final = "`journalctl -u {unit}` and `syncd -p {name} status` say why"
 
 
-def message(name: str, environ: Mapping[str, str]) -> str:
+def is_started_again(unit: str) -> bool:
+    """Whether systemd starts the unit again: from version 254 on it calls OnFailure= then, too (systemd.service(5),
+    RestartMode=).
+    """
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        words = ("systemctl", "show", "--property=ActiveState", "--value", unit)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10.0, check=False)  # noqa: S603 - our own words
+        return done.stdout.strip() not in ("failed", "inactive", "")
+    return False
+
+
+def message(name: str, unit: str, environ: Mapping[str, str]) -> str:
     """What ended, how, and what to do. `environ`: as systemd gives it to OnFailure= (systemd.exec(5), MONITOR_*)."""
-    unit = environ.get("MONITOR_UNIT", f"syncd@{name}.service")
     code = environ.get("MONITOR_EXIT_STATUS", "")
     ended = (
         f"exit code {code}" if code.isdigit() else f"{environ.get('MONITOR_SERVICE_RESULT', 'failed')} {code}".strip()
@@ -48,7 +59,10 @@ def command_of(path: Path) -> Sequence[str]:
 
 def main(name: str, environ: Mapping[str, str], now: float) -> None:
     """Say it in the journal and to the command."""
-    said = message(name, environ)
+    unit = environ.get("MONITOR_UNIT", f"syncd@{name}.service")
+    if is_started_again(unit):
+        return
+    said = message(name, unit, environ)
     print(f"<3>syncd {name}: {said}", file=sys.stderr)  # noqa: T201 - the journal reads it
     reason, command = "not_running", command_of(wiring.PRACTICES / name / "config.toml")
     notice = {"schema_version": 1, "kind": "trouble", "practice": name, "at": iso(now), "state": "stopped"}

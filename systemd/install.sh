@@ -9,7 +9,6 @@ umask 022
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 readonly OPT=/opt/syncd UNITS=/etc/systemd/system ON_PATH=/usr/local/bin/syncd
-readonly RESTARTED=("$UNITS"/syncd{,-backfill}@.service.d) RESTART_MODE=restart-mode.conf
 trap 'exit 130' INT
 trap 'exit 143' TERM
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -66,11 +65,6 @@ build() { # into $new, whole or not at all
 put_units() { # those of the current version
     install -m 0644 -t "$UNITS" "$OPT"/current/systemd/*
     ln -sfn "$OPT/current/bin/syncd" "$ON_PATH"
-    # From 254 on systemd calls OnFailure= before every restart, too, unless told otherwise; older ones don't know the word.
-    if (($(systemctl --version | awk 'NR == 1 {print $2}') >= 254)); then
-        mkdir -p "${RESTARTED[@]}"
-        tee "${RESTARTED[@]/%//$RESTART_MODE}" >/dev/null <<<$'[Service]\nRestartMode=direct'
-    fi
     systemctl daemon-reload
     systemctl is-enabled -q syncd.target || systemctl enable -q --now syncd.target
 }
@@ -144,8 +138,7 @@ do_uninstall() {
         systemctl disable -q --now "${unit##*/}" # takes no globs
     done
     if [[ -e $UNITS/syncd.target ]]; then systemctl disable -q --now syncd.target; fi
-    rm -f "$UNITS"/syncd{,-backfill,-alert}@.service "$UNITS/syncd.target" "$ON_PATH" "${RESTARTED[@]/%//$RESTART_MODE}"
-    rmdir --ignore-fail-on-non-empty "${RESTARTED[@]}" 2>/dev/null || true
+    rm -f "$UNITS"/syncd{,-backfill,-alert}@.service "$UNITS/syncd.target" "$ON_PATH"
     systemctl daemon-reload
     systemctl reset-failed 'syncd@*' 'syncd-backfill@*' 'syncd-alert@*' 2>/dev/null || true
     rm -rf "$OPT"

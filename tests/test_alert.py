@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,36 @@ WRONG = {"MONITOR_UNIT": "syncd@main.service", "MONITOR_SERVICE_RESULT": "exit-c
     ],
 )
 def test_alert_names_the_unit_the_exit_code_and_what_to_do(status: str, remedy: str) -> None:
-    said = alert.message("main", {**WRONG, "MONITOR_EXIT_STATUS": status})
+    said = alert.message("main", "syncd@main.service", {**WRONG, "MONITOR_EXIT_STATUS": status})
     assert f"exit code {status}" in said
     assert remedy in said
     assert said.endswith("`systemctl start syncd@main.service`")
 
 
 def test_alert_names_the_signal_that_killed_the_service() -> None:
-    killed = {"MONITOR_UNIT": "syncd-backfill@main.service", "MONITOR_SERVICE_RESULT": "signal"}
-    assert "(signal KILL)" in alert.message("main", {**killed, "MONITOR_EXIT_STATUS": "KILL"})
+    killed = {"MONITOR_SERVICE_RESULT": "signal", "MONITOR_EXIT_STATUS": "KILL"}
+    assert "(signal KILL)" in alert.message("main", "syncd-backfill@main.service", killed)
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ("echo activating", False),
+        ("echo active", False),
+        ("echo failed", True),
+        ("echo inactive", True),
+        ("exit 1", True),
+    ],
+)
+def test_service_that_systemd_starts_again_is_no_alert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], says: str, told: bool
+) -> None:
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$4" = syncd@main.service ] && {says}\n')
+    (tmp_path / "systemctl").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    configured(tmp_path, monkeypatch, "")
+    alert.main("main", WRONG, 7.0)
+    assert bool(capsys.readouterr().err) == told
 
 
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

@@ -33,6 +33,7 @@ class Desk:
     def __init__(self, machine: Machine, office: Simulation, name: str, archives: str = "/srv/archive") -> None:
         self.machine, self.office, self.name = machine, office, name
         self.unit, self.archive = f"syncd@{name}.service", Path(archives) / name
+        self.disk = self.archive  # where it lies as seen from outside, where nothing is mounted
 
     @property
     def answers(self) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class Desk:
         root = self.machine.inside
         with contextlib.closing(Index(root(f"/var/lib/syncd/{self.name}/index.db"))) as index:
             kinds = set(KINDS) - {"thumbnail"}  # they wait for fifteen quiet minutes
-            found = compare_archive(index, root(str(self.archive)), practice, expected, kinds)
+            found = compare_archive(index, root(str(self.disk)), practice, expected, kinds)
         return found.wrong + found.lacking
 
     def placements(self) -> int:

@@ -5,6 +5,7 @@ encrypted credentials.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,7 @@ def other_office(machine: Machine) -> Iterator[Simulation]:
 def west(machine: Machine, other_office: Simulation) -> Desk:
     """A second practice, with its archive on another disk and an SFTP site that `setup` makes on this server."""
     west = Desk(machine, other_office, "west", archives="/disks/second")
+    west.disk = Path("/mnt/second/west")
     machine.run("mkdir -p /mnt/second /disks/second; echo /mnt/second /disks/second none bind >> /etc/fstab; mount -a")
     site = {"sftp": "here", "sftp_port": SITE_PORT, "sftp_address": f"127.0.0.1:{SITE_PORT}"}
     west.write_answers("/root/west.toml", **site, sftp_sources=["127.0.0.1"])
