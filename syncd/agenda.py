@@ -107,7 +107,7 @@ class Policy:
     speeds: tuple[float, ...] = MONDAY_TO_FRIDAY
     speeds_of_forms: tuple[float, ...] = AT_HOME
     kappa: tuple[float, float] = (2.35, 0.9)  # background of documents, sheets: kappa / (young + age of newest), hours
-    young: float = 30 * DAY  # seconds: a change of last week says no more than one of last month
+    young: float = 20 * DAY  # seconds: a change of last week says no more than one of last month
     unknown_age: float = 125 * DAY  # seconds: of a patient without any stamp; typical of a practice
     quick: float = 0.02  # files per hour: from here on an event goes on after hours, too, and counts all the time
     row_files: float = 0.05  # expected at once when the patient's row changed

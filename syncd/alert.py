@@ -1,4 +1,5 @@
-"""What OnFailure= of the units starts, `python -m syncd.alert NAME`: a service ended and is not started again.
+"""What the units call with `python -m syncd.alert NAME`: OnFailure= when a service ended and is not started again,
+ExecStopPost= whenever it ends, so that one that ends again and again is told, too.
 
 One line in the journal that says what to do, and a notice to [notify] command. The configuration may be what is wrong:
 of it only that command is looked for.
@@ -25,26 +26,39 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "243": "a credential is missing: `systemctl cat {unit}` names the files after LoadCredential; make them",
 }
 _OTHER: Final = "`journalctl -u {unit}` and `syncd -p {name} status` say why"
+TOLD_AFTER: Final = (5, 50, 500, 5_000)  # restarts: minutes, half an hour, hours, days
 
 
-def is_started_again(unit: str) -> bool:
-    """Whether systemd starts the unit again: from version 254 on it calls OnFailure= then, too (systemd.service(5),
-    RestartMode=).
-    """
+def shown(unit: str, name: str) -> str:
+    """What `systemctl show` has of a unit's property; empty where it says nothing."""
+    words = ("systemctl", "show", f"--property={name}", "--value", unit)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        words = ("systemctl", "show", "--property=ActiveState", "--value", unit)
         done = subprocess.run(words, capture_output=True, text=True, timeout=10.0, check=False)  # noqa: S603 - our own words
-        return done.stdout.strip() not in ("failed", "inactive", "")
-    return False
+        return done.stdout.strip()
+    return ""
 
 
-def message(name: str, unit: str, environ: Mapping[str, str]) -> str:
-    """What ended, how, and what to do. `environ`: as systemd gives it to OnFailure= (systemd.exec(5), MONITOR_*)."""
-    code = environ.get("MONITOR_EXIT_STATUS", "")
-    ended = (
-        f"exit code {code}" if code.isdigit() else f"{environ.get('MONITOR_SERVICE_RESULT', 'failed')} {code}".strip()
-    )
+def restarts(unit: str, environ: Mapping[str, str]) -> int | None:
+    """How often systemd started the unit again by now; 0: it does not do so any more; None: nobody need be told.
+
+    From version 254 on systemd calls OnFailure= also before it starts a unit again (systemd.service(5), RestartMode=).
+    """
+    if "SERVICE_RESULT" not in environ:  # called by OnFailure=
+        return 0 if shown(unit, "ActiveState") in ("failed", "inactive", "") else None
+    count = int(shown(unit, "NRestarts") or 0)
+    return count if environ["SERVICE_RESULT"] != "success" and count in TOLD_AFTER else None
+
+
+def message(name: str, unit: str, environ: Mapping[str, str], count: int = 0) -> str:
+    """What ended, how, and what to do. `environ`: as systemd gives it to OnFailure= (systemd.exec(5), MONITOR_*) or
+    ExecStopPost= ($SERVICE_RESULT, $EXIT_STATUS). `count`: of restarts.
+    """
+    code = environ.get("MONITOR_EXIT_STATUS") or environ.get("EXIT_STATUS", "")
+    result = environ.get("MONITOR_SERVICE_RESULT") or environ.get("SERVICE_RESULT", "failed")
+    ended = f"exit code {code}" if code.isdigit() else f"{result} {code}".strip()
     remedy = _REMEDIES.get(code, _OTHER).format(name=name, unit=unit)
+    if count:
+        return f"{unit} ends again and again ({count} restarts, the last end: {ended}): {remedy}"
     return f"{unit} ended and is not started again ({ended}): {remedy}, then `systemctl start {unit}`"
 
 
@@ -60,9 +74,10 @@ def command_of(path: Path) -> Sequence[str]:
 def main(name: str, environ: Mapping[str, str], now: float) -> None:
     """Say it in the journal and to the command."""
     unit = environ.get("MONITOR_UNIT", f"syncd@{name}.service")
-    if is_started_again(unit):
+    count = restarts(unit, environ)
+    if count is None:
         return
-    said = message(name, unit, environ)
+    said = message(name, unit, environ, count)
     print(f"<3>syncd {name}: {said}", file=sys.stderr)  # noqa: T201 - the journal reads it
     reason, command = "not_running", command_of(wiring.PRACTICES / name / "config.toml")
     notice = {"schema_version": 1, "kind": "trouble", "practice": name, "at": iso(now), "state": "stopped"}

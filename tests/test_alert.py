@@ -36,7 +36,7 @@ def test_alert_names_the_signal_that_killed_the_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "told"),
+    ("line", "told"),
     [
         ("echo activating", False),
         ("echo active", False),
@@ -46,14 +46,45 @@ def test_alert_names_the_signal_that_killed_the_service() -> None:
     ],
 )
 def test_service_that_systemd_starts_again_is_no_alert(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], says: str, told: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, told: bool
 ) -> None:
-    (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$4" = syncd@main.service ] && {says}\n')
-    (tmp_path / "systemctl").chmod(0o700)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    says(tmp_path, monkeypatch, line)
     configured(tmp_path, monkeypatch, "")
     alert.main("main", WRONG, 7.0)
     assert bool(capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("result", "count", "told"),
+    [
+        ("exit-code", 5, True),
+        ("watchdog", 50, True),
+        ("exit-code", 4, False),
+        ("exit-code", 6, False),
+        ("success", 5, False),
+    ],
+)
+def test_service_that_ends_again_and_again_is_told_now_and_then(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    result: str,
+    count: int,
+    told: bool,
+) -> None:
+    says(tmp_path, monkeypatch, f"echo {count}")
+    configured(tmp_path, monkeypatch, "")
+    alert.main("main", {"SERVICE_RESULT": result, "EXIT_STATUS": "1"}, 7.0)
+    said = capsys.readouterr().err
+    assert bool(said) == told
+    assert not said or f"ends again and again ({count} restarts, the last end: exit code 1)" in said
+
+
+def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """`systemctl` is a program that runs this line."""
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$4" = syncd@main.service ] && {line}\n')
+    (tmp_path / "systemctl").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
 
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

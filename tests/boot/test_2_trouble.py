@@ -33,6 +33,16 @@ def test_killed_daemon_is_restarted_and_goes_on(machine: Machine, desk: Desk) ->
     desk.drop_in("test", "")
 
 
+def test_service_that_ends_again_and_again_is_told_once_in_a_while(machine: Machine, desk: Desk) -> None:
+    desk.drop_in("test", f"{AT_ONCE}\nExecStart=\nExecStart=/bin/false")
+    told = f"journalctl -b -o cat -p err -u {desk.unit} --grep 'ends again and again'"
+    machine.run(f"systemctl restart --no-block {desk.unit}")
+    machine.wait(lambda: "5 restarts, the last end: exit code 1" in machine.said(f"{told} || true"), 60.0, "it is told")
+    desk.drop_in("test", "")
+    desk.restart()
+    assert machine.said(told).count("restarts") == 1
+
+
 def test_service_is_back_after_a_reboot(machine: Machine, desk: Desk) -> None:
     machine.reboot()
     machine.wait(desk.is_active, 30.0, "the service runs")
