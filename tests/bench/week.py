@@ -52,6 +52,7 @@ class Week:
                 self._newest[pat_num, "sheets"] = self._office.add_sheet(pat_num)
         self.world = World.start(folder, practice=self._office, interval=MIRRORED_AT, backfill=True, hinted=True)
         self.world.expected = Witness(self._office)
+        self.world.first_nap = 0.5
         self.world.run()
         said = {"change_feed": "auto" if feed else "off"}
         self.world.settings = make_settings(folder, interval, {"practice": {"time_zone": "UTC"}, "sync": said})
