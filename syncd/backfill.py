@@ -30,7 +30,7 @@ TOLD_EVERY = 60.0  # seconds: status.json
 GIL_TURN = (
     0.0005  # seconds: the API lane starts on time although the pull lane computes (Python's own is ten times that)
 )
-ENDING = 8.0  # seconds that a lane has to finish its turn after a signal
+ENDING = 6.0  # seconds that a lane has to finish its turn after a signal: all is over within 10, on a slow machine, too
 
 
 @dataclass(frozen=True, slots=True)
