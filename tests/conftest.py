@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from syncd.demo.people import FIRST, IMAGES, LAST, PAPERS
 
@@ -26,6 +27,9 @@ MARKER = ".syncd-archive"
 RAM_DISK = Path("/dev/shm")  # where there is one: hundreds of archives on it wait for no disk
 
 _printed: list[tuple[str, str]] = []
+
+settings.register_profile("untimed", deadline=None)  # the machines are shared: slow is not wrong
+settings.load_profile("untimed")
 
 if os.access(RAM_DISK, os.W_OK):
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(RAM_DISK))

@@ -517,7 +517,7 @@ def test_no_course_of_events_fills_the_memory() -> None:
 # --- whatever happens
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 14 * 24 * 60), st.floats(0, 40 * DAY), st.booleans())
 def test_before_it_is_due_nothing_is_worth_a_request(minute: int, age: float, quick: bool) -> None:
     now = MONDAY + 60.0 * minute
@@ -623,5 +623,5 @@ class AnyCourse(RuleBasedStateMachine):
             assert found == waiting
 
 
-AnyCourse.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AnyCourse.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestAnyCourse = AnyCourse.TestCase

@@ -160,25 +160,25 @@ def check_page(liar: Liar, name: str, body: Json) -> None:
     json.dumps([dict(row.fields) for row in rows], ensure_ascii=False).encode()
 
 
-@settings(max_examples=900, deadline=None)
+@settings(max_examples=900)
 @given(body=st.lists(changed(DOCUMENT), max_size=3))
 def test_page_of_documents_is_believed_exactly_where_each_row_is_proven(liar: Liar, body: Json) -> None:
     check_page(liar, "documents", body)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(body=st.lists(changed(SHEET), max_size=3))
 def test_page_of_sheets_is_believed_exactly_where_each_row_is_proven(liar: Liar, body: Json) -> None:
     check_page(liar, "sheets", body)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(body=ANYTHING | st.lists(ANYTHING, max_size=3), name=st.sampled_from(("documents", "sheets")))
 def test_any_other_json_is_no_page(liar: Liar, body: Json, name: str) -> None:
     check_page(liar, name, body)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cut=st.integers(0, 700), junk=st.binary(max_size=8), keep=st.booleans())
 def test_page_that_is_cut_or_followed_by_anything_is_refused(liar: Liar, cut: int, junk: bytes, keep: bool) -> None:
     whole = json.dumps([DOCUMENT, {**DOCUMENT, "DocNum": 35}]).encode()
@@ -305,9 +305,7 @@ class LyingOffice(RuleBasedStateMachine):
 
 
 TestLyingOffice = LyingOffice.TestCase
-TestLyingOffice.settings = settings(
-    max_examples=8, stateful_step_count=8, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestLyingOffice.settings = settings(max_examples=8, stateful_step_count=8, suppress_health_check=[HealthCheck.too_slow])
 
 
 # --- one lie at a time, in simulated time
@@ -493,7 +491,7 @@ def test_clock_of_the_office_decides_nothing(world: World, said: str) -> None:
     assert world.index.value("SELECT min(polled_at) FROM list") > world.clock.now() - 2 * HOUR
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(extra=st.dictionaries(st.text(min_size=1, max_size=5).map(lambda name: f"x{name}"), ANYTHING, max_size=4))
 def test_fields_that_nobody_knows_change_nothing(liar: Liar, extra: dict[str, Json]) -> None:
     plain = liar.page(json.dumps([DOCUMENT]).encode())

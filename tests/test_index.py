@@ -322,7 +322,7 @@ def test_sequence_numbers_rise_and_are_never_given_twice(index: Index) -> None:
     other.close()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 100)), max_size=10))
 def test_no_order_of_reservations_repeats_a_number(index: Index, calls: list[tuple[int, int]]) -> None:
     given_out: list[int] = [int(index.meta("last_seq") or 0)]

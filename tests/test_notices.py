@@ -144,7 +144,7 @@ def test_a_damaged_memory_is_a_fresh_one(text: str | None) -> None:
     assert Memory.from_json(text) == Memory()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.sampled_from([GOOD, BAD, ("degraded", "throttled_long")]), st.integers(1, 200)), max_size=40)
 )
