@@ -33,8 +33,8 @@ DAY: Final = 86_400.0
 BLOCK: Final = 900.0  # no time zone changes its offset within a quarter of an hour
 PAGE_ROWS: Final = 100  # the vendor's largest page
 FINENESS: Final = 6.0  # queues for a factor e of slopes
-# A list's floor begins early: by night at three quarters of it, so that few fall due in opening hours, when requests
-# are worth most; by day a little before it, because half of the slots cannot take a weekend's lists all at once.
+# A list's floor begins early: by night at three quarters of it, so that few fall due while people are awake, when
+# requests are worth most; else a little before it, because half of the slots cannot take a weekend's lists all at once.
 BY_NIGHT: Final = 0.75
 BY_DAY: Final = 0.95
 LATE: Final = 1.05  # floors: a list that waited so long comes before named ones, too
@@ -97,7 +97,7 @@ AT_HOME: Final = week((0.003,) * 8 + (1.0,) * 14 + (0.003,) * 2, 0.003)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How requests are spent. Rates are files per hour; the slow ones count hours of the operational clock only."""
+    """How requests are spent. Rates are files per hour; the slow ones count hours of an operational clock only."""
 
     exponent: float = 0.6  # 0.5 is best for the mean delay; a little more helps the median much
     idle: float = 0.1  # a list below this is not worth a request; infinity: each list once, then only named ones
@@ -112,7 +112,7 @@ class Policy:
     quick: float = 0.02  # files per hour: from here on an event goes on after hours, too, and counts all the time
     row_files: float = 0.05  # expected at once when the patient's row changed
     booked_files: float = 0.02  # sheets expected at once when an appointment becomes known: web forms
-    asleep: float = 0.05  # speed of the clock below which a changed row of a patient is nobody's hand: an aging run
+    asleep: float = 0.05  # speed of the clock below which it is night: a changed row is an aging run, nobody's hand
     row_burst: int = 60  # more changed rows than these within `row_burst_seconds` are nobody's hand, either
     row_burst_seconds: float = 300.0
     forms: Curve = FORMS

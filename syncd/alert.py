@@ -26,7 +26,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "243": "a credential is missing: `systemctl cat {unit}` names the files after LoadCredential; make them",
 }
 _OTHER: Final = "`journalctl -u {unit}` and `syncd -p {name} status` say why"
-TOLD_AFTER: Final = (5, 50, 500, 5_000)  # restarts: minutes, half an hour, hours, days
+TOLD_AFTER: Final = 5  # restarts, and then after twice as many each time: systemd counts on through good months
 
 
 def shown(unit: str, name: str) -> str:
@@ -46,7 +46,8 @@ def restarts(unit: str, environ: Mapping[str, str]) -> int | None:
     if "SERVICE_RESULT" not in environ:  # called by OnFailure=
         return 0 if shown(unit, "ActiveState") in ("failed", "inactive", "") else None
     count = int(shown(unit, "NRestarts") or 0)
-    return count if environ["SERVICE_RESULT"] != "success" and count in TOLD_AFTER else None
+    times, rest = divmod(count, TOLD_AFTER)
+    return count if environ["SERVICE_RESULT"] != "success" and not rest and times.bit_count() == 1 else None
 
 
 def message(name: str, unit: str, environ: Mapping[str, str], count: int = 0) -> str:

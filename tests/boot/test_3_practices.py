@@ -45,7 +45,7 @@ def test_second_practice_is_mirrored_beside_the_first(machine: Machine, desk: De
     assert "several practices: say -p NAME, one of main, west" in machine.run("syncd find", check=False).stderr
 
 
-def test_setups_own_sftp_site_serves_one_login_and_is_back_after_a_reboot(
+def test_setups_own_sftp_site_is_where_files_come_from_and_is_back_after_a_reboot(
     machine: Machine, desk: Desk, west: Desk
 ) -> None:
     placed_at = [str(each.params.get("SftpAddress", "")) for each in list(west.office.office.arrivals)]
