@@ -59,7 +59,7 @@ def main(
         signal.signal(number_of_signal, lambda *_: ended.set())
     running = Simulation.start(patients, seed, interval, folder, port=port, sftp_port=sftp_port, outside=outside)
     with running as simulation:
-        target = config_dir or Path(tempfile.mkdtemp(prefix="simulated-practice-"))
+        target = config_dir or Path(tempfile.mkdtemp(prefix="simulated-")) / "practice"  # its folder names a practice
         path = simulation.write_config(target)
         (target / "archive").mkdir(mode=0o700, exist_ok=True)  # ready to be mirrored into
         click.echo(f"# {path}\n{path.read_text()}")

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import subprocess
 import sys
 import time
@@ -227,3 +228,16 @@ def test_the_demo_prints_a_configuration_and_ends_on_a_signal(tmp_path: Path) ->
         assert not any((tmp_path / "archive").iterdir()), "ready for a backfill"
         process.terminate()
         assert process.wait(10) == 0
+
+
+def test_what_the_demo_prints_is_ready_to_be_used(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "syncd.demo", "--patients", "1", "--interval", "0.01"]
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdout is not None
+        config = process.stdout.readline().removeprefix("# ").strip()
+        assert any("invented patients at" in line for line in iter(process.stdout.readline, ""))
+        syncd = [str(Path(sys.executable).with_name("syncd")), "-c", config]
+        done = subprocess.run([*syncd, "backfill", "--no-progress"], capture_output=True, text=True, check=False)
+        process.terminate()
+    assert done.returncode == 0, done.stderr
