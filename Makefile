@@ -50,7 +50,7 @@ check: $(VENV)/.ready
 
 # One lock for every Python from 3.11 and every platform, hashes only: nothing unlocked is ever installed.
 LOCK = uv pip compile -q $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --no-header --no-annotate --extra build
+	--no-emit-find-links --no-header --no-annotate --no-strip-extras --extra build
 lock:
 	$(LOCK) pyproject.toml -o requirements.txt
 	$(LOCK) --extra demo --group dev pyproject.toml -o requirements-dev.txt
