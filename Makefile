@@ -12,6 +12,8 @@ space := $() $()
 WORKERS := $(shell expr $$(nproc) + 1)# tests wait about as often as they work
 PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
+unexport PYTHONDONTWRITEBYTECODE# else each of a thousand processes compiles the product and its tests anew
+
 .PHONY: demo test coverage test-faults test-boot check quick licences lock upgrade clean
 
 demo: $(VENV)/.ready
@@ -31,7 +33,7 @@ coverage: $(VENV)/.ready
 
 test-faults: $(VENV)/.ready
 	$(BIN)/python -m tests.faults.mutants
-	$(BIN)/pytest -n $(WORKERS) tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-vv,-m "not racing")
+	$(BIN)/pytest -n $(WORKERS) --maxschedchunk 1 tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-vv,-m "not racing")
 
 # In order, by one process, in a network of its own.
 test-boot: $(VENV)/.ready
