@@ -23,9 +23,8 @@ DECISIONS  := agenda answers changes config diff faces guards metrics naming not
 NOTHING_LOST := archive identity index mirror scrub
 
 test: check
-	$(BIN)/pytest -n $(WORKERS) $(DECISIONS:%=tests/test_%.py) --cov --cov-report=
+	TRACED='$(DECISIONS)' $(BIN)/pytest -n $(WORKERS) --dist worksteal --ignore=tests/faults --cov --cov-report=
 	$(BIN)/coverage report --include='$(subst $(space),$(comma),$(DECISIONS:%=syncd/%.py))' --fail-under=100
-	$(BIN)/pytest -n $(WORKERS) --ignore=tests/faults
 
 coverage: $(VENV)/.ready
 	$(BIN)/pytest -n $(WORKERS) --ignore=tests/faults --cov --cov-report=term
