@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -17,7 +16,7 @@ from syncd.diff import local_time
 from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
 from syncd.model import KINDS, Item, Kind, ListName, Version
-from syncd.naming import parse_id
+from syncd.naming import folded, parse_id
 from syncd.report import DAY, WEEK, Chore, Hold, Incident, StatusFacts, Trouble, iso
 from syncd.schema import row_checksum
 
@@ -40,6 +39,7 @@ STATE: Final = (
     f" WHEN {_TRIES} IS NOT NULL OR i.current_version IS NULL OR (i.kind IN ('document', 'mount', 'sheet')"
     " AND i.archived_revision IS NOT i.revision) THEN 'owed' ELSE 'archived' END"
 )
+STATES: Final = ("archived", "vanished", "owed", "failing", "pending_at_source", "held")
 _ITEM: Final = (
     "i.pat_num, i.kind, i.num, i.mount_num, i.category, i.description, i.img_type, i.tooth_numbers, i.date_created,"
     " i.file_name, i.became, i.current_version, i.first_seen_at, i.revision AS listed_revision"
@@ -53,6 +53,17 @@ _NEWEST_REVISION: Final = (  # a newer revision with equal bytes is one more sid
     " AND n.version = v.version ORDER BY n.sidecar DESC LIMIT 1) AS newest_revision"
 )
 _FOUND: Final = f"SELECT {_ITEM}, {_VERSION}, {_NEWEST_REVISION}, {STATE} AS state"
+_NAMED: Final = (  # MATERIALIZED is for CTEs only; LIMIT -1 has each name folded once, and not for each word
+    "(SELECT pat_num, birthdate, folded(last_name || ' ' || first_name || ' ' || preferred) AS name FROM patient"
+    " LIMIT -1)"
+)
+_TEETH: Final = "',' || replace(upper(i.tooth_numbers), ' ', '') || ','"
+_TRIGRAMS: Final = 50
+_MANY: Final = 50_000
+_STATE_INDEX: Final = {  # where a state that is rare is found without asking everybody
+    **dict.fromkeys(("vanished", "held", "pending_at_source"), f"item WHERE {_ODD}"),
+    "failing": f"duty WHERE failures >= {FAILING_AFTER}",
+}
 _SAME_ITEM: Final = "v.pat_num = i.pat_num AND v.kind = i.kind AND v.num = i.num"
 
 
@@ -61,8 +72,9 @@ class Filters:
     """What `find` looks for; all that are given must hold.
 
     `name`: every word of it in last, first or preferred name; `category` and `text` (description): a part; in any
-    case of letters. `born`: yyyy-mm-dd. `since` (included) and `until` (excluded): seconds since the epoch, of
-    archived_at. `current`: only the newest version of each item.
+    case of letters, without accents. `born` and `dated` (the document's own date): yyyy, yyyy-mm or yyyy-mm-dd.
+    `tooth`: 1 to 32, A to T. `since` (included) and `until` (excluded): seconds since the epoch, of archived_at.
+    `current`: only the newest version of each item.
     """
 
     patient: int | None = None
@@ -72,6 +84,9 @@ class Filters:
     kind: Kind | None = None
     category: str | None = None
     text: str | None = None
+    dated: str | None = None
+    tooth: str | None = None
+    state: str | None = None
     since: float | None = None
     until: float | None = None
     current: bool = False
@@ -82,7 +97,6 @@ class Catalog:
 
     def __init__(self, index: Index, practice: str = "", kinds: Iterable[Kind] = KINDS) -> None:
         self.index, self.practice, self.kinds = index, practice, frozenset(kinds)
-        index.db.conn.create_function("folded", 1, lambda text: _folded(text or ""), deterministic=True)
 
     def find(self, filters: Filters) -> Iterator[Row]:
         """One row a version, and one without `path` for an item that has none yet; by patient, kind, number, version.
@@ -99,21 +113,37 @@ class Catalog:
             for row in self.index.rows(sql, pat_num, *values):
                 yield self._found(row)
 
-    def _patients(self, filters: Filters) -> list[int]:
-        words = _folded(filters.name or "").replace(",", " ").split()
-        names = "instr(folded(last_name || ' ' || first_name || ' ' || preferred), ?) > 0"
-        conditions: list[Condition] = [("pat_num = ?", filters.patient), *((names, word) for word in words)]
-        where, values = _where([*conditions, ("substr(birthdate, 1, 10) = ?", filters.born)])
-        sql = f"SELECT DISTINCT pat_num FROM item LEFT JOIN patient USING (pat_num) WHERE TRUE{where} ORDER BY pat_num"
-        return [row["pat_num"] for row in self.index.rows(sql, *values)]
+    def _patients(self, filters: Filters) -> Iterator[int]:
+        """Whose items have to be looked at, rising: by the index that what is given can use.
 
-    def follow(self, after: int, limit: int = 1000) -> list[Row]:
-        """The next versions with new bytes whose `seq` is above `after`, rising. UsageError for a seq of the future."""
-        last = max(int(self.index.meta("last_seq") or 0), self.index.value("SELECT max(seq) FROM version") or 0)
-        if not 0 <= after <= last:
+        Where none can, or very many are found, it is everybody, one by one: the first rows then come as soon.
+        """
+        sql, values = _whose(filters)
+        found = self.index.rows(sql, *values) if sql else []
+        if sql and (not found or found[0]["rows"] < _MANY):
+            yield from (row["pat_num"] for row in found)
+            return
+        pat_num = -1
+        while (pat_num := self.index.value("SELECT min(pat_num) FROM item WHERE pat_num > ?", pat_num)) is not None:
+            yield pat_num
+
+    def last_seq(self) -> int:
+        """The last sequence number that was given out."""
+        recorded = self.index.value("SELECT max(seq) FROM version") or 0
+        return max(int(self.index.meta("last_seq") or 0), recorded)
+
+    def follow(self, after: int, noted: int = 0, limit: int = 1000) -> list[Row]:
+        """The next versions with new bytes whose `seq` is above `after`, rising. UsageError for a seq of the future.
+
+        `noted`: the archive's last_seq, read before. Where the index knows less, it was put back from a copy: until the
+        whole archive is adopted, which is in no order of seq, nothing is answered, lest anything be passed over.
+        """
+        last = self.last_seq()
+        if not 0 <= after <= max(last, noted):
             raise UsageError(f"no version has that seq yet: the last one is {last}")
         sql = f"{_FOUND} FROM version v JOIN item i ON {_SAME_ITEM} WHERE v.sidecar = 1 AND v.seq > ?"
-        return [self._found(row) for row in self.index.rows(f"{sql} ORDER BY v.seq LIMIT ?", after, limit)]
+        rows = self.index.rows(f"{sql} ORDER BY v.seq LIMIT ?", after, limit) if noted <= last else []
+        return [self._found(row) for row in rows]
 
     def _found(self, row: Row) -> Row:
         item = Item(row["pat_num"], row["kind"], row["num"])
@@ -319,18 +349,51 @@ def _where(conditions: Iterable[Condition]) -> tuple[str, list[object]]:
     return "".join(f" AND {sql}" for sql, _ in given), [value for _, value in given]
 
 
-def _folded(text: str) -> str:
-    """For searching: without case and accents, as somebody in a hurry types it."""
-    return "".join(each for each in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(each))
+def _whose(filters: Filters) -> tuple[str, list[object]]:
+    """A query for the patients who can have what is looked for, and its values; empty: everybody has to be asked."""
+    words = folded(filters.name or "").replace(",", " ").split()
+    named: list[Condition] = [("instr(name, ?) > 0", word) for word in words]
+    where, values = _where([("pat_num = ?", filters.patient), ("instr(birthdate, ?) = 1", filters.born), *named])
+    sql = f"SELECT pat_num FROM {_NAMED} WHERE TRUE{where}" if where else ""
+    if filters.patient is not None and len(values) == 1:
+        return "SELECT ? AS pat_num, 1 AS rows", values  # also one whom no roster names any more
+    text, state = folded(filters.text or ""), _STATE_INDEX.get(filters.state or "")
+    if text and filters.patient is None:
+        matching, texts = _texts(text)
+        of_those = f" AND +pat_num IN ({sql})" if sql else ""  # +: never each text with each patient
+        sql, values = f"SELECT pat_num FROM described WHERE description IN ({matching}){of_those}", [*texts, *values]
+    elif not sql and filters.since is not None:
+        sql, values = "SELECT pat_num FROM version WHERE archived_at >= ?", [filters.since]
+    elif not sql and state:
+        sql = f"SELECT pat_num FROM {state}"
+    # Materialized: else a whole table is read, in the order that is asked for.
+    found = f"WITH found AS MATERIALIZED ({sql} LIMIT {_MANY})"
+    counted = "SELECT DISTINCT pat_num, (SELECT count(*) FROM found) AS rows FROM found ORDER BY pat_num"
+    return (f"{found} {counted}", values) if sql else ("", [])
+
+
+def _texts(text: str) -> tuple[str, list[object]]:
+    """A query for the descriptions that hold a folded text, and its values.
+
+    Trigrams only narrow: a few are enough. They are quoted, so nothing in a text is syntax; NUL is never in one.
+    """
+    trigrams = dict.fromkeys(text[start : start + 3] for start in range(min(len(text) - 2, _TRIGRAMS)))
+    if not trigrams:
+        return "SELECT id FROM description WHERE instr(folded, ?) > 0", [text]
+    match = " ".join('"{}"'.format(each.replace('"', '""')) for each in trigrams)
+    sql = "SELECT id FROM description_text JOIN description d ON d.id = description_text.rowid"
+    return f"{sql} WHERE description_text MATCH ? AND instr(d.folded, ?) > 0", [match, text]
 
 
 def _item_conditions(filters: Filters) -> tuple[str, list[object]]:
     """What a search says of an item or a version."""
-    category, text = (_folded(part or "") or None for part in (filters.category, filters.text))
+    category, text = (folded(part or "") or None for part in (filters.category, filters.text))
+    tooth = f",{filters.tooth.upper()}," if filters.tooth else None
     conditions: list[Condition] = [("i.kind = ?", filters.kind), ("i.num = ?", filters.num)]
     conditions += [("instr(folded(i.category), ?) > 0", category), ("instr(folded(i.description), ?) > 0", text)]
+    conditions += [("instr(i.date_created, ?) = 1", filters.dated), (f"instr({_TEETH}, ?) > 0", tooth)]
     conditions += [("v.archived_at >= ?", filters.since), ("v.archived_at < ?", filters.until)]
-    where, values = _where(conditions)
+    where, values = _where([*conditions, (f"({STATE}) = ?", filters.state)])
     return f"{where} AND v.version = i.current_version" if filters.current else where, values
 
 

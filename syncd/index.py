@@ -20,7 +20,7 @@ from sqlite_utils import Database
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SyncdError
 from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
-from syncd.naming import is_image
+from syncd.naming import folded, is_image
 from syncd.schema import DISK, DiskErrors, Row, attempt_of, duty_of, known_of, migrations, refuse_later, row_checksum
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
@@ -48,6 +48,7 @@ class Index:
                 path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
             path.chmod(0o600)
             connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        connection.create_function("folded", 1, lambda text: folded(text or ""), deterministic=True)
         self.db = Database(connection)
         try:
             with DISK:
@@ -466,7 +467,7 @@ class Index:
                 facts = {name: getattr(version, name) for name in ("seq", "version", "sidecar", "sha256")}
                 self.record("stored", now, entry=f"seq-{version.seq}", item=item.full_id, **facts)
             if not self.item_rows(item):
-                self._put_archived_item(version)
+                self.put_archived_item(version)
             self.db.conn.execute(
                 "UPDATE item SET archived_revision = ?, current_version = ?, current_seq = ?, sha256 = ?, bytes = ?,"
                 " media_type = ?, archived_at = ?, mount_num = coalesce(?, mount_num), not_found = 0"
@@ -478,7 +479,8 @@ class Index:
                 ),
             )
 
-    def _put_archived_item(self, version: Version) -> None:
+    def put_archived_item(self, version: Version) -> None:
+        """The item as the listing in a sidecar has it."""
         listing = version.listing
         stamp = str(listing.get("DateTStamp") or listing.get("DateTSheetEdited") or "")
         created = str(listing.get("DateCreated") or listing.get("DateTimeSheet") or "")

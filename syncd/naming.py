@@ -208,6 +208,14 @@ def export_name(version: Version, numbered: bool = False) -> str:
     return title.encode()[: _EXPORT_BYTES - len(ending)].decode(errors="ignore").rstrip(" .-") + ending
 
 
+def folded(text: str) -> str:
+    """For searching: without case and accents, as somebody in a hurry types it; always text that SQLite can hold."""
+    if text.isascii():  # nearly all are, and this is much faster
+        return text.lower().replace("\0", " ")
+    plain = unicodedata.normalize("NFKD", text.casefold().replace("\0", " ").encode(errors="replace").decode())
+    return "".join(each for each in plain if not unicodedata.combining(each))
+
+
 def archive_path_is_ours(relative: str) -> bool:
     """Whether a path below the archive is of the layout of design.md section 5."""
     found = _ARCHIVE_PATH.fullmatch(relative)

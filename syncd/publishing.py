@@ -43,7 +43,7 @@ class Arrival:
     refetch: bool = False
 
 
-UPLOAD_IN_HAND = "upload_in_hand"  # remembered while an uploaded row's bytes are published: its PatNum and DocNum
+IN_HAND = "in_hand"  # remembered from a batch's numbers to its record: its items
 Outcomes = list[Version | SyncdError]
 
 
@@ -64,6 +64,7 @@ class Publisher:
             return self._take(arrivals, now, settle)
 
     def _take(self, arrivals: Sequence[Arrival], now: float, settle: Callable[[Outcomes], None]) -> Outcomes:
+        self.adopt_in_hand(now)
         planned = [self._plan(arrival, now) for arrival in arrivals]
         fresh = [plan for plan in planned if plan.source is not None or plan.version.seq == 0]
         publications = self._numbered(fresh)
@@ -78,24 +79,26 @@ class Publisher:
                 if failure is None:
                     self._record(arrival, version, now)
             settle(outcomes)
+            self._doors.index.remember(IN_HAND, None)
         for arrival, plan, outcome in zip(arrivals, planned, outcomes, strict=True):
             self._tell(plan, outcome)
             self._doors.archive.discard(arrival.source)
         return outcomes
 
     def take_upload(self, arrival: Arrival, now: float) -> None:
-        """Archive and record bytes that came with a listing. No attempt tells of them after a crash: a note does."""
-        self._doors.index.remember(UPLOAD_IN_HAND, f"{arrival.item.pat_num} {arrival.item.num}")
+        """Archive and record bytes that came with a listing."""
         self.take([arrival], now, lambda _: None)
-        self._doors.index.remember(UPLOAD_IN_HAND, None)
 
-    def adopt_upload(self, now: float) -> None:
-        """At start: the upload that was in hand is perhaps published, and perhaps never listed again."""
-        noted = self._doors.index.meta(UPLOAD_IN_HAND)
+    def adopt_in_hand(self, now: float) -> None:
+        """Record what was numbered, perhaps published, and then a crash or a full disk came before the record.
+
+        Before any higher number is recorded: a follower would have passed it by. And perhaps it is never owed again.
+        """
+        noted = self._doors.index.meta(IN_HAND)
         if noted is not None:
-            pat_num, num = map(int, noted.split())
-            self.adopt_unknown(Item(pat_num, "document", num), now)
-            self._doors.index.remember(UPLOAD_IN_HAND, None)
+            for pat_num, kind, num in json.loads(noted):
+                self.adopt_unknown(Item(pat_num, kind, num), now)
+            self._doors.index.remember(IN_HAND, None)
 
     def adopt(self, versions: Sequence[Version], now: float) -> None:
         """Record what the archive holds and the index does not know. The caller has seen the files."""
@@ -179,7 +182,10 @@ class Publisher:
         if not plans:
             return []
         archive, index = self._doors.archive, self._doors.index
-        numbers = index.reserve_seqs(len(plans), above=archive.last_seq())
+        items = [plan.version.item for plan in plans]
+        with index.transaction():
+            numbers = index.reserve_seqs(len(plans), above=archive.last_seq())
+            index.remember(IN_HAND, json.dumps([(item.pat_num, item.kind, item.num) for item in items]))
         archive.note_seq(numbers[-1])
         return [
             Publication(replace(plan.version, seq=seq), plan.source) for plan, seq in zip(plans, numbers, strict=True)

@@ -116,7 +116,7 @@ class PullLane:
         adopt_newer(self._doors, now)
         for attempt in self._doors.index.attempts("asked"):
             self._doors.index.set_attempt(attempt.id, "unanswered", now, why=CUT_SHORT.get(attempt.method, attempt.why))
-        self._publisher.adopt_upload(now)
+        self._publisher.adopt_in_hand(now)
         self._recovered = True
 
     def _turn(self, now: float) -> bool:

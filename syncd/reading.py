@@ -7,7 +7,7 @@ import datetime as dt
 import itertools
 import os
 import re
-import time
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, cast
@@ -32,20 +32,26 @@ from syncd.call import (
     verb,
     written,
 )
-from syncd.catalog import Catalog, Filters, Row
+from syncd.catalog import STATES, Catalog, Filters, Row
 from syncd.checker import CODES, HARMLESS, Code, Finding, Tally
 from syncd.config import Settings
 from syncd.errors import EXIT_OK, SiteError, UsageError
 from syncd.logs import open_logs
 from syncd.model import KINDS, Version
 from syncd.repair import OUTCOMES, mend
-from syncd.screen import emit, emit_json, local, plain
+from syncd.screen import emit, emit_json, local, nobody_reads, plain
 from syncd.service import Lock, become_owner, owner_id
 from syncd.sites import audit_head
 
 SHOWN: Final = 1000  # rows that `find` has in hand before it shows the first
+PROMPT: Final = 0.5  # seconds between two looks for new versions
 NAMED: Final = 50  # patients that one line of the audit log names; of more it gives no number
-FOUND: Final = ("full_id", "version", "state", "category", "description", "bytes", "archived_at", "path")
+FOUND: Final = ("id", "version", "date", "category", "tooth", "description", "state", "archived_at")
+OF_A_VERSION: Final = ("version", "archived_at", "size", "media_type", "sha256")
+CARD: Final = ("id", "state", "date", "category", "tooth", "description", "file_name", "mount_num", "became")
+DULL: Final = {"version": (None, 1), "tooth": (None, ""), "state": ("archived",)}  # columns that then say nothing
+DATES: Final = r"\d{4}(-\d\d){0,2}"
+TEETH: Final = "[1-9]|[1-9][0-9]|[A-Ta-t][Ss]?"
 
 
 def _moment(text: str | None, settings: Settings, name: str) -> float | None:
@@ -59,10 +65,13 @@ def _moment(text: str | None, settings: Settings, name: str) -> float | None:
     "find",
     asked("--patient", NUMBER, help="PatNum."),
     asked("--name", help="Words of a patient's name."),
-    asked("--born", help="Birthdate, yyyy-mm-dd."),
+    asked("--born", metavar="DATE", help="Birthdate, like 1980-02-29, or only 1980 or 1980-02."),
     asked("--kind", click.Choice(KINDS), metavar="|".join(KINDS)),
     asked("--category", help="Part of an image category."),
     asked("--text", help="Part of a description."),
+    asked("--dated", metavar="DATE", help="The document's own date, like 2021-04-08, or only 2021 or 2021-04."),
+    asked("--tooth", help="1 to 32, or A to T."),
+    asked("--state", click.Choice(STATES), metavar="|".join(STATES)),
     asked("--since", metavar="TIME", help="Archived then or later."),
     asked("--until", metavar="TIME", help="Archived before."),
     option("--current", is_flag=True, help="Only the newest version of each item."),
@@ -75,9 +84,12 @@ def find(call: Call, /, follow: bool, after: int | None, **wanted: Any) -> int:
     if follow or after is not None:
         if not (follow and call.as_json) or any(wanted.values()) or call.archive:
             raise UsageError("--follow --after SEQ goes with --json, and with nothing else")
-        _follow_versions(call, after)
-    if wanted["born"] and not re.fullmatch(r"\d{4}-\d\d-\d\d", wanted["born"]):
-        raise UsageError("--born: write it like 1980-02-29")
+        return _follow_versions(call, after)
+    for name, pattern, like in (("born", DATES, "1980-02-29 or 1980"), ("dated", DATES, "2021-04-08 or 2021")):
+        if wanted[name] and not re.fullmatch(pattern, wanted[name]):
+            raise UsageError(f"--{name}: write it like {like}")
+    if wanted["tooth"] and not re.fullmatch(TEETH, wanted["tooth"]):
+        raise UsageError("--tooth: write it like 14 or B")
     with shelf_of(call) as (catalog, _, settings):
         for name in ("since", "until"):
             wanted[name] = _moment(wanted[name], settings, f"--{name}")
@@ -85,12 +97,48 @@ def find(call: Call, /, follow: bool, after: int | None, **wanted: Any) -> int:
         first = list(itertools.islice(rows, SHOWN))
         _record_find(call, catalog, wanted, first)
         rows = itertools.chain(first, rows)
-        if not call.as_json:
-            emit(call.table(FOUND, rows))
-        else:
+        if call.as_json:
             for row in rows:
                 emit_json(row)
+        else:
+            _emit_tables(call, catalog, rows, wanted)
     return EXIT_OK
+
+
+def _emit_tables(call: Call, catalog: Catalog, rows: Iterable[Row], wanted: Row) -> None:
+    """For people: a table a patient, of the columns that say something; thumbnails only where they are asked for."""
+    seen = (row for row in rows if row["kind"] != "thumbnail" or wanted["kind"])
+    empty = True
+    for pat_num, group in itertools.groupby(seen, key=lambda row: row["pat_num"]):
+        told = [_told(row) for row in group]
+        dull = {name for name, value in DULL.items() if all(row[name] in value for row in told)}
+        if wanted["since"] is None and wanted["until"] is None:
+            dull.add("archived_at")
+        head = _heading(catalog, pat_num) if empty else "\n" + _heading(catalog, pat_num)
+        emit(f"{head}\n{call.table(tuple(name for name in FOUND if name not in dull), told)}")
+        empty = False
+    if empty:
+        call.say("nothing found")
+
+
+def _heading(catalog: Catalog, pat_num: int) -> str:
+    """Who it is, as far as that is known: `Smith, Anna Maria (Annie), born 1980-01-31, patient 101`."""
+    patient, said = catalog.index.patient(pat_num), f"patient {pat_num}"
+    if patient is None or not (patient.last_name or patient.first_name):
+        return said
+    preferred = f" ({patient.preferred})" if patient.preferred else ""
+    born = "" if patient.birthdate.startswith("0001") or not patient.birthdate else f", born {patient.birthdate[:10]}"
+    name = ", ".join(filter(None, (patient.last_name, patient.first_name)))
+    return click.style(plain(f"{name}{preferred}{born}, {said}"), bold=True)
+
+
+def _told(row: Row) -> Row:
+    """A row of `find` as people read it."""
+    date = (row["date_created"] or "")[:10]
+    told = {"id": row["full_id"], "date": "" if date.startswith("0001") else date, "tooth": row["tooth_numbers"]}
+    size = "" if row["bytes"] is None else report.human_bytes(row["bytes"])
+    described = row["description"] or ("" if row["mount_num"] is None else f"of mount-{row['mount_num']}")
+    return row | told | {"description": described.strip(), "size": size}
 
 
 def _record_find(call: Call, catalog: Catalog, wanted: Row, first: list[Row]) -> None:
@@ -103,30 +151,52 @@ def _record_find(call: Call, catalog: Catalog, wanted: Row, first: list[Row]) ->
     record(call, catalog.index, "find", filters=filters, count=len(first), **facts)
 
 
-def _follow_versions(call: Call, after: int | None) -> None:
-    """New versions as they are archived, for ever; `reindex` may replace the index, so it is opened each time."""
-    with shelf_of(call) as (catalog, _, _):
-        record(call, catalog.index, "find", filters=["follow"], seq=after, more=True)
+def _follow_versions(call: Call, after: int | None) -> int:
+    """New versions as they are archived, until nobody reads them; 0. Goes on in the index that `reindex` made anew."""
+    path, told = call.settings.state_path / "index.db", False
     while True:
-        with shelf_of(call) as (catalog, _, _):
-            if after is None:
-                after = int(catalog.index.value("SELECT max(seq) FROM version") or 0)
-            rows = catalog.follow(after)
-        for row in rows:
-            emit_json(row)
-            after = row["seq"]
-        if not rows:
-            time.sleep(1.0)
+        opened = _inode(path)
+        with shelf_of(call) as (catalog, archive, _):
+            if not told:
+                record(call, catalog.index, "find", filters=["follow"], seq=after, more=True)
+            told = True
+            while _inode(path) in (opened, None):
+                noted = archive.last_seq()
+                if after is None:
+                    after = max(catalog.last_seq(), noted)
+                rows = catalog.follow(after, noted)
+                for row in rows:
+                    emit_json(row)
+                    after = row["seq"]
+                if not rows and nobody_reads(PROMPT):
+                    return EXIT_OK
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 @verb("show", click.argument("wanted", metavar="ID"), json_too)
 def show(call: Call, wanted: str) -> int:
     """One item and its versions."""
-    with shelf_of(call) as (catalog, _, _):
+    with shelf_of(call) as (catalog, archive, _):
         item = catalog.resolve(wanted)
         rows = catalog.show(item)
         record(call, catalog.index, "show", item=item.full_id)
-    return call.answer({"id": rows[0]["id"], "versions": rows}, call.table(FOUND, rows))
+        told = [_told(row) for row in rows]
+        newest = next((row for row in told if row["current"]), told[-1])
+        lines = [
+            _heading(catalog, item.pat_num),
+            *(f"{name:<12} {plain(newest[name])}" for name in CARD if newest[name]),
+        ]
+        if newest["path"]:
+            lines.append(f"{'file':<12} {plain(archive.root / newest['path'])}")
+        versions = [row | {"sha256": row["sha256"][:12]} for row in told if row["path"]]
+    words = "\n".join([*lines, *(["", call.table(OF_A_VERSION, versions)] if versions else [])])
+    return call.answer({"id": rows[0]["id"], "versions": rows}, words)
 
 
 @verb("history", click.argument("wanted", metavar="ID"), json_too)
@@ -136,13 +206,18 @@ def history(call: Call, wanted: str) -> int:
         item = catalog.resolve(wanted)
         events = catalog.history(item)
         record(call, catalog.index, "history", item=item.full_id)
+        head = _heading(catalog, item.pat_num)
     rows = [event | {"details": _details(event)} for event in events]
     said = {"id": item.id, "full_id": item.full_id, "events": events}
-    return call.answer(said, call.table(("at", "event", "details"), rows))
+    return call.answer(said, f"{head}\n{item.full_id}\n\n{call.table(('at', 'event', 'details'), rows)}")
 
 
 def _details(event: Row) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in event.items() if key not in {"at", "event"} and value)
+    """What belongs to an event, for people: digests are short, and what every first sidecar has is left out."""
+    short = {"sha256": lambda digest: digest[:12], "bytes": report.human_bytes, "flags": ", ".join}
+    said = {key: value for key, value in event.items() if value and (key, value) != ("sidecar", 1)}
+    said = {key: short[key](value) if key in short else value for key, value in said.items()}
+    return ", ".join(f"{key}: {value}" for key, value in said.items() if key not in {"at", "event"})
 
 
 @verb(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from typing import Any
 
@@ -122,6 +123,59 @@ def first_tables(db: Database) -> None:
     for statement in _TABLES.split(";\n"):
         if statement.strip():
             db.conn.execute(statement)
+
+
+_TEXT_SEARCH = """
+CREATE TABLE description (    -- each text once, as `find` compares it: without case and accents
+    id INTEGER PRIMARY KEY, folded TEXT NOT NULL UNIQUE
+) STRICT;
+CREATE TABLE described (      -- which items have it
+    description INTEGER NOT NULL, pat_num INTEGER NOT NULL, kind TEXT NOT NULL, num INTEGER NOT NULL,
+    PRIMARY KEY (description, pat_num, kind, num)
+) STRICT, WITHOUT ROWID;
+CREATE VIRTUAL TABLE description_text USING fts5 (
+    folded, content='description', content_rowid='id', tokenize='trigram', detail='none', columnsize=0
+);
+INSERT INTO description (folded) SELECT DISTINCT folded(description) FROM item WHERE description != '';
+INSERT INTO described SELECT d.id, i.pat_num, i.kind, i.num FROM item i JOIN description d
+    ON d.folded = folded(i.description) WHERE i.description != '' ORDER BY 1, 2, 3, 4;
+INSERT INTO description_text (description_text) VALUES ('rebuild');
+CREATE TRIGGER description_new AFTER INSERT ON description BEGIN
+    INSERT INTO description_text (rowid, folded) VALUES (new.id, new.folded);
+END;
+CREATE TRIGGER description_gone AFTER DELETE ON description BEGIN
+    INSERT INTO description_text (description_text, rowid, folded) VALUES ('delete', old.id, old.folded);
+END;
+CREATE TRIGGER described_gone AFTER DELETE ON described
+WHEN NOT EXISTS (SELECT 1 FROM described WHERE description = old.description) BEGIN
+    DELETE FROM description WHERE id = old.description;
+END;
+CREATE TRIGGER item_new AFTER INSERT ON item WHEN new.description != '' BEGIN
+    {ADD}
+END;
+CREATE TRIGGER item_described_anew AFTER UPDATE OF description ON item WHEN new.description IS NOT old.description BEGIN
+    {REMOVE}
+    {ADD}
+END;
+CREATE TRIGGER item_gone AFTER DELETE ON item WHEN old.description != '' BEGIN
+    {REMOVE}
+END;
+"""
+# Not INSERT OR IGNORE: inside a trigger the conflict clause of the statement outside counts.
+_ADD = """INSERT INTO description (folded) SELECT folded(new.description) WHERE new.description != ''
+        AND NOT EXISTS (SELECT 1 FROM description WHERE folded = folded(new.description));
+    INSERT INTO described SELECT id, new.pat_num, new.kind, new.num FROM description
+        WHERE new.description != '' AND folded = folded(new.description);"""
+_REMOVE = """DELETE FROM described WHERE (pat_num, kind, num) = (old.pat_num, old.kind, old.num)
+        AND description = (SELECT id FROM description WHERE folded = folded(old.description));"""
+
+
+@migrations()
+def text_search(db: Database) -> None:
+    """What `find --text` searches. Triggers keep it right; they need the function `folded`, which class Index gives."""
+    text = _TEXT_SEARCH.replace("{ADD}", _ADD).replace("{REMOVE}", _REMOVE)
+    for statement in re.split(r";\n(?=CREATE|INSERT)", text):
+        db.conn.execute(statement)
 
 
 def refuse_later(db: Database) -> None:

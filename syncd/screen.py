@@ -10,11 +10,12 @@ import datetime as dt
 import io
 import json
 import os
+import select
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import click
 from rich.console import Console
@@ -27,6 +28,7 @@ from syncd.report import SCHEMA_VERSION, human_bytes, human_duration
 
 COLOURS: Final = {"ok": "green", "catching_up": "green", "blocked": "red", "stopped": "red"}
 LINE_EVERY: Final = 60.0  # seconds between two plain lines
+_WHOLE: Final = frozenset({"id", "full_id", "date", "size"})  # columns that are never broken
 _WIDE: Final = 240  # columns where no terminal limits them
 
 
@@ -42,6 +44,13 @@ def emit(text: str) -> None:
 def emit_json(fields: Mapping[str, object]) -> None:
     """One JSON object on one line, with `schema_version`."""
     emit(json.dumps({"schema_version": SCHEMA_VERSION, **fields}))
+
+
+def nobody_reads(seconds: float) -> bool:
+    """Wait so long; True at once where whoever read our stdout has gone, which else only the next line would show."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    return bool(watch.poll(seconds * 1000))
 
 
 def plain(value: object) -> str:
@@ -66,7 +75,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table that fits the terminal; as wide as it needs to be where there is none."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
-        grid.add_column(name, overflow="fold", justify="right" if name in {"bytes", "seq"} else "left")
+        justify: Literal["left", "right"] = "right" if name in {"bytes", "size", "seq"} else "left"
+        grid.add_column(name, overflow="fold", justify=justify, no_wrap=name in _WHOLE)
     for row in rows:
         grid.add_row(*(Text(plain(cell)) for cell in row))
     terminal, paper = sys.stdout.isatty(), io.StringIO()

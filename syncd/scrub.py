@@ -68,6 +68,7 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
     index.add_patients([patient for patient in patients if patient.pat_num not in known], settings.sync.patient_names)
     for _, versions in _by_patient(archive.walk(), findings):
         with index.transaction():
+            _list_as_archived(index, versions)
             for version in versions:
                 if index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
                     index.put_version(version, now)
@@ -79,6 +80,14 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
     with index.transaction():
         index.reserve_seqs(0, above=max(last, archive.last_seq()))
     return findings
+
+
+def _list_as_archived(index: Index, versions: Sequence[Version]) -> None:
+    """Items are as their newest sidecars list them, unless the index knows better: a new description needs no bytes."""
+    for version in {version.item: version for version in sorted(versions, key=lambda each: each.seq)}.values():
+        known = next(iter(index.item_rows(version.item)), None)
+        if known is None or (known["revision"] == known["archived_revision"] and known["current_seq"] < version.seq):
+            index.put_archived_item(version)
 
 
 def _by_patient(found: Iterable[Version | str], findings: Findings) -> Iterator[tuple[int, list[Version]]]:
