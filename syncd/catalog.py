@@ -128,9 +128,8 @@ class Catalog:
             yield pat_num
 
     def last_seq(self) -> int:
-        """The last sequence number that was given out."""
-        recorded = self.index.value("SELECT max(seq) FROM version") or 0
-        return max(int(self.index.meta("last_seq") or 0), recorded)
+        """The last sequence number that this index gave out, or adopted with a whole archive; not of single rows."""
+        return int(self.index.meta("last_seq") or 0)
 
     def follow(self, after: int, noted: int = 0, limit: int = 1000) -> list[Row]:
         """The next versions with new bytes whose `seq` is above `after`, rising. UsageError for a seq of the future.
