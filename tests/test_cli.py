@@ -328,6 +328,28 @@ def test_follow_streams_versions_as_they_are_archived(desk: Desk) -> None:
     assert (row["seq"] > last, row["id"]) == (True, f"document-{number}")
 
 
+def test_follower_goes_on_in_an_index_made_anew_and_ends_once_nobody_reads(desk: Desk) -> None:
+    desk.json("backfill")
+    expected = sorted(row["seq"] for row in desk.found() if row["seq"])
+    with desk.process("find", "--json", "--follow", "--after", "0") as process:
+        assert process.stdout is not None
+        seen = [json.loads(process.stdout.readline())["seq"] for _ in expected]
+        desk.json("reindex")
+        desk.simulation.practice.add_document(desk.found()[0]["pat_num"], "pdf")
+        desk.json("backfill")
+        seen.append(json.loads(process.stdout.readline())["seq"])
+        process.stdout.close()
+        assert process.wait(30) == 0
+    assert (seen[:-1], seen[-1] > expected[-1]) == (expected, True)
+    result = desk.call("find", "--json", "--follow", "--after", "999999")
+    assert result.exit_code == errors.EXIT_USAGE
+    with desk.process("find", "--json", "--follow", "--after", "0") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == errors.EXIT_INTERRUPTED
+
+
 # --- how it is
 
 

@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from syncd.catalog import STATES, Catalog, Filters
-from syncd.errors import UsageError
+from syncd.errors import SiteError, UsageError
 from syncd.index import Index
 from syncd.model import Item, Patient
 from syncd.naming import folded
+from syncd.publishing import Arrival, Publisher
+from tests.small import serving, small
 from tests.test_catalog import DOCUMENT, T0, Practice, found, listed, practice
 
 __all__ = ["practice"]  # a fixture
@@ -245,3 +247,28 @@ def test_an_index_put_back_from_a_copy_tells_a_follower_nothing_until_the_archiv
         practice.catalog.follow(21, noted=20)
     practice.index.remember("last_seq", "20")
     assert [row["seq"] for row in practice.catalog.follow(0, noted=20)] == [1, 20]
+
+
+def test_what_a_failed_record_left_is_recorded_before_any_higher_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = serving(tmp_path, small(documents=1))
+    world.run()
+    doors = world.lanes.pull_lane._doors
+    publisher, last = Publisher(doors), doors.index.meta("last_seq")
+
+    def arrival(num: int) -> Arrival:
+        sha256 = doors.archive.write_incoming(source := doors.archive.new_incoming(), content := b"%d" % num)
+        told: dict[str, Any] = {"file_name": "a.txt", "method": "document", "listing": {}}
+        told |= {"listed_at": T0, "placed_at": T0, "revision": "r", "extension": "txt", "media_type": "text/plain"}
+        return Arrival(Item(999, "document", num), source, sha256, len(content), **told)
+
+    first = arrival(1)
+    with monkeypatch.context() as broken:
+        broken.setattr(Index, "put_version", lambda *_: (_ for _ in ()).throw(SiteError("disk_error")))
+        with pytest.raises(SiteError):
+            publisher.take([first], T0, lambda _: None)
+    publisher.take([arrival(2)], T0, lambda _: None)
+    rows = Catalog(doors.index).follow(int(last or 0))
+    assert [row["num"] for row in rows] == [1, 2]
+    world.stop()

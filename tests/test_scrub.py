@@ -310,6 +310,21 @@ def test_the_newest_whole_revision_of_a_mount_counts_whatever_the_order_of_its_f
     assert bare.images_revision() == "m2"
 
 
+def test_an_item_is_as_its_newest_sidecar_lists_it_also_where_the_archive_grew(bare: Bare) -> None:
+    item, told = Item(101, "document", 34), "SELECT description, revision, archived_revision FROM item"
+    bare.publish(item, b"image", listing={"Description": "Pano"})
+    bare.publish(item, b"image", sidecar=2, revision="r2", listing={"Description": "Panorex"})
+    bare.adopt()
+    assert bare.index.rows(told) == [{"description": "Panorex", "revision": "r2", "archived_revision": "r2"}]
+    bare.publish(item, b"image", sidecar=3, revision="r3", listing={"Description": "Renamed"})
+    bare.adopt()
+    assert bare.index.rows(told) == [{"description": "Renamed", "revision": "r3", "archived_revision": "r3"}]
+    bare.index.set_item(item, "revision = 'r5', description = 'Listed since'")
+    bare.publish(item, b"image", sidecar=4, revision="r4", listing={"Description": "Late"})
+    bare.adopt()
+    assert bare.index.rows(told)[0] == {"description": "Listed since", "revision": "r5", "archived_revision": "r4"}
+
+
 def test_thumbnail_is_due_where_the_newest_image_has_none(bare: Bare) -> None:
     first = bare.publish(Item(101, "document", 34), b"image")
     bare.publish(Item(101, "document", 35), b"letter", extension="pdf", media_type="application/pdf")
