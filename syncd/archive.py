@@ -40,6 +40,10 @@ from syncd.sidecar import SCHEMA_VERSION, decode, iso, path_is_ours, sidecar_con
 
 MARKER: Final = ".syncd-archive"
 ROOT_NAMES: Final = frozenset({MARKER, "incoming", "published", "patients", "damaged", "lost+found"})
+NOT_IN_GROUP: Final = (
+    "[archive] group: syncd's user is not in it, or may not be inside the service: `usermod -aG GROUP USER`, and for"
+    " the service the drop-in that the README names"
+)
 _MEDIA: Final = re.compile(r"([1-9][0-9]{0,17})-[0-9a-f]{12}\.(?!json$)[a-z0-9]+")
 _PATIENT: Final = {"pat_num", "last_name", "first_name", "preferred", "birthdate", "status"}
 
@@ -160,6 +164,8 @@ class Archive:
             self._gid = grp.getgrnam(group).gr_gid if group else None
         except KeyError as error:
             raise ConfigError(("[archive] group: this machine has no such group",)) from error
+        if owner and self._gid not in (None, os.getegid(), *os.getgroups()) and os.geteuid() != 0:
+            raise ConfigError((NOT_IN_GROUP,))
 
     @contextlib.contextmanager
     def _opened(self, marked: bool = True) -> Iterator[Folders]:
@@ -209,6 +215,7 @@ class Archive:
         self._expected = expected_id
         with self._opened() as folders:
             state = os.statvfs(folders.get(""))
+            folders.share_root()
         if state.f_flag & os.ST_RDONLY or not os.access(self.root, os.W_OK | os.X_OK, effective_ids=True):
             raise SiteError("archive_read_only")
         if state.f_bavail * state.f_frsize < self._reserve or (state.f_files and not state.f_favail):
@@ -340,6 +347,24 @@ class Archive:
                 return hashlib.file_digest(file, "sha256").hexdigest() == version.sha256
         except ItemError:
             return False
+
+    def seen(self, path: str) -> list[int] | None:
+        """Size, time of the last change in ns, and mode of a regular file; None for anything else."""
+        folder, _, name = path.rpartition("/")
+        with self._opened() as folders, contextlib.suppress(OSError), open_regular(name, folders.get(folder)) as file:
+            found = os.fstat(file.fileno())
+            return [found.st_size, found.st_mtime_ns, found.st_mode]
+        return None
+
+    def put_published(self, draft: Path) -> None:
+        """Put a file of ARCHIVE/incoming in the place of ARCHIVE/published/index.db, atomically and durably."""
+        with self._opened() as folders:
+            target = folders.get("published", make=True)
+            folders.settle("published")
+            settle_file(folders, draft.name, draft.stat().st_size)
+            os.replace(draft.name, "index.db", src_dir_fd=folders.get("incoming"), dst_dir_fd=target)
+            folders.touched.add("published")
+            folders.sync()
 
     def patients(self) -> list[int]:
         """Every PatNum that has a folder, rising."""

@@ -25,12 +25,19 @@ GIVE_UP_AFTER = 3  # tries against a site that stays down, before the verb ends 
 AT_ONCE = (12, 13, EXIT_HELD)  # nobody but a person can end these
 PRECEDENCE = (12, 13, 5, EXIT_LIMIT, EXIT_HELD)
 GLANCE = 0.2
+AFTER_A_BUG = 30.0
 SHOWN_EVERY = 1.0
 TOLD_EVERY = 60.0  # seconds: status.json
 GIL_TURN = (
     0.0005  # seconds: the API lane starts on time although the pull lane computes (Python's own is ten times that)
 )
 ENDING = 6.0  # seconds that a lane has to finish its turn after a signal: all is over within 10, on a slow machine, too
+
+
+_NOT_TOLD = (  # the program of [hook] has not heard of them yet, and does not fail
+    "version WHERE sidecar = 1 AND seq > (SELECT json_extract(value, '$.seq') FROM meta WHERE key = 'hook')"
+    " AND NOT EXISTS (SELECT 1 FROM site WHERE lane = 'hook')"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,6 @@ def since(index: Index, now: float, whole: bool) -> float:
 def run(lanes: Lanes, wanted: Wanted, stop: Stop, show: Callable[[Progress], None]) -> int:
     """Take turns until every owed item was tried and none is due within the hour; the exit code."""
     sys.setswitchinterval(GIL_TURN)
-    lanes.pull_lane.due("copy")
     over, pulse = threading.Event(), open_pulse(lanes.settings, lanes.clock)
     errors: list[BaseException] = []
 
@@ -116,12 +122,20 @@ def run(lanes: Lanes, wanted: Wanted, stop: Stop, show: Callable[[Progress], Non
         threading.Thread(target=take_turns, args=(name, turn), daemon=True)
         for name, turn in (("api", lanes.api_lane.turn), ("pull", lanes.pull_lane.turn))
     ]
+    threads += hook_thread(lanes, stop.event, over)
     for thread in threads:
         thread.start()
     look = Look(lanes.settings, lanes.index, lanes.clock, wanted, lambda: lanes.api_lane.requests)
 
+    marked_at = float("-inf")
+
     def show_and_beat(progress: Progress) -> None:
+        nonlocal marked_at
         pulse.beat()
+        if lanes.clock.steady() - marked_at >= HOUR:
+            marked_at = lanes.clock.steady()
+            lanes.pull_lane.due("copy")
+            lanes.pull_lane.due("publish")
         show(progress)
 
     try:
@@ -133,9 +147,34 @@ def run(lanes: Lanes, wanted: Wanted, stop: Stop, show: Callable[[Progress], Non
             pulse.close()
     if errors:
         raise errors[0]
+    if not (stop.asked or lanes.abandoned):
+        lanes.pull_lane.publish_index(lanes.clock.now())
     if code in (EXIT_OK, EXIT_OWED, EXIT_HELD) and wanted.patients is None:
         lanes.index.remember("backfill_done_at", repr(lanes.clock.now()))
     return code
+
+
+def hook_thread(lanes: Lanes, *ends: threading.Event) -> list[threading.Thread]:
+    """A thread for [hook], where there is one. What goes wrong in it, here or in the program, stops nothing else."""
+    hook, clock = lanes.hook, lanes.clock
+
+    def over() -> bool:
+        return any(end.is_set() for end in ends)
+
+    def take_turns(turn: Callable[[float, Callable[[], bool]], float]) -> None:
+        until = float("-inf")
+        while not over():
+            if clock.steady() < until:
+                ends[0].wait(GLANCE)
+                continue
+            now = clock.now()
+            try:
+                until = clock.steady() + turn(now, over) - now
+            except Exception as error:
+                lanes.log.error("turn_failed", where="hook", exc_info=error)  # noqa: TRY400 - our Log has no exception()
+                until = clock.steady() + AFTER_A_BUG
+
+    return [] if hook is None else [threading.Thread(target=take_turns, args=(hook.turn,), daemon=True)]
 
 
 def ended(threads: Sequence[threading.Thread], seconds: float = ENDING) -> bool:
@@ -211,6 +250,7 @@ class Look:
                     (FAILING_AFTER, now + HORIZON),
                 ),
                 (f"item {here} AND thumbnail_due = 1 AND thumbnails_after_at <= ?", (now + HORIZON,)),
+                (_NOT_TOLD, ()),
             )
         )
 
@@ -241,7 +281,9 @@ class Look:
         seen = facts.archived_items + facts.owed
         expected = max(seen, round(seen * of_lists / polled)) if polled else seen
         requests_left = (of_lists - polled) + max(facts.owed, expected - facts.archived_items) + facts.thumbnail_calls
-        waiting: str | None = self._index.value("SELECT reason FROM site ORDER BY since_at LIMIT 1")
+        waiting: str | None = self._index.value(
+            "SELECT reason FROM site WHERE lane != 'hook' ORDER BY since_at LIMIT 1"
+        )
         return Progress(
             lists=polled,
             of_lists=of_lists,

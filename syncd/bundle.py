@@ -80,7 +80,8 @@ def _names(settings: Settings | None) -> list[str]:
         drop, notify = settings.drop, settings.notify
         named += [settings.name, settings.zone.key, urlsplit(settings.api.url).hostname or "", drop.host, drop.username]
         named += [drop.address, drop.address.rpartition(":")[0], settings.archive.group or "", notify.ping_url or ""]
-        named += [*(notify.command or ()), *map(str, (settings.archive.path, settings.state_path, settings.log_path))]
+        named += [*(notify.command or ()), *(settings.hook.archived or ())]
+        named += [*map(str, (settings.archive.path, settings.state_path, settings.log_path))]
     return sorted(filter(None, named), key=len, reverse=True)
 
 

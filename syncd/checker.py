@@ -99,10 +99,15 @@ def check(index: Index, archive: Archive, tally: Tally, alone: bool = True, now:
     if not is_whole(index):
         yield Finding("index_damaged", "index.db")
     for name, entry in archive.survey().items():
-        if name not in ROOT_NAMES:
+        if name not in ROOT_NAMES or (name == "published" and entry.kind != "folder"):
             yield Finding("foreign", name)
-        elif name in {"patients", "incoming", MARKER} and not entry.mode_is_right:
+        elif name in {"patients", "incoming", "published", MARKER} and not entry.mode_is_right:
             yield Finding("wrong_mode", name)
+    for name, entry in _survey(archive, "published").items():
+        if not archive_path_is_ours(f"published/{name}"):
+            yield Finding("foreign", f"published/{name}")
+        elif not entry.mode_is_right:
+            yield Finding("wrong_mode", f"published/{name}")
     if alone:
         yield from (Finding("leftover", f"incoming/{name}") for name in archive.survey("incoming"))
     there = archive.survey("patients")

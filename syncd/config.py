@@ -337,6 +337,12 @@ class NotifySettings(_Section):
     after: Duration = 1800.0
 
 
+class HookSettings(_Section):
+    """[hook]. `archived`: the program that is called for each newly archived version."""
+
+    archived: Annotated[tuple[str, ...], _read(_command, "must be a list, an absolute path first")] | None = None
+
+
 class Settings(_Section):
     """A valid configuration, complete with every default."""
 
@@ -351,6 +357,7 @@ class Settings(_Section):
     status: StatusSettings
     verify: VerifySettings
     notify: NotifySettings
+    hook: HookSettings
     _folder: Path = Path()
     _credentials: Path | None = None
 

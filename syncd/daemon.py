@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from syncd import faces, notices, notifier, pacing
-from syncd.backfill import GIL_TURN, Stop, ended
+from syncd.backfill import AFTER_A_BUG, GIL_TURN, Stop, ended, hook_thread
 from syncd.config import Settings
 from syncd.errors import EXIT_OK, SyncdError
 from syncd.index import Index
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 TURN_LIMIT = 300.0  # seconds without the end of a turn that leave the watchdog hungry
 GLANCE = 1.0
-AFTER_A_BUG = 30.0
 OVER_AFTER = 1800.0  # a turn that failed did so by chance if none has since, and nothing had to be done
 STATUS_JSON_EVERY = 60
 TOLD_LATE = 3  # periods of status.json: then the scheduler is late, and the main loop writes it by itself
@@ -122,6 +121,7 @@ class Daemon:
             threading.Thread(target=self._take_turns, args=(name, turn), daemon=True)
             for name, turn in (("api", lanes.api_lane.turn), ("pull", lanes.pull_lane.turn))
         ]
+        threads += hook_thread(lanes, self._stop.event)
         scheduler.start()
         try:
             for thread in threads:
@@ -167,7 +167,7 @@ class Daemon:
 
     def _mark_upkeep(self) -> None:
         """The lane knows when each was done last: a mark may come too often, never too seldom."""
-        for mark in ("copy", "drill", "scrub"):
+        for mark in ("copy", "publish", "drill", "scrub"):
             self._lanes.pull_lane.due(mark)
 
     def _take_turns(self, name: str, turn: Callable[[float], float]) -> None:

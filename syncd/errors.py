@@ -158,6 +158,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         3,
     ),
     "log_unwritable": (_IT, "the log folder cannot be written, syncing goes on: make room, or check its disk", 3),
+    "hook_failing": (_IT, "the program of [hook] fails, it is called again, the mirror goes on: see what it says", 3),
     "catching_up": ("nobody", "documents are owed and being fetched", 3),
     "paused": (_IT, "paused by hand until the time shown: `syncd resume` ends it", 9),
     "not_running": (_IT, "no syncd holds the lock: start the service, `sudo systemctl start syncd@NAME`", 0),

@@ -33,7 +33,7 @@ _SITE: Final[Mapping[int | None, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What lies at one name of a folder; `mode_is_right`: it is the contract's (0400 and 0700, or with the group's)."""
+    """What lies at one name of a folder; `mode_is_right`: 0400 and 0700; with a group its own, 0440 and 0750."""
 
     kind: Literal["file", "folder", "other"]
     bytes: int
@@ -101,10 +101,14 @@ class Folders:
         if relative not in self._open:
             parent, _, name = relative.rpartition("/")
             above = self.get(parent, make)
+            made = False
             if make:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=above)
+                    made = True
             self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
+            if made and self._gid is not None:
+                self.own(self._open[relative], 0o700)
         return self._open[relative]
 
     def entries(self, relative: str) -> dict[str, bool]:
@@ -130,10 +134,20 @@ class Folders:
             seen = os.stat(name, dir_fd=self.get(relative), follow_symlinks=False)
         except FileNotFoundError:
             return None
-        if stat.S_ISDIR(seen.st_mode):
-            return Entry("folder", 0, stat.S_IMODE(seen.st_mode) == self._shared(0o700))
-        right = stat.S_IMODE(seen.st_mode) == self._shared(0o400)
+        is_folder = stat.S_ISDIR(seen.st_mode)
+        right = stat.S_IMODE(seen.st_mode) == self._shared(0o700 if is_folder else 0o400)
+        right = right and self._gid in (None, seen.st_gid)
+        if is_folder:
+            return Entry("folder", 0, right)
         return Entry("file" if stat.S_ISREG(seen.st_mode) else "other", seen.st_size, right)
+
+    def share_root(self) -> None:
+        """Where there is a group it may enter the archive itself, too, if that is ours to say."""
+        root = self._open[""]
+        seen = os.fstat(root)
+        theirs = (seen.st_gid, stat.S_IMODE(seen.st_mode)) == (self._gid, self._shared(0o700))
+        if self._gid is not None and not theirs and seen.st_uid == os.geteuid():
+            self.own(root, 0o700)
 
     def settle(self, relative: str) -> None:
         """For a folder without content: its mode, and its own entry and those above, which a crash may have left."""

@@ -1,41 +1,57 @@
-"""The way out for notices: a command of the user's, which gets JSON on stdin, and a dead-man's switch that is called.
+"""The ways out to programs of the user's, which get JSON on stdin, and to a dead-man's switch that is called.
 
-Neither is waited for by anything that matters, and what goes wrong is told as a word, never raised.
+None is waited for by anything that matters, and what goes wrong is told as a word, never raised.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Final
 
 PATIENCE: Final = 30.0  # seconds that a command may take
+GLANCE: Final = 0.25
 CONNECT, READ = 5.0, 10.0
 ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "HOME", "TZ")  # nothing else of ours goes to somebody's script
 
 
-def run_command(command: Sequence[str], notice: Mapping[str, object]) -> str:
-    """Give the notice to the command; what went wrong in a word, or ""."""
+def run_command(
+    command: Sequence[str],
+    told: Mapping[str, object],
+    patience: float | None = None,
+    end: str = "",
+    over: Callable[[], bool] = lambda: False,
+) -> str:
+    """Give a JSON object, and `end`, to the command; what went wrong in a word, or "".
+
+    After `patience` seconds (PATIENCE), or as soon as `over` says so, it is killed with all that it started.
+    """
     environ = {name: value for name, value in os.environ.items() if name in ENVIRONMENT}
-    quiet = subprocess.DEVNULL
+    quiet, deadline = subprocess.DEVNULL, time.monotonic() + (PATIENCE if patience is None else patience)
     try:
-        done = subprocess.run(  # noqa: S603 - the user's own command, from the configuration
-            command,
-            input=json.dumps(notice).encode(),
-            stdout=quiet,
-            stderr=quiet,
-            timeout=PATIENCE,
-            env=environ,
-            check=False,
+        process = subprocess.Popen(  # noqa: S603 - the user's own command, from the configuration
+            command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, env=environ, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        return "timeout"
     except OSError as error:
         return type(error).__name__
-    return f"exit {done.returncode}" if done.returncode else ""
+    content: bytes | None = (json.dumps(told) + end).encode()
+    with process:
+        try:
+            while not over() and (left := deadline - time.monotonic()) > 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.communicate(content, timeout=min(GLANCE, left))
+                    return f"exit {process.returncode}" if process.returncode else ""
+                content = None  # it goes on with what is left of it
+            return "timeout"
+        finally:
+            if process.poll() is None:  # a session of its own: all that it started is in its group
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def call_switch(url: str) -> str:

@@ -25,7 +25,7 @@ from syncd.placing import count_failure, image_revision, thumbnail_revision, thu
 from syncd.publishing import Arrival, Outcomes, Publisher
 from syncd.scrub import adopt_newer
 from syncd.sites import LANE_OF, Doors, Sites, claim_archive, settle_audit
-from syncd.upkeep import Mark, Upkeep
+from syncd.upkeep import Mark, Upkeep, publish_index
 
 BATCH = 16  # placements looked at in one turn
 FILES = 24  # files recorded in one transaction, unless one placement brought more: the other lane waits for it
@@ -101,6 +101,11 @@ class PullLane:
     def due(self, mark: Mark) -> None:
         """The scheduler says that something is due; the lane does it when it has nothing else to do."""
         self._upkeep.due(mark)
+
+    def publish_index(self, now: float) -> None:
+        """At the end of a backfill, when no turn is taken any more: what it brought is told to other programs."""
+        if self._recovered and self._sites.reason("archive") is None:
+            publish_index(self._doors, now)
 
     def start(self, now: float) -> None:
         """Before the first turn of any lane; an archive that is missing is a state, and the next turn tries again."""

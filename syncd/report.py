@@ -34,6 +34,7 @@ CHORES: Final = ("scrub", "index_copy", "drill")
 _BLOCKING: Final = frozenset({EXIT_REFUSED, EXIT_ARCHIVE, EXIT_HELD})
 _BLIPS: Final = 2  # tries in a row: before the second one failed too, trouble that may pass is no block
 _FORESIGHT: Final = 3650 * DAY  # further ahead nobody knows when a disk is full
+_BESIDE: Final = frozenset({"log_unwritable", "hook_failing"})  # the mirror goes on as ever
 _URGENCY: Final = tuple(REASONS)
 _COUNTS: Final = (  # figures that a status repeats as they are
     *("owed", "thumbnails_due", "held", "vanished", "pending_at_source", "drop_leftovers", "lists_unreadable"),
@@ -230,7 +231,7 @@ def worst(troubles: tuple[Trouble, ...]) -> Trouble | None:
 def blocks(trouble: Trouble) -> bool:
     """Whether somebody must act before work goes on; trouble that may pass by itself only once it came twice."""
     who, _, exit_code = REASONS[trouble.reason]
-    lasting = who != "nobody" and trouble.failures >= _BLIPS and trouble.reason != "log_unwritable"
+    lasting = who != "nobody" and trouble.failures >= _BLIPS and trouble.reason not in _BESIDE
     return exit_code in _BLOCKING or lasting
 
 

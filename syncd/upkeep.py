@@ -1,4 +1,4 @@
-"""What the pull lane does when it has nothing else to do: the day's copy of the index, the week's drill, the scrub.
+"""What the pull lane does when it has nothing else to do: copies of the index, the week's drill, the scrub.
 
 The scheduler's marks come often; when each was done last is in the index, and over restarts.
 """
@@ -10,17 +10,17 @@ import shutil
 from pathlib import Path
 from typing import Final, Literal
 
-from syncd import copies, repair, retrieve
+from syncd import copies, published, repair, retrieve
 from syncd.catalog import Catalog
 from syncd.checker import Finding
-from syncd.errors import SiteError, UsageError
+from syncd.errors import ItemError, SiteError, UsageError
 from syncd.model import Item
 from syncd.report import WEEK
 from syncd.schema import Row
 from syncd.scrub import Scrub
 from syncd.sites import Doors, Sites
 
-Mark = Literal["copy", "drill", "scrub"]
+Mark = Literal["copy", "drill", "publish", "scrub"]
 _ANY: Final = (  # what is known to be damaged proves nothing new
     "SELECT * FROM version v WHERE sidecar = 1 AND bytes < ? AND NOT EXISTS (SELECT 1 FROM damage d"
     " WHERE d.pat_num = v.pat_num AND d.kind = v.kind AND d.num = v.num) ORDER BY random() LIMIT 1"
@@ -43,6 +43,8 @@ class Upkeep:
         marks, self._due = self._due, set()
         if "copy" in marks:
             copy_index(self._doors, now)
+        if "publish" in marks:
+            publish_index(self._doors, now)
         if "scrub" in marks:
             self._scrub.due()
         if "drill" in marks and (damaged := drill(self._doors, now)) is not None:
@@ -66,6 +68,15 @@ def copy_index(doors: Doors, now: float) -> None:
             doors.log.info("index_copied")
     except SiteError as error:
         doors.log.warning("index_copy_failed", reason=error.reason)
+
+
+def publish_index(doors: Doors, now: float) -> None:
+    """The copy of the index for other programs. A failure is told, and is no trouble of the archive's."""
+    try:
+        if published.publish(doors.index, doors.archive, doors.settings, now):
+            doors.log.info("index_published")
+    except (ItemError, SiteError) as error:
+        doors.log.warning("index_publish_failed", reason=getattr(error, "reason", "disk_error"))
 
 
 def drill(doors: Doors, now: float) -> Item | None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from syncd import config, copies
+from syncd import config, copies, hook
 from syncd.archive import Archive
 from syncd.audit import AuditLog
 from syncd.config import Settings
 from syncd.errors import ConfigError, SiteError, UsageError
+from syncd.hook import Hook
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.mirror import CLOCK_SLACK, ApiLane, Scope
@@ -146,7 +147,10 @@ def _beside(settings: Settings, name: str | None) -> Path | None:
 
 @dataclass
 class Lanes:
-    """Two lanes that are ready to take turns, each with an index connection of its own, and one for the shell."""
+    """Two lanes that are ready to take turns, each with an index connection of its own, and one for the shell.
+
+    `hook`: the third one, where there is a [hook].
+    """
 
     settings: Settings
     index: Index
@@ -154,6 +158,7 @@ class Lanes:
     log: Log
     api_lane: ApiLane
     pull_lane: PullLane
+    hook: Hook | None
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     abandoned: bool = False  # a lane hangs in a call: its connections are left to the end of the process
 
@@ -174,16 +179,18 @@ def build(
     closing.callback(drop.close)
     closing.callback(index.close)
     lanes = []
-    for _ in range(2):
+    for _ in range(3 if settings.hook.archived else 2):
         own = index.sibling()
         closing.callback(own.close)
         lanes.append(Doors(settings, own, archive, api, drop, clock, log, open_audit(settings)))
-    for_api, for_pull = lanes
+    for_api, for_pull, *for_hook = lanes
     now = clock.now()
     index.run("UPDATE site SET failures = 0, next_try_at = ?", now)  # a fresh start tries everything once
     if any(state.polled_at > now + CLOCK_SLACK for state in index.lists()):
         put_times_right(index, now, went_back=True)
+    hook.begin(index, Sites(index, log), bool(for_hook), now)
     pull_lane = PullLane(for_pull, Sites(for_pull.index, log))
     pull_lane.start(now)
     api_lane = ApiLane(for_api, Sites(for_api.index, log), open_pace(settings, clock), scope, now)
-    return Lanes(settings, index, clock, log, api_lane, pull_lane, closing)
+    hooks = [Hook(doors, Sites(doors.index, log), settings.hook.archived or ()) for doors in for_hook]
+    return Lanes(settings, index, clock, log, api_lane, pull_lane, next(iter(hooks), None), closing)

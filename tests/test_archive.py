@@ -178,7 +178,7 @@ def test_group_may_read_and_enter(tmp_path: Path) -> None:
     for path in (archive.root / "patients").rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o440), path
         assert path.stat().st_gid == os.getgid()
-    assert stat.S_IMODE((archive.root / "incoming").stat().st_mode) == 0o700
+    assert stat.S_IMODE((archive.root / "incoming").stat().st_mode) == 0o750
 
 
 def test_unknown_group_is_a_configuration_error(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 
 from syncd import guards, mirror, wishes
-from syncd.daemon import AFTER_A_BUG
+from syncd.backfill import AFTER_A_BUG
 from syncd.demo.build import Past, build_practice
 from syncd.demo.clock import SimulatedClock
 from syncd.demo.practice import Practice
