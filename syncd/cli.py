@@ -18,7 +18,7 @@ from typing import Final, cast
 import click
 from click import option
 
-from syncd import __version__, backfill, config, doctor, errors, faces, reading, report, setup, wiring, wishes
+from syncd import __version__, backfill, config, doctor, errors, faces, reading, recovery, report, setup, wiring, wishes
 from syncd.backfill import Look, Stop, Wanted
 from syncd.call import (
     NUMBER,
@@ -27,12 +27,12 @@ from syncd.call import (
     complain,
     dry,
     duration,
+    granted,
     index_if_any,
     index_of,
     json_too,
     locked,
     on_record,
-    settle,
     signals,
     verb,
 )
@@ -48,10 +48,8 @@ from syncd.naming import parse_guard_id
 from syncd.screen import Meter, emit, headed, open_closed_streams, table
 from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
 
-__all__ = ["cli", "doctor", "main", "reading", "setup"]  # importing these told the group of their verbs
+__all__ = ["cli", "doctor", "main", "reading", "recovery", "setup"]  # importing these told the group of their verbs
 INDEX_AGAIN: Final = 60  # seconds until another look at an index that cannot be opened
-WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
-POLL: Final = 0.2
 MOUNT_HANGS_AFTER: Final = 5.0  # seconds
 SPACE: Final = "space"
 ONE_STATUS: Final = 30.0  # seconds
@@ -367,24 +365,9 @@ def _wish(call: Call, wish: str, argument_of: Callable[[Index], object]) -> int:
             whom = {"retry": named or "everything that fails or waits", "approve": argument, "reject": argument}
             said = f"would {wish} {whom.get(wish, '')}".rstrip()
         else:
-            said = _granted(call, index, wish, argument)
+            said = granted(call, index, wish, argument)
     call.answer({"verb": wish, "outcome": said}, said)
     return errors.EXIT_USAGE if said.startswith("refused") else EXIT_OK
-
-
-def _granted(call: Call, index: Index, wish: str, argument: object) -> str:
-    with contextlib.suppress(LockHeldError), locked(call, wish) as (log, own_index):
-        granted = wishes.grant(own_index, log, wish, argument, call.clock.now(), call.actor)
-        settle(call, own_index)
-        return granted
-    number = wishes.make(index, wish, argument, call.clock.now(), call.actor)
-    deadline = call.clock.steady() + WISH_WAIT
-    while call.clock.steady() < deadline:
-        said = wishes.outcome(index, number)
-        if said is not None:
-            return said
-        time.sleep(POLL)
-    return "written down: whoever holds the lock takes it up once the request in hand is answered"
 
 
 @verb("retry", click.argument("ids", nargs=-1, metavar="[ID]..."), dry, json_too)

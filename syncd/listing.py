@@ -242,7 +242,9 @@ class Lists:
         """Take over one complete listing: all actions are computed, then carried out in one transaction."""
         index = self.doors.index
         known = index.known(*key)
-        found = compare(known, rows, self.doors.settings.sync.kinds, now)
+        sql = "SELECT kind, num FROM tombstone WHERE pat_num = ?"
+        dead = {Item(key[0], row["kind"], row["num"]) for row in index.rows(sql, key[0])}
+        found = compare(known, [row for row in rows if row.item not in dead], self.doors.settings.sync.kinds, now)
         newest = self._newest(rows)
         for row in found.uploads:  # first: nothing else would owe them once the list counts as polled
             self._upload(row, now)

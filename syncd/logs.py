@@ -46,6 +46,7 @@ EVENTS: Final[dict[str, str]] = {
     "identity_checked": "known items were compared with the database behind the key",
     "index_copied": "the day's copy of the index is in STATE/copies",
     "index_copy_failed": "the day's copy of the index could not be made; syncd tries again",
+    "item_destroyed": "an item was destroyed by order, see `syncd audit`; it is never fetched again",
     "item_failed": "one item could not be fetched; syncd tries again with growing distance",
     "item_moved": "an item is now under another patient; its files stay where they are",
     "item_recovered": "an item that had failed is archived",

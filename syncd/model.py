@@ -235,6 +235,38 @@ class Version:
         return f"{self.folder}/{self.version}-{self.sha256[:12]}.{suffix}"
 
 
+DESTROYED: Final = "destroyed"  # stands in `became` of an item that was destroyed by order
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is left of an item that was destroyed by order: ids, digests of its versions, who, when, and the ticket.
+
+    `seq`: one number for all that one order destroyed.
+    """
+
+    item: Item
+    seq: int
+    at: float
+    actor: str
+    ticket: str
+    digests: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """Its place, relative to the archive: in the item's folder, whose only file it is in the end."""
+        return f"patients/{self.item.pat_num}/{self.item.id}/{TOMBSTONE}"
+
+
+TOMBSTONE: Final = "destroyed.json"
+
+
+def kin(item: Item) -> tuple[Item, ...]:
+    """All that one number can be of one patient: a document, later perhaps an image in a mount, and its thumbnail."""
+    kinds: tuple[Kind, ...] = ("document", "mount-image", "thumbnail")
+    return tuple(Item(item.pat_num, kind, item.num) for kind in kinds) if item.kind in kinds else (item,)
+
+
 @dataclass(frozen=True, slots=True)
 class ListState:
     """What is known of one list: when it was last polled completely, its rows, its newest stamp (epoch seconds)."""

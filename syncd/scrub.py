@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, cast
 
-from syncd import checker, copies, repair
+from syncd import checker, copies, destroy, repair
 from syncd.archive import Archive
 from syncd.checker import Finding, Tally
 from syncd.config import Settings
@@ -24,7 +24,7 @@ from syncd.diff import local_time, refetch_at
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.logs import Log
-from syncd.model import Item, Kind, Version
+from syncd.model import Item, Kind, Tombstone, Version
 from syncd.schema import Row
 from syncd.sites import Doors, Sites
 
@@ -63,10 +63,11 @@ def adopt_newer(doors: Doors, now: float) -> int:
 def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) -> Findings:
     """Record every version of the archive that the index does not know, patient by patient."""
     findings, last = Findings(), 0
+    tombstones: list[Tombstone] = []
     patients = [patient for patient in map(archive.read_patient, archive.patients()) if patient is not None]
     known = {row["pat_num"] for row in index.rows("SELECT pat_num FROM patient")}
     index.add_patients([patient for patient in patients if patient.pat_num not in known], settings.sync.patient_names)
-    for _, versions in _by_patient(archive.walk(), findings):
+    for _, versions in _by_patient(archive.walk(), findings, tombstones):
         with index.transaction():
             for version in versions:
                 if index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
@@ -77,15 +78,22 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
             index.remember("audit_unsure", str(last))  # the audit log may tell of them already
             _derive(index, versions, settings)
     with index.transaction():
+        for tombstone in tombstones:
+            destroy.learn(index, tombstone)
+            last = max(last, tombstone.seq)
         index.reserve_seqs(0, above=max(last, archive.last_seq()))
     return findings
 
 
-def _by_patient(found: Iterable[Version | str], findings: Findings) -> Iterator[tuple[int, list[Version]]]:
+def _by_patient(
+    found: Iterable[Version | Tombstone | str], findings: Findings, tombstones: list[Tombstone]
+) -> Iterator[tuple[int, list[Version]]]:
     def versions() -> Iterator[Version]:
         for each in found:
             if isinstance(each, Version):
                 yield each
+            elif isinstance(each, Tombstone):
+                tombstones.append(each)
             else:
                 findings.foreign.append(each)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 
-from syncd import repair
+from syncd import destroy, repair
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.listing import end_guard
@@ -76,6 +76,9 @@ def grant(index: Index, log: Log, verb: str, argument: object, now: float, actor
         index.remember("paused_until", repr(argument) if isinstance(argument, float) else None)
         index.record(verb, now, actor)
         return "no requests are sent until then" if verb == "pause" else "requests are sent again"
+    if verb == "destroy" and isinstance(argument, list):
+        pat_num, kind, num, ticket = argument
+        return destroy.order(index, Item(pat_num, kind, num), ticket, now, actor)
     if verb in ("approve", "reject"):
         return _decide(index, log, verb, str(argument), now, actor)
     raise UsageError(f"nobody knows the wish {verb}")
