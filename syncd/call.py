@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,8 +29,9 @@ from syncd.config import Settings
 from syncd.errors import ConfigError, LockHeldError, SiteError, SyncdError, UsageError
 from syncd.index import Index
 from syncd.logs import Log, open_logs
+from syncd.mirror import Scope
 from syncd.screen import emit, emit_json, local, table
-from syncd.service import Lock, SystemClock, become_owner
+from syncd.service import Credentials, Lock, SystemClock, become_owner
 from syncd.sites import settle_audit, tell_audit_head
 
 EXIT_CODES: Final = """\b
@@ -298,6 +300,13 @@ def on_record(call: Call, log: Log, index: Index, verb: str) -> Iterator[None]:
     finally:
         record(call, index, "stopped", what=verb)
         tell_audit_head(wiring.open_audit(call.settings), log)
+
+
+def lanes_of(call: Call, credentials: Credentials, held: tuple[Log, Index], scope: Scope) -> closing[wiring.Lanes]:
+    """Both lanes, ready to take turns; the caller holds the lock."""
+    (log, index), settings = held, call.settings
+    api, drop = wiring.open_api(settings, credentials), wiring.open_drop(settings, credentials)
+    return closing(wiring.build(settings, call.clock, log, scope, api, drop, index.sibling()))
 
 
 def granted(call: Call, index: Index, wish: str, argument: object) -> str:

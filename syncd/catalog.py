@@ -176,7 +176,28 @@ class Catalog:
         return self.index.rows("SELECT * FROM tombstone WHERE pat_num = ? ORDER BY seq, kind, num", pat_num)
 
     def history(self, item: Item) -> list[Row]:
-        """What happened to an item, in order of time: dictionaries with `at`, `event` and what belongs to it."""
+        """What happened to an item, in order of time: dictionaries with `at`, `event` and what belongs to it.
+
+        Of one that was put back into Open Dental, and of what it became, each tells both; `item` names the other.
+        """
+        events = self._events(item)
+        for other in self._lineage(item):
+            events += [(at, event | {"item": other.full_id}) for at, event in self._events(other)]
+        events.sort(key=lambda each: each[0])
+        return [{"at": iso(at)} | event for at, event in events]
+
+    def _lineage(self, item: Item) -> list[Item]:
+        """The other numbers of a document that was put back, perhaps again and again."""
+        found, new = [item], [item]
+        sql = "SELECT * FROM put_back WHERE state = 'done' AND pat_num = ?1 AND kind = ?2 AND (num = ?3 OR became = ?3)"
+        while new:
+            rows = [row for each in new for row in self.index.rows(sql, each.pat_num, each.kind, each.num)]
+            kin = [Item(row["pat_num"], row["kind"], num) for row in rows for num in (row["num"], row["became"])]
+            new = [each for each in dict.fromkeys(kin) if each not in found]
+            found += new
+        return found[1:]
+
+    def _events(self, item: Item) -> list[tuple[float, Row]]:
         events: list[tuple[float, Row]] = []
         told: Row
         for row in self.index.item_rows(item):
@@ -200,8 +221,11 @@ class Catalog:
         for row in self.index.rows(sql, item.pat_num, item.kind, item.num):
             told = {name: row[name] for name in ("method", "why", "revision", "failures", "failure")}
             events.append((row["since_at"], {"event": "owed", **told, "next_try_at": iso(row["next_try_at"])}))
-        events.sort(key=lambda each: each[0])
-        return [{"at": iso(at)} | event for at, event in events]
+        for row in self.index.rows(f"SELECT * FROM put_back WHERE {_OF_ITEM}", item.pat_num, item.kind, item.num):
+            became = row["became"] and Item(item.pat_num, item.kind, row["became"]).full_id
+            told = {"state": row["state"], "became": became, "outcome": row["outcome"], "actor": row["actor"]}
+            events.append((row["made_at"], {"event": "put_back", **told}))
+        return events
 
     def failing(self) -> Iterator[Row]:
         """The items that were tried often enough, each with its failure class, tries, and when it is tried again."""

@@ -31,6 +31,7 @@ from syncd.call import (
     index_if_any,
     index_of,
     json_too,
+    lanes_of,
     locked,
     on_record,
     signals,
@@ -64,12 +65,6 @@ CAUSES: Final = {  # of what a guard holds, by its scope
 # --- the mirror
 
 
-def _lanes(call: Call, credentials: Credentials, held: Held, scope: Scope) -> contextlib.closing[wiring.Lanes]:
-    (log, index), settings = held, call.settings
-    api, drop = wiring.open_api(settings, credentials), wiring.open_drop(settings, credentials)
-    return contextlib.closing(wiring.build(settings, call.clock, log, scope, api, drop, index.sibling()))
-
-
 @verb("run", dry)
 def run(call: Call) -> int:
     """The daemon, in the foreground. SIGTERM ends it with 0."""
@@ -85,7 +80,7 @@ def run(call: Call) -> int:
             return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
         held = stack.enter_context(locked(call, "run"))
         stack.enter_context(on_record(call, *held, "run"))
-        lanes = stack.enter_context(_lanes(call, credentials, held, Scope()))
+        lanes = stack.enter_context(lanes_of(call, credentials, held, Scope()))
         Daemon(lanes, stop, Systemd(os.environ), partial(_describe, settings, held[1])).run()
     return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
 
@@ -165,7 +160,7 @@ def _backfill(call: Call, credentials: Credentials, held: Held, wanted: Wanted, 
     scope = Scope(backfill=True, since=wanted.since, patients=wanted.patients, max_requests=wanted.max_requests)
     log.info("started", verb="backfill")
     tell = backfill.telling(call.settings, call.clock, partial(_describe, call.settings, index))
-    with _lanes(call, credentials, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
+    with lanes_of(call, credentials, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
 
         def show(progress: backfill.Progress) -> None:
             meter.show(progress, call.clock.now())

@@ -35,6 +35,7 @@ EVENTS: Final[dict[str, str]] = {
     "damage_found": "an archived file, sidecar or row is not what it was; see `syncd verify`",
     "damage_set_aside": "a damaged file was moved to ARCHIVE/damaged and is fetched again",
     "document_archived": "new bytes of an item are in the archive",
+    "document_put_back": "an archived document is in Open Dental again, under a new number",
     "drill_failed": "a random version could not be restored as it was archived; see `syncd verify`",
     "drill_passed": "the week's drill: a random version was restored, and is what was archived",
     "drop_cleaned": "a staged file was removed from the drop",

@@ -110,6 +110,14 @@ class PlacedName:
 
 
 @dataclass(frozen=True, slots=True)
+class Uploaded:
+    """The answer to an upload: the new number. `lacking`: names of sent fields that the answer shows otherwise."""
+
+    doc_num: int
+    lacking: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One journalled placement: written before the request, so that no file on the drop is ever unknown to us.
 
@@ -235,6 +243,7 @@ class Version:
         return f"{self.folder}/{self.version}-{self.sha256[:12]}.{suffix}"
 
 
+WAS: Final = "was:"  # begins the flag by which the sidecars of a document that was put back tell its old full id
 DESTROYED: Final = "destroyed"  # stands in `became` of an item that was destroyed by order
 
 

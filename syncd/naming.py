@@ -209,6 +209,19 @@ def export_name(version: Version, numbered: bool = False) -> str:
     return title.encode()[: _EXPORT_BYTES - len(ending)].decode(errors="ignore").rstrip(" .-") + ending
 
 
+def bare_description(text: str, created: str) -> str:
+    """A description without the date that the list puts before it, whichever way the server writes dates (facts.md).
+
+    `created`: DateCreated. Another date at its start is the practice's own text.
+    """
+    found = _DATE_PREFIX.match(text)
+    if found is None:
+        return text
+    prefix = sorted(int(part) % 100 for part in re.findall(r"\d+", found[0]))
+    own = sorted(int(part) % 100 for part in re.findall(r"\d+", created)[:3])
+    return text[found.end() :].removeprefix(" ") if prefix == own else text
+
+
 def archive_path_is_ours(relative: str) -> bool:
     """Whether a path below the archive is of the layout of design.md section 5."""
     found = _ARCHIVE_PATH.fullmatch(relative)

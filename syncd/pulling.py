@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from syncd import destroy, repair
+from syncd import destroy, repair, upload
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.index import KIND_OF
@@ -136,6 +136,7 @@ class PullLane:
             self._doors.drop.look([self._doors.settings.drop.folder.encode()])
             if not placed:  # else its reading must show that the trouble is over: each broken one costs a login
                 self._sites.works("drop", now)
+        staged = upload.stage(self._doors, now)
         if placed:
             self._pull(placed, now)
             return True
@@ -146,7 +147,7 @@ class PullLane:
         self._clean(cleaning, now)
         if not cleaning and now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
             self.sweep_drop(now)
-        return bool(unanswered or cleaning)
+        return bool(unanswered or cleaning or staged)
 
     # --- pull, publish, record
 
@@ -230,7 +231,8 @@ class PullLane:
             file_name = target.remote.rpartition(b"/")[2].decode(errors="replace")
         extension = {"mount": "jpg", "sheet": "pdf"}.get(attempt.method) or extension_of(file_name)
         try:
-            flags = check_body(outcome.head, outcome.tail, outcome.size, extension, answered)
+            flags = upload.flags_of(self._doors.index, target.item)
+            flags += check_body(outcome.head, outcome.tail, outcome.size, extension, answered)
         except ItemError as error:
             self._doors.archive.discard(target.local)
             return error

@@ -9,10 +9,12 @@ from typing import Final
 import click
 from click import option
 
-from syncd import destroy, errors, report, retrieve, wiring
+from syncd import destroy, errors, report, retrieve, upload, wiring
+from syncd.backfill import Stop
 from syncd.call import (
     FOLDER,
     NUMBER,
+    POLL,
     WISH_WAIT,
     Call,
     complain,
@@ -20,21 +22,26 @@ from syncd.call import (
     granted,
     index_of,
     json_too,
+    lanes_of,
     locked,
     moment,
     record,
     settle,
     shelf_of,
+    signals,
     verb,
     waited,
 )
 from syncd.catalog import Catalog, Row
 from syncd.errors import EXIT_OK, LockHeldError, SiteError, UsageError
 from syncd.index import Index
+from syncd.mirror import Scope
 from syncd.model import Item
 from syncd.screen import plain
-from syncd.service import owner_id
+from syncd.service import Credentials, owner_id, read_credentials
 
+UPLOAD_WAIT: Final = 120.0  # seconds
+UPLOAD_CODES: Final = {"done": EXIT_OK, "refused": errors.EXIT_USAGE, "lost": errors.EXIT_OWED}
 NOT_YET: Final = "ordered; it is carried out as soon as the archive can be written"
 
 
@@ -142,3 +149,66 @@ def _carry_out(call: Call, index: Index, item: Item) -> bool:
         destroy.finish(own_index, archive, log, call.settings, call.clock.now())
         settle(call, own_index)
     return waited(call, WISH_WAIT, lambda: None if destroy.is_open(index, item) else "done") is not None
+
+
+# --- back into Open Dental
+
+
+@verb(
+    "put-back",
+    click.argument("wanted", metavar="ID"),
+    option("--yes", is_flag=True, help="It writes into Open Dental."),
+    dry,
+    json_too,
+)
+def put_back(call: Call, wanted: str, yes: bool) -> int:
+    """Put an archived document back into Open Dental, which must not have it any more; needs [api] allow_upload."""
+    with shelf_of(call) as (catalog, archive, settings):
+        item = catalog.resolve(wanted)
+        planned = upload.plan(catalog, archive, item)
+        if call.dry_run:
+            said = {"full_id": item.full_id, "allowed": settings.api.allow_upload, "never_sent": upload.NEVER_SENT}
+            call.answer(planned | said, _planned(item, planned))
+        if not settings.api.allow_upload:
+            raise UsageError(f"nothing is put back: {upload.NOT_ALLOWED}")
+        if call.dry_run:
+            return EXIT_OK
+        if not yes:
+            raise UsageError("put-back writes into Open Dental: see what with -n, then say --yes")
+        credentials = read_credentials(settings)
+        granted(call, catalog.index, "put-back", [item.pat_num, item.kind, item.num, planned["seq"]])
+        try:
+            _send(call, credentials, item)
+        except LockHeldError:
+            waited(call, UPLOAD_WAIT, lambda: upload.ended(catalog.index, item))
+        row = upload.latest(catalog.index, item)
+    if row is None or row["state"] not in upload.ENDED:
+        words = f"not yet: `syncd history {item.id}` tells what becomes of it"
+        call.answer({"full_id": item.full_id, "state": row and row["state"]}, words)
+        return errors.EXIT_OWED
+    became = row["became"] and Item(item.pat_num, item.kind, row["became"]).full_id
+    told = {"full_id": item.full_id, "state": row["state"], "became": became, "outcome": row["outcome"]}
+    call.answer(told, f"{item.full_id}: {row['outcome']}")
+    return UPLOAD_CODES[row["state"]]
+
+
+def _planned(item: Item, planned: Row) -> str:
+    """Exactly what would be sent, and what not."""
+    words = [f"would send {item.full_id} version {planned['version']}, {report.human_bytes(planned['bytes'])}, with:"]
+    words += [f"  {name}: {plain(value)}" for name, value in planned["fields"].items()]
+    if planned["unknown"]:
+        words.append(f"not known, so Open Dental's default stands: {', '.join(planned['unknown'])}")
+    return "\n".join([*words, "cannot be put back:", *(f"  {each}" for each in upload.NEVER_SENT)])
+
+
+def _send(call: Call, credentials: Credentials, item: Item) -> None:
+    """Where nobody holds the lock: both lanes take turns here until the put-back has ended and left the drop clean."""
+    stop, until = Stop(), call.clock.steady() + UPLOAD_WAIT
+    with locked(call, "put-back") as held, signals(stop):
+        scope = Scope(backfill=True, since=call.clock.now(), patients=frozenset({item.pat_num}))
+        with lanes_of(call, credentials, held, scope) as lanes:
+            while not stop.asked and call.clock.steady() < until and not upload.ended(held[1], item, clean=True):
+                now = call.clock.now()
+                wake = min(lanes.api_lane.turn(now), lanes.pull_lane.turn(now))
+                stop.wait(max(0.0, min(wake - call.clock.now(), POLL)))
+        settle(call, held[1])

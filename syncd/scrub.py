@@ -24,7 +24,8 @@ from syncd.diff import local_time, refetch_at
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.logs import Log
-from syncd.model import Item, Kind, Tombstone, Version
+from syncd.model import WAS, Item, Kind, Tombstone, Version
+from syncd.naming import parse_id
 from syncd.schema import Row
 from syncd.sites import Doors, Sites
 
@@ -113,12 +114,27 @@ def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> No
         if all((num, image.mount_num, image.source_revision) in have for num in named):
             mount = Item(image.item.pat_num, "mount", image.mount_num)
             index.set_item(mount, "images_revision = ?", image.source_revision)
+    for version in versions:
+        _link(index, version)
     for item, version in newest.items():
         created_at = local_time(str(version.listing.get("DateCreated") or ""), settings.zone)
         again = refetch_at(item.kind, item.num, created_at, None, version.archived_at)
         index.set_item(item, "refetch_at = coalesce(refetch_at, ?)", again)
         if "thumbnail" in settings.sync.kinds:
             index.owe_thumbnail(item)
+
+
+def _link(index: Index, version: Version) -> None:
+    """A document that was put back into Open Dental says in its sidecars which one it was before."""
+    for flag in version.flags:
+        if flag.startswith(WAS):
+            pat_num, kind, num = parse_id(flag.removeprefix(WAS))
+            old = Item(pat_num or version.item.pat_num, kind, num)
+            columns = "(pat_num, kind, num, seq, fields, state, actor, made_at, became)"
+            told = "SELECT ?1, ?2, ?3, ?4, '{}', 'done', 'daemon', ?5, ?6 WHERE NOT EXISTS (SELECT 1 FROM put_back"
+            values = (*repair.key(old), version.seq, version.first_seen_at, version.item.num)
+            index.run(f"INSERT INTO put_back {columns} {told} WHERE pat_num = ?1 AND became = ?6)", *values)
+            index.set_item(old, "became = coalesce(became, ?)", version.item.full_id)
 
 
 def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
