@@ -171,9 +171,10 @@ class Catalog:
         )
         return [_version(row) for row in self.index.rows(sql, at, pat_num)]
 
-    def destroyed(self, pat_num: int) -> list[Row]:
-        """The tombstones of a patient, oldest first."""
-        return self.index.rows("SELECT * FROM tombstone WHERE pat_num = ? ORDER BY seq, kind, num", pat_num)
+    def destroyed(self, pat_num: int, after: float = 0.0) -> list[Row]:
+        """The tombstones of what was archived of a patient and destroyed later than that, oldest first."""
+        sql = "SELECT * FROM tombstone WHERE pat_num = ? AND at > ? AND digests <> '[]' ORDER BY seq, kind, num"
+        return self.index.rows(sql, pat_num, after)
 
     def history(self, item: Item) -> list[Row]:
         """What happened to an item, in order of time: dictionaries with `at`, `event` and what belongs to it.

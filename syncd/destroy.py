@@ -50,7 +50,8 @@ def doomed(index: Index, item: Item) -> Row:
     known = [each for each in items if index.item_rows(each)]
     rows = [row for each in known for row in index.rows(f"SELECT * FROM version WHERE {_OF_ITEM}", *_key(each))]  # noqa: S608 - our own text
     digests = json.dumps(sorted({row["sha256"] for row in rows}))
-    sql = "SELECT DISTINCT pat_num, kind, num FROM version WHERE sha256 IN (SELECT value FROM json_each(?))"
+    sql = "SELECT DISTINCT pat_num, kind, num FROM version WHERE kind <> 'thumbnail' AND sha256 IN"
+    sql += " (SELECT value FROM json_each(?))"
     same = [Item(row["pat_num"], row["kind"], row["num"]) for row in index.rows(sql, digests)]
     media = [row for row in rows if row["sidecar"] == 1]
     said = {"files": len(media), "bytes": sum(row["bytes"] for row in media), "paths": [row["path"] for row in media]}

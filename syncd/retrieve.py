@@ -105,7 +105,7 @@ def restore_patient(
     Raises UsageError for a patient of whom nothing was archived by then, or when the folder cannot be written.
     """
     versions = [_as_listed(archive, version) for version in catalog.state_of(pat_num, at)]
-    destroyed = tuple(Item(r["pat_num"], r["kind"], r["num"]) for r in catalog.destroyed(pat_num) if r["at"] > at)
+    destroyed = tuple(Item(r["pat_num"], r["kind"], r["num"]) for r in catalog.destroyed(pat_num, after=at))
     if not versions and not destroyed:
         raise UsageError(f"patient-{pat_num}: nothing of this patient was archived by then")
     damaged, size = [], 0

@@ -41,7 +41,7 @@ class Gone:
         with self.office.as_of(START - 40 * DAY):
             self.num = self.office.add_document(self.one.patient, "jpg", ImgType=2, **FIELDS)
         api = {"allow_upload": allow}
-        self.world = World.start(folder, practice=self.office, api=api, sync={"vanish_after": "1h"}, interval=5.0)
+        self.world = World.start(folder, practice=self.office, api=api, sync={"vanish_after": "1h"}, interval=60.0)
         self.world.office.list_names, self.world.office.prefixed = True, prefixed
         self.world.run()
         self.item = Item(self.one.patient, "document", self.num)
@@ -62,6 +62,12 @@ class Gone:
         self.order()
         self.world.run(until=lambda: upload.ended(self.world.index, self.item, clean=True))
         return self.row
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unanswered upload is given up within minutes, not after a day."""
+    monkeypatch.setattr(upload, "LOOKS", (60.0, 300.0))
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def test_a_deleted_document_is_back_with_all_its_fields_and_its_bytes(tmp_path: 
 
 def test_the_new_number_is_mirrored_as_the_same_lineage(gone: Gone) -> None:
     became = Item(gone.one.patient, "document", gone.put_back()["became"])
-    gone.world.run(hours=4)
+    gone.world.run(hours=3)
     assert gone.world.media(became.pat_num, "document", became.num) == [gone.bytes]
     old = gone.world.item(gone.item.pat_num, "document", gone.num)
     assert (old["vanished_at"] is not None, old["became"]) == (True, became.full_id)
@@ -148,6 +154,7 @@ def test_nothing_is_sent_where_the_configuration_does_not_allow_it(tmp_path: Pat
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.usefixtures("soon")
 def test_an_upload_without_an_answer_is_never_sent_twice(gone: Gone, when: str) -> None:
     gone.world.office.faults.add("gateway_timeout", path=UPLOAD, when=when, seconds=60.0)
     row = gone.put_back()
@@ -155,12 +162,12 @@ def test_an_upload_without_an_answer_is_never_sent_twice(gone: Gone, when: str) 
     assert (row["state"], row["outcome"] == upload.LOST) == (("done", False) if when == "after" else ("lost", True))
     made = gone.office.rows("SELECT DocNum FROM document WHERE Description = 'Left bitewing'")
     assert [each["DocNum"] for each in made] == ([row["became"]] if when == "after" else [])
-    gone.world.run(hours=2)
     gone.world.check_drop()
     if when == "after":
         assert upload.flags_of(gone.world.index, Item(gone.one.patient, "document", row["became"]))
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_crash_while_it_is_sent_does_not_send_it_twice(gone: Gone) -> None:
     gone.order()
     gone.world.run(until=lambda: gone.row["state"] == "staged" if upload.latest(gone.world.index, gone.item) else None)
@@ -229,7 +236,7 @@ def test_the_mirror_itself_never_calls_a_method_that_writes(tmp_path: Path, allo
     mirror.office.delete_document(mirror.num)
     mirror.office.add_document(mirror.one.patient)
     mirror.office.edit_sheet(mirror.one.sheet)
-    mirror.world.run(hours=30)
+    mirror.world.run(hours=2)
     methods = {(arrival.method, arrival.path) for arrival in mirror.world.office.arrivals}
     writing = {(m, p) for m, p in methods if m not in ("GET", "POST") or p.endswith(("Upload", UPLOAD, "SetByUrl"))}
     assert writing <= {("PUT", "/queries/ShortQuery")}
