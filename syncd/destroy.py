@@ -114,13 +114,17 @@ def finish(index: Index, archive: Archive, log: Log, settings: Settings, now: fl
         return True
     with index.transaction():
         index.remember("audit_unsure", f"destroyed-{rows[-1]['seq']}")  # an index that was put back tells it again
-        for tombstone in map(_tombstone, rows):
-            index.run(f"UPDATE tombstone SET done_at = ? WHERE {_OF_ITEM}", now, *_key(tombstone.item))  # noqa: S608
+        known = [tombstone for tombstone in map(_tombstone, rows) if index.item_rows(tombstone.item)]
+        for row in rows:  # and none that was ordered meanwhile
+            index.run(
+                f"UPDATE tombstone SET done_at = ? WHERE {_OF_ITEM}", now, row["pat_num"], row["kind"], row["num"]
+            )  # noqa: S608
+        for tombstone in known:
             facts = {"item": tombstone.item.full_id, "ticket": tombstone.ticket, "count": len(tombstone.digests)}
             name = f"destroyed-{tombstone.seq}-{tombstone.item.full_id}"
             index.record("destroyed", tombstone.at, tombstone.actor, name, **facts)
-    for row in rows:
-        log.warning("item_destroyed", item=_tombstone(row).item.full_id, seq=row["seq"])
+    for tombstone in known:
+        log.info("item_destroyed", item=tombstone.item.full_id, seq=tombstone.seq)
     return True
 
 

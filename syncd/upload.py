@@ -101,8 +101,8 @@ def _refuse_elsewhere(index: Index, item: Item) -> None:
     pat_num, _, rest = became.partition("/")
     kind, _, num = rest.rpartition("-")
     if became and became != DESTROYED:
-        sql = "SELECT 1 FROM item WHERE pat_num = ? AND kind = ? AND num = ? AND vanished_at IS NULL"
-        if index.value(sql, int(pat_num), kind, int(num)) is not None:
+        sql = "SELECT vanished_at FROM item WHERE pat_num = ? AND kind = ? AND num = ?"
+        if index.value(sql, int(pat_num), kind, int(num)) is None:  # perhaps not even listed yet
             raise UsageError(f"{item.full_id} is in Open Dental as {became}")
 
 

@@ -92,6 +92,8 @@ def test_a_deleted_document_is_back_with_all_its_fields_and_its_bytes(tmp_path: 
     assert spec.render() == gone.bytes
     gone.world.check_drop()
     assert len(gone.world.sent(UPLOAD)) == 1
+    with pytest.raises(UsageError, match=f"is in Open Dental as 1/document-{row['became']}"):
+        gone.order()
     gone.world.stop()
 
 
