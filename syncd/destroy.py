@@ -116,9 +116,8 @@ def finish(index: Index, archive: Archive, log: Log, settings: Settings, now: fl
         index.remember("audit_unsure", f"destroyed-{rows[-1]['seq']}")  # an index that was put back tells it again
         known = [tombstone for tombstone in map(_tombstone, rows) if index.item_rows(tombstone.item)]
         for row in rows:  # and none that was ordered meanwhile
-            index.run(
-                f"UPDATE tombstone SET done_at = ? WHERE {_OF_ITEM}", now, row["pat_num"], row["kind"], row["num"]
-            )  # noqa: S608
+            sql = f"UPDATE tombstone SET done_at = ? WHERE {_OF_ITEM}"  # noqa: S608 - our own text
+            index.run(sql, now, row["pat_num"], row["kind"], row["num"])
         for tombstone in known:
             facts = {"item": tombstone.item.full_id, "ticket": tombstone.ticket, "count": len(tombstone.digests)}
             name = f"destroyed-{tombstone.seq}-{tombstone.item.full_id}"
