@@ -10,7 +10,10 @@ BIN  := $(VENV)/bin
 comma := ,
 space := $() $()
 WORKERS := $(shell expr $$(nproc) + 1)# tests wait about as often as they work
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal --ignore=tests/faults
 PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+
+unexport PYTHONDONTWRITEBYTECODE# else each of a thousand processes compiles the product and its tests anew
 
 .PHONY: demo test coverage test-faults test-boot check quick licences lock upgrade clean
 
@@ -21,17 +24,16 @@ DECISIONS  := agenda answers changes config diff faces guards metrics naming not
 NOTHING_LOST := archive identity index mirror scrub
 
 test: check
-	$(BIN)/pytest -n $(WORKERS) $(DECISIONS:%=tests/test_%.py) --cov --cov-report=
+	TRACED='$(DECISIONS)' $(PYTEST) --cov --cov-report=
 	$(BIN)/coverage report --include='$(subst $(space),$(comma),$(DECISIONS:%=syncd/%.py))' --fail-under=100
-	$(BIN)/pytest -n $(WORKERS) --ignore=tests/faults
 
 coverage: $(VENV)/.ready
-	$(BIN)/pytest -n $(WORKERS) --ignore=tests/faults --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 	$(BIN)/coverage report --include='$(subst $(space),$(comma),$(DECISIONS:%=syncd/%.py) $(NOTHING_LOST:%=syncd/%.py))' --fail-under=100
 
 test-faults: $(VENV)/.ready
 	$(BIN)/python -m tests.faults.mutants
-	$(BIN)/pytest -n $(WORKERS) tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-vv,-m "not racing")
+	$(BIN)/pytest -n $(WORKERS) --maxschedchunk 1 tests/faults $(if $(filter nightly,$(SYNCD_FAULTS)),-vv,-m "not racing")
 
 # In order, by one process, in a network of its own.
 test-boot: $(VENV)/.ready
@@ -39,7 +41,7 @@ test-boot: $(VENV)/.ready
 	unshare --net $(BIN)/pytest -p no:randomly -p no:xdist --timeout 400 tests/boot
 
 quick: $(VENV)/.ready
-	$(BIN)/pytest -n $(WORKERS) --ignore=tests/faults -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

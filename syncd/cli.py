@@ -134,7 +134,10 @@ def _describe(settings: Settings, index: Index) -> tuple[report.Report, str]:
 def mirror(
     call: Call, patients: tuple[int, ...], max_requests: int | None, max_duration: float | None, no_progress: bool
 ) -> int:
-    """Mirror until nothing is owed that could be fetched within the hour, then end. Resumable at any point."""
+    """Mirror until nothing is owed any more, then end.
+
+    It also ends where no owed document can be fetched within the hour. Resumable at any point.
+    """
     if call.dry_run:
         return _plan(call)
     credentials, stop, now = read_credentials(call.settings), Stop(), call.clock.now()
@@ -288,7 +291,10 @@ def _standing(
     json_too,
 )
 def status(call: Call, failing: bool, since: float, watch: bool, every: bool) -> int:
-    """State, who must act, freshness, what is owed, failing, budget, space, incidents."""
+    """How the mirror is, and who must act.
+
+    State and reason, freshness, what is owed or failing, budget, space, incidents.
+    """
     if every:
         return _every_status(call)
     while True:
@@ -338,7 +344,10 @@ def health(call: Call, max_age: float | None) -> int:
 
 
 def _plan(call: Call) -> int:
-    """What a sweep and what is owed cost, and how long they take at each tier. Sends no request."""
+    """Requests and days that are left, at each tier.
+
+    What a sweep and what is owed cost. Sends no request.
+    """
     with index_if_any(call) as index:
         _, facts = _status(call.settings, index)
     planned = report.plan(facts, report.Budget.of(call.settings, call.clock.now()))
@@ -397,7 +406,10 @@ _decision("reject", "Do not let it happen: nothing of it is marked vanished.")
 
 @verb("pause", option("--until", required=True, metavar="TIME", help="At most 7 days from now."), dry, json_too)
 def pause(call: Call, until: str) -> int:
-    """Send no requests until then; it ends by itself, and health stays 0 and says so."""
+    """Send no requests until then.
+
+    It ends by itself, after 7 days at most; health stays 0 and says so.
+    """
     now = call.clock.now()
     try:
         at = config.parse_time(until, call.settings.zone)
@@ -416,7 +428,10 @@ def resume(call: Call) -> int:
 
 @verb("held", json_too)
 def held(call: Call) -> int:
-    """What the guards hold, with numbers and usual causes; then `approve ID` or `reject ID`."""
+    """What the guards hold, and why that may be.
+
+    Then `approve ID` or `reject ID`.
+    """
     with index_if_any(call) as index:
         guards = _status(call.settings, index)[0]["guards"]
     for guard in guards:
@@ -433,7 +448,7 @@ def version(call: Call) -> int:
 
 @verb("demo", option("--patients", type=click.IntRange(4, 500), default=25, show_default=True, help="How many."))
 def demo(call: Call, patients: int) -> int:
-    """A simulated practice: mirror it, change it, watch the changes arrive."""
+    """Mirror a simulated practice, and watch it change."""
     try:
         from syncd.demo.tour import Tour  # noqa: PLC0415 - its libraries are an extra
     except ImportError as error:

@@ -13,9 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.schedulers.background import BackgroundScheduler
+from typing import TYPE_CHECKING
 
 from syncd import faces, notices, notifier, pacing
 from syncd.backfill import GIL_TURN, Stop, ended
@@ -30,6 +28,9 @@ from syncd.schema import Row
 from syncd.service import Systemd
 from syncd.sites import tell_audit_head
 from syncd.wiring import Lanes, open_audit, open_pulse
+
+if TYPE_CHECKING:
+    from apscheduler.schedulers.background import BackgroundScheduler
 
 TURN_LIMIT = 300.0  # seconds without the end of a turn that leave the watchdog hungry
 GLANCE = 1.0
@@ -145,6 +146,9 @@ class Daemon:
 
     def _scheduler(self) -> BackgroundScheduler:
         """Everything that is due by the clock. Jobs put a mark down and return; they never touch the scheduler."""
+        from apscheduler.executors.pool import ThreadPoolExecutor  # noqa: PLC0415 - other verbs need not load it
+        from apscheduler.schedulers.background import BackgroundScheduler  # noqa: PLC0415 - the same
+
         scheduler = BackgroundScheduler(
             timezone=self._lanes.settings.zone,
             executors={"default": ThreadPoolExecutor(1)},

@@ -63,7 +63,10 @@ READ_ALL: Final = frozenset({"ApiReadAll"})  # the tier that can list, and nothi
     json_too,
 )
 def doctor(call: Call, offline: bool, bundle: Path | None) -> int:
-    """Look at configuration, archive, SFTP site and Open Dental: what to do, and who."""
+    """Look at everything: what to do, and who.
+
+    Configuration, credentials, clock, archive, SFTP site, Open Dental, and one real placement.
+    """
     rows, credentials, drop, settings = list[Row](), None, None, None
     packed = claim(bundle) if bundle is not None else None  # before this process becomes the owner of the state
     with contextlib.suppress(ConfigError):  # told below

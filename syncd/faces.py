@@ -131,7 +131,9 @@ def _week_lines(said: Report, zone: dt.tzinfo) -> list[str]:
 
 
 def plan_text(planned: Report) -> str:
-    """The plan for people, in 80 columns."""
+    """The plan for people, in 80 columns; of a practice whose patients were never listed there is none yet."""
+    if not planned["patients"]:
+        return "the list of patients was never read: begin with `syncd backfill`, then ask again\n"
     size = human_bytes(planned["expected_bytes"])
     sweep = f"{planned['lists']:,} lists, {planned['sweep_requests']:,} requests a sweep"
     lines = [f"{planned['patients']:,} patients: {sweep}"]

@@ -21,8 +21,6 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Final, Protocol
 
-import structlog
-
 from syncd.config import Settings
 from syncd.errors import REASONS
 from syncd.metrics import exposition
@@ -184,6 +182,8 @@ def open_logs(
 
     From here on the warnings of libraries go into it, too. `now`: seconds since the epoch.
     """
+    import structlog  # noqa: PLC0415 - a tenth of a second, for verbs that write no log
+
     sink = _Sink(settings, under_systemd="JOURNAL_STREAM" in environ, verbose=verbose, now=now)
     wrapper = structlog.make_filtering_bound_logger(logging.DEBUG if verbose > 0 else logging.INFO)
     log: Log = structlog.wrap_logger(sink, [structlog.processors.add_log_level, _describe, _listed], wrapper)

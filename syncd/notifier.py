@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Final
 
-import requests
-from requests.adapters import HTTPAdapter
-
 PATIENCE: Final = 30.0  # seconds that a command may take
 CONNECT, READ = 5.0, 10.0
 ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "HOME", "TZ")  # nothing else of ours goes to somebody's script
@@ -43,6 +40,9 @@ def run_command(command: Sequence[str], notice: Mapping[str, object]) -> str:
 
 def call_switch(url: str) -> str:
     """GET the address; what went wrong in a word, or "". TLS is verified, no proxy, no redirect, no body is read."""
+    import requests  # noqa: PLC0415 - costs more time than `status`, which tells nobody
+    from requests.adapters import HTTPAdapter  # noqa: PLC0415 - the same
+
     try:
         asked = requests.Request("GET", url, headers={"User-Agent": "syncd", "Connection": "close"}).prepare()
         with closing(HTTPAdapter()) as wire, wire.send(asked, stream=True, timeout=(CONNECT, READ)) as answer:

@@ -170,7 +170,7 @@ def export(call: Call, patients: tuple[int, ...], to: Path, vanished: bool) -> i
 
 @verb("reindex", dry, json_too)
 def reindex(call: Call) -> int:
-    """Rebuild the index from the archive alone, without one request."""
+    """Rebuild the index from the archive, without a request."""
     settings = call.settings
     become_owner(settings.state_path)
     archive = wiring.open_archive(settings)
@@ -207,7 +207,10 @@ _subset = written(_part, "PART")
     json_too,
 )
 def verify(call: Call, subset: Fraction, repair: bool) -> int:
-    """Hash archived files again, compare them with index and sidecars. 4 when something is damaged or missing."""
+    """Hash archived files again, and compare.
+
+    With index and sidecars; 4 when something is damaged or missing.
+    """
     with index_if_any(call) as index, contextlib.ExitStack() as stack:
         archive = wiring.open_archive(call.settings)
         if index is None or archive.marker_id() != (index.meta("archive_id") or ""):
@@ -267,7 +270,10 @@ def _advice(found: Finding, outcome: str) -> str:
     json_too,
 )
 def audit(call: Call, patient: int | None, since: str | None, check: bool) -> int:
-    """Who did what: everything that was stored, marked, decided, looked at or copied out."""
+    """Who did what, and whether that log is whole.
+
+    Everything that was stored, marked, decided, looked at or copied out.
+    """
     if check:
         if patient is not None or since is not None:
             raise UsageError("--verify checks the whole log: give it alone")

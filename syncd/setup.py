@@ -84,7 +84,10 @@ PLACES: Final = Places()
     json_too,
 )
 def setup(call: Call, name: str, only: str | None, file: Path | None, new: bool, yes: bool) -> int:
-    """Configure a practice: asks, looks, writes, and starts nothing that did not run. Call it again at any time."""
+    """Configure a practice by questions, at any time again.
+
+    It asks, looks, writes, and starts nothing that did not run.
+    """
     if call.practice or call.file or call.archive:
         raise UsageError(f"setup takes the name alone: sudo syncd setup {name}")
     if not asking.NAME.fullmatch(name):

@@ -1,4 +1,7 @@
-"""Where the doors are built, and nowhere else: from a configuration to lanes that can take turns."""
+"""Where the doors are built, and nowhere else: from a configuration to lanes that can take turns.
+
+The two doors to the network are imported when one is built: their libraries cost more time than a whole `status`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from syncd import config, copies
-from syncd.api import OpenDentalApi, PlacementSite
 from syncd.archive import Archive
 from syncd.audit import AuditLog
 from syncd.config import Settings
-from syncd.drop import SftpDrop, shown_host_key
 from syncd.errors import ConfigError, SiteError, UsageError
 from syncd.index import Index
 from syncd.logs import Log
@@ -24,7 +26,10 @@ from syncd.pulling import PullLane
 from syncd.service import Credentials, PaceFile, Pulse, network_file_system, owner_id
 from syncd.sites import Doors, Sites, put_times_right
 
-__all__ = ["shown_host_key"]  # of the SFTP site, for whoever has to confirm it
+if TYPE_CHECKING:
+    from syncd.api import OpenDentalApi
+    from syncd.drop import SftpDrop
+
 PRACTICES = Path("/etc/syncd")
 
 
@@ -100,6 +105,8 @@ def open_pulse(settings: Settings, clock: Clock) -> Pulse:
 
 def open_api(settings: Settings, credentials: Credentials) -> OpenDentalApi:
     """Open Dental's API; nothing is sent yet."""
+    from syncd.api import OpenDentalApi, PlacementSite  # noqa: PLC0415 - see above
+
     bundle = _beside(settings, settings.api.ca_bundle)
     return OpenDentalApi(
         settings.api.url,
@@ -112,12 +119,21 @@ def open_api(settings: Settings, credentials: Credentials) -> OpenDentalApi:
 
 def open_drop(settings: Settings, credentials: Credentials) -> SftpDrop:
     """The SFTP site; no connection is made yet."""
+    from syncd.drop import SftpDrop  # noqa: PLC0415 - see above
+
     drop = settings.drop
     known_hosts = _beside(settings, drop.known_hosts_file)
     password = None if credentials.private_key_path else credentials.drop_password
     return SftpDrop(
         drop.host, drop.port, drop.username, password, credentials.private_key_path, drop.host_key, known_hosts
     )
+
+
+def shown_host_key(host: str, port: int, kind: str) -> str:
+    """The host key that an SFTP site shows, for whoever has to confirm it. Raises TransientError drop_unreachable."""
+    from syncd import drop  # noqa: PLC0415 - see above
+
+    return drop.shown_host_key(host, port, kind)
 
 
 def _beside(settings: Settings, name: str | None) -> Path | None:

@@ -269,7 +269,7 @@ class LyingOffice(RuleBasedStateMachine):
     def begin(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self.one = small(documents=6)
-        self.world = World.start(Path(self._folder.name), practice=self.one.practice, interval=60.0, nap=900.0)
+        self.world = World.start(Path(self._folder.name), practice=self.one.practice, interval=180.0, nap=900.0)
         self.world.run(hours=2)
 
     @rule(extension=st.sampled_from(("jpg", "txt")), other=st.booleans())

@@ -155,3 +155,9 @@ def test_report_tells_when_a_resting_change_feed_is_read_again() -> None:
 def test_plan_says_that_it_is_an_estimate_before_the_first_sweep() -> None:
     assert "estimate" in plan_text(plan(FIRST, Budget(1, 1, 1)))
     assert "estimate" not in plan_text(plan(SYNCED, Budget(1, 1, 1)))
+
+
+def test_plan_of_a_practice_that_was_never_listed_claims_no_time() -> None:
+    said = plan_text(plan(StatusFacts(), Budget(1, 1, 1)))
+    assert "backfill" in said
+    assert "0 s" not in said

@@ -332,12 +332,13 @@ def test_files_in_the_database_are_placed_into_a_folder_and_keep_their_extension
 
 
 @pytest.mark.parametrize("in_database", [False, True], ids=["folder", "database"])
-@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_file_name_is_never_a_path(tmp_path: Path, name: str, in_database: bool) -> None:
-    world = World.start(tmp_path, interval=30.0, in_database=in_database)
+def test_hostile_file_name_is_never_a_path(tmp_path: Path, in_database: bool) -> None:
+    world = World.start(tmp_path, interval=10.0, in_database=in_database)
     pat = world.practice.add_patient()
-    extension = name.rpartition(".")[2] if "." in name else "jpg"
-    doc = world.practice.add_document(pat, extension, file_name=name)
+    docs = {}
+    for name in HOSTILE:
+        extension = name.rpartition(".")[2] if "." in name else "jpg"
+        docs[name] = world.practice.add_document(pat, extension, file_name=name)
     other = world.practice.add_document(pat)
     world.run(hours=2)
     world.check_safe()
@@ -345,20 +346,21 @@ def test_hostile_file_name_is_never_a_path(tmp_path: Path, name: str, in_databas
     assert [path for path in paths if not archive_path_is_ours(path)] == []
     assert world.state(pat, "document", other) == "archived"
     told = json.dumps(world.log.lines)
-    assert name not in told
-    assert json.dumps(name) not in told
+    assert [name for name in HOSTILE if name in told or json.dumps(name) in told] == []
     assert all(len(str(arrival.params["SftpAddress"])) < 120 for arrival in world.placements())
-    as_a_path = "/" in name or len(name) > 255  # what an office with files in its database cannot write at all
-    assert world.state(pat, "document", doc) == ("failing" if in_database and as_a_path else "archived")
+    for name, doc in docs.items():
+        as_a_path = "/" in name or len(name) > 255  # what an office with files in its database cannot write at all
+        expected = "failing" if in_database and as_a_path else "archived"
+        assert world.state(pat, "document", doc) == expected, name
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE if "/" not in name and "\\" not in name])
-def test_hostile_file_name_outside_the_database_is_archived(tmp_path: Path, name: str) -> None:
-    world = World.start(tmp_path, interval=30.0)
+def test_hostile_file_name_outside_the_database_is_archived(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=10.0)
     pat = world.practice.add_patient()
-    doc = world.practice.add_document(pat, "jpg", file_name=name)
+    names = [name for name in HOSTILE if "/" not in name and "\\" not in name]
+    docs = [world.practice.add_document(pat, "jpg", file_name=name) for name in names]
     world.run(hours=2)
-    assert world.state(pat, "document", doc) == "archived"
+    assert [world.state(pat, "document", doc) for doc in docs] == ["archived"] * len(names)
     world.check()
 
 

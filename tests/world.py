@@ -283,7 +283,7 @@ class World:
             if wait is None:
                 if not span and until is None and self.at_rest():
                     break
-                wait = tick or min(self.nap, self.first_nap * 2.0 ** min(next(idle), 20))
+                wait = tick or min(self.nap, self.first_nap * 4.0 ** min(next(idle), 10))
             else:
                 idle = itertools.count()
             self.clock.advance(min(wait, max(0.0, end - self.clock.now())))

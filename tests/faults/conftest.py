@@ -8,7 +8,7 @@ import pytest
 from _pytest.terminal import TerminalReporter
 
 # Power cuts wait for the kernel half of their time, while another worker computes; the short ones fill the end.
-LONG = ("test_power_cuts", "test_years", "test_io_errors", "test_kill_points")
+LONG = ("test_power_cuts", "test_kill_points", "test_io_errors", "test_thirty_days", "test_years", "test_recovery")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,9 +5,10 @@
 It has office, drop, practice and the measure, and goes from stage to stage of the cycle. After every point the mirror's
 folder and the outside are as they were before. The last line printed is a JSON object: `Report`.
 
-`kills`: each stage is lived once, by a forked mirror that is stopped at every persistence call. A crash there would
-leave its folder as it is then, for a killed process loses nothing that it wrote: on a copy of it a new mirror starts in
-this process, sweeps once, and is checked; then the stopped one goes on. `--point`: here a mirror really dies.
+`kills`, `some-kills`: each stage is lived once, by a forked mirror that is stopped at every persistence call. A crash
+there would leave its folder as it is then, for a killed process loses nothing that it wrote: on a copy of it a new
+mirror starts in this process, sweeps once, and is checked; then the stopped one goes on. `--point`: here a mirror
+really dies.
 `pairs`: mirrors that really die, and die again in the recovery.
 `errors`: mirrors in this process, each on a copy of its own whose disk fails.
 """
@@ -155,7 +156,7 @@ def main() -> None:
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="syncd-faults-", dir="/dev/shm"))
     try:
-        server = Server(folder, Injection(), code, watched=asked.plan == "kills" and not one)
+        server = Server(folder, Injection(), code, watched="kills" in asked.plan and not one)
         for seed in [one.seed] if one else asked.seeds:
             server.sweep(seed, plan)
     finally:

@@ -1,4 +1,5 @@
-"""The mirror's process dies at every call that makes something durable, SQLite's own included, plain and torn.
+"""The mirror's process dies at every call that makes something durable, SQLite's own included, plain and torn (nightly
+every write is torn; else in the long stages every other one).
 
 Then it is started on what is left, its index is sound, and after one sweep everything is there: nothing lost, misfiled
 or overwritten, nothing left on the drop or in `incoming`, index, archive and audit log agree. Most crashes are looked
@@ -20,8 +21,10 @@ __all__ = ["library"]  # the fixture
 pytestmark = pytest.mark.timeout(TIMEOUT)
 SEEDS = range(22) if NIGHTLY else range(2)  # one a backfill, one a daemon
 PAIRED = range(22, 62) if NIGHTLY else range(2, 3)
-LEAST_POINTS = 100_000 if NIGHTLY else 9_700  # with the pairs over 10,000
+PLAN = "kills" if NIGHTLY else "some-kills"
+LEAST_POINTS = 100_000 if NIGHTLY else 10_000
 LEAST_STATES = 1_000 * len(SEEDS) // 2  # different ones that the crashes leave
+PAIR_SHARDS = SHARDS if NIGHTLY else 1
 LEAST_PAIRS = 11_000 if NIGHTLY else 290
 LEAST_CALLS = 2_500  # of one undisturbed cycle: "no call was seen" must not pass for "no crash did harm"
 LEAST_SYNCS = 300
@@ -31,23 +34,22 @@ LEAST_SYNCS = 300
 def test_crash_at_any_call_loses_nothing(
     library: Path, shard: int, record_property: Callable[[str, object], None]
 ) -> None:
-    report = sweep(library, "kills", SEEDS, shard)
+    report = sweep(library, PLAN, SEEDS, shard)
     tell(record_property, "kill points", report)
     assert report.struck == report.points
     if not POINT:
-        assert report.calls + report.writes >= LEAST_POINTS  # in all shards, which are nearly equal
-        assert report.points >= 0.9 * LEAST_POINTS / SHARDS
+        assert report.points >= LEAST_POINTS / SHARDS
         assert report.calls >= LEAST_CALLS * len(SEEDS)
         assert report.syncs >= LEAST_SYNCS * len(SEEDS)
         assert report.points - report.known >= LEAST_STATES / SHARDS
 
 
-@pytest.mark.parametrize("shard", range(SHARDS))
+@pytest.mark.parametrize("shard", range(PAIR_SHARDS))
 def test_crash_in_the_recovery_from_a_crash_loses_nothing(
     library: Path, shard: int, record_property: Callable[[str, object], None]
 ) -> None:
-    report = sweep(library, "pairs", PAIRED, shard)
+    report = sweep(library, "pairs", PAIRED, shard, PAIR_SHARDS)
     tell(record_property, "pairs of kill points", report)
     assert report.struck == report.points
     if not POINT:
-        assert report.points >= LEAST_PAIRS / SHARDS
+        assert report.points >= LEAST_PAIRS / PAIR_SHARDS

@@ -48,6 +48,8 @@ TICK = 2 * HOUR  # between turns while nothing is to be done
 ROSTER_EVERY = 6 * HOUR  # instead of a quarter of an hour, and
 PROBES = 4  # instead of 20, lest rosters and the daily comparison of identities take the whole budget
 STEP = 10 * HOUR  # on average
+CRASHING = 0.4  # of the steps
+OFF = (0.0, 0.0, DAY)  # how long the machine stays off after a crash
 CHANCE = 0.009  # of each sporadic fault, at each request that it concerns
 PEACE = 4.5 * DAY  # at least: the longest retry (a day), and names on the drop that only the daily look finds
 OLD_COPIES = 3
@@ -112,11 +114,13 @@ class Year:
             if self._rng.random() < 0.004 and self._knows_the_practice():
                 self._go_astray()
         self._perils.step()
-        if not self._machine.doomed and self._rng.random() < 0.29:
+        if not self._machine.doomed and self._rng.random() < CRASHING:
             self._machine.die_in(self._rng.randint(1, 60))
         try:
             self._run(self._rng.uniform(0.3, 1.7) * STEP)
         except Crash:
+            self.world.clock.advance(self._rng.choice(OFF))
+            self._staff.act(times=self._rng.randint(0, 2) if not self._home_at else 0)
             self._recover()
         if self._rng.random() < 0.01:
             self._copy_index()
