@@ -38,7 +38,19 @@ from syncd.errors import (
     TransientError,
     UnansweredError,
 )
-from syncd.model import LARGEST_KEY, Appointment, FieldValue, Item, Kind, Listed, Page, Patient, PlacedName, Upload
+from syncd.model import (
+    LARGEST_KEY,
+    Appointment,
+    FieldValue,
+    Item,
+    Kind,
+    Listed,
+    Page,
+    Patient,
+    PlacedName,
+    Upload,
+    Uploaded,
+)
 from syncd.pacing import parse_retry_after
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds
@@ -56,7 +68,7 @@ SHEET_TEXTS = ("SheetType", "DateTimeSheet", "InternalNote", "Description", "IsW
 
 Json = Any  # whatever json.loads returns; every use checks its shape first
 Row = Mapping[str, Json]
-Params = Mapping[str, str | int]
+Params = Mapping[str, str | int | None]
 Fields = dict[str, FieldValue]
 
 
@@ -213,6 +225,16 @@ class OpenDentalApi:
     def place_thumbnails(self, pat_num: int, staging: str) -> tuple[PlacedName, ...]:
         """Have thumbnails of all images of a patient written into the folder `staging`. Empty: there is none."""
         return self._place_files("/documents/Thumbnails", {"PatNum": pat_num}, staging)
+
+    def upload_document(self, pat_num: int, staging: str, fields: Mapping[str, FieldValue]) -> Uploaded:
+        """Have the office make a document of `staging` on the drop. ItemError: refused; UnansweredError: who knows."""
+        answer = _created(self._place("/documents/UploadSftp", {"PatNum": pat_num, **fields}, staging))
+        try:
+            row = answer.json()
+            lacking = [name for name in fields if name in row and _plain(row[name]) != _plain(fields[name])]
+            return Uploaded(_key(row, "DocNum"), tuple(lacking))
+        except (ListingError, AttributeError, TypeError) as error:
+            raise UnansweredError("api_error", "an upload's answer cannot be read") from error
 
     def _place_file(self, path: str, what: Params, staging: str) -> None:
         """One file; the answer's `location` must not name another."""
@@ -398,6 +420,14 @@ def _text(row: Row, name: str) -> str | None:
     if not isinstance(value, str):
         raise ListingError(f"{name} is not a text")
     return re.sub("[\0\ud800-\udfff]", "\ufffd", value)
+
+
+def _plain(value: object) -> str:
+    """A field as both sides may write it: numbers and truth as strings, teeth as a list or as ranges."""
+    spans = [part.partition("-") for part in str(value).lower().split(",")]
+    if not all(part.isdigit() for first, dash, last in spans for part in (first, *([last] if dash else []))):
+        return str(value).lower()
+    return ",".join(str(n) for first, _, last in spans for n in range(int(first), int(last or first) + 1))
 
 
 def _last_part(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The archive on disk: published once, never overwritten, never deleted; its sidecars alone can rebuild the index.
+"""The archive on disk: published once, never overwritten, deleted by order only; its sidecars can rebuild the index.
 
 Nothing below the root is reached through a symlink: folders are opened one by one with O_NOFOLLOW, files relative to
 them. No call touches a folder whose marker is absent or belongs to another archive.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
 from syncd.folders import (
@@ -34,9 +34,18 @@ from syncd.folders import (
     translated,
     write,
 )
-from syncd.model import Item, Patient, Version
+from syncd.model import TOMBSTONE, Item, Kind, Patient, Tombstone, Version
 from syncd.naming import archive_path_is_ours
-from syncd.sidecar import SCHEMA_VERSION, decode, iso, path_is_ours, sidecar_content, version_from_sidecar
+from syncd.sidecar import (
+    SCHEMA_VERSION,
+    decode,
+    iso,
+    path_is_ours,
+    sidecar_content,
+    tombstone_content,
+    tombstone_from,
+    version_from_sidecar,
+)
 
 MARKER: Final = ".syncd-archive"
 ROOT_NAMES: Final = frozenset({MARKER, "incoming", "published", "patients", "damaged", "lost+found"})
@@ -66,13 +75,23 @@ def _read_version(relative: str, folder: int) -> Version | None:
     return version if whole and version.sidecar_path == relative else None
 
 
-def _scan(folders: Folders, relative: str) -> list[Version | str]:
-    """One item's folder: its versions in order, then the paths of all else."""
+def _scan(folders: Folders, relative: str) -> list[Version | Tombstone | str]:
+    """One item's folder: its versions in order, then the paths of all else; or its tombstone, and nothing beside it."""
+    if (tombstone := _read_tombstone(folders, relative)) is not None:
+        return [tombstone]
     paths = {f"{relative}/{name}" for name in folders.entries(relative)}
     found = (_read_version(path, folders.get(relative)) for path in paths if path.endswith(".json"))
     versions = sorted(filter(None, found), key=lambda version: (version.version, version.sidecar))
     claimed = {path for version in versions for path in (version.path, version.sidecar_path)}
     return [*versions, *sorted(paths - claimed)]
+
+
+def _read_tombstone(folders: Folders, relative: str) -> Tombstone | None:
+    if TOMBSTONE not in folders.entries(relative):
+        return None
+    kind, _, num = Path(relative).name.rpartition("-")
+    item = Item(int(relative.split("/")[1]), cast("Kind", kind), int(num))
+    return tombstone_from(read_json(TOMBSTONE, folders.get(relative)), item)
 
 
 def _read_patient(folders: Folders, pat_num: int) -> Patient | None:
@@ -89,7 +108,7 @@ def _patients(folders: Folders) -> dict[str, bool]:
     return {name: is_folder and archive_path_is_ours(f"patients/{name}/patient.json") for name, is_folder in entries}
 
 
-def _walk_patient(folders: Folders, pat_num: int) -> Iterator[Version | str]:
+def _walk_patient(folders: Folders, pat_num: int) -> Iterator[Version | Tombstone | str]:
     for name, is_folder in folders.entries(f"patients/{pat_num}").items():
         path = f"patients/{pat_num}/{name}"
         if is_folder and archive_path_is_ours(f"{path}/1-{'0' * 12}.bin"):
@@ -314,6 +333,38 @@ class Archive:
             folders.sync()
         return f"{aside}/{free}"
 
+    def read_tombstone(self, item: Item) -> Tombstone | None:
+        """What says that the item was destroyed; None where it was not."""
+        with self._opened() as folders:
+            return _read_tombstone(folders, f"patients/{item.pat_num}/{item.id}")
+
+    def bury(self, tombstone: Tombstone) -> None:
+        """The one deletion: put the tombstone into the item's folder, durably, then remove all else that is there, and
+        what was set aside of it. May be called again; what a crash interrupts is seen by the tombstone beside files.
+        """
+        item = tombstone.item
+        place, aside = f"patients/{item.pat_num}/{item.id}", f"damaged/{item.pat_num}/{item.id}"
+        with self._opened() as folders, translated():
+            if _read_tombstone(folders, place) != tombstone:
+                folders.get(place, make=True)
+                folders.settle(place)
+                put(folders, tombstone_content(tombstone), place, TOMBSTONE)
+                folders.sync()
+            for top in (place, aside):
+                for name in folders.entries(top).keys() - {TOMBSTONE}:
+                    os.unlink(name, dir_fd=folders.get(top))
+                    folders.touched.add(top)
+            folders.sync()
+
+    def withdraw_published(self) -> None:
+        """Remove the published copies of the index: they tell of what was destroyed; the next is made in its time."""
+        with self._opened() as folders, translated():
+            for name, is_folder in folders.entries("published").items():
+                if not is_folder:
+                    os.unlink(name, dir_fd=folders.get("published"))
+                    folders.touched.add("published")
+            folders.sync()
+
     def read_sidecar(self, version: Version) -> Version | None:
         """The first sidecar of a version as it was written, whether or not its file is there; None for no sound one."""
         with contextlib.suppress(ItemError), self.open_file(version.sidecar_path) as file:
@@ -371,8 +422,8 @@ class Archive:
         with self._opened() as folders:
             return sorted(int(name) for name, is_patient in _patients(folders).items() if is_patient)
 
-    def walk(self) -> Iterator[Version | str]:
-        """Everything, for rebuilding the index: versions in order, and paths of foreign or damaged things as str.
+    def walk(self) -> Iterator[Version | Tombstone | str]:
+        """Everything, for rebuilding the index: versions in order, tombstones, and paths of all else as str.
 
         One patient's folder is open at a time.
         """

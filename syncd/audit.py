@@ -38,7 +38,7 @@ DAEMON: Final = "daemon"  # the actor of whatever the mirror does on its own
 TORN: Final = "torn"
 _FACTS: Final = """
 at actor verb entry became bytes code count filters guard item items more outcome pat_num pat_nums scope seq sha256
-sidecar state version what
+sidecar state ticket version what
 """
 FACTS: Final = frozenset(_FACTS.split())  # what a line may tell; anything else is dropped
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:+ -]{0,100}")

@@ -10,7 +10,9 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,16 +21,17 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from syncd import audit, config, copies, errors, scrub, wiring
+from syncd import audit, config, copies, errors, scrub, wiring, wishes
 from syncd.archive import MARKER, Archive
 from syncd.backfill import Stop
 from syncd.catalog import Catalog
 from syncd.config import Settings
-from syncd.errors import ConfigError, SiteError, SyncdError, UsageError
+from syncd.errors import ConfigError, LockHeldError, SiteError, SyncdError, UsageError
 from syncd.index import Index
 from syncd.logs import Log, open_logs
+from syncd.mirror import Scope
 from syncd.screen import emit, emit_json, local, table
-from syncd.service import Lock, SystemClock, become_owner
+from syncd.service import Credentials, Lock, SystemClock, become_owner
 from syncd.sites import settle_audit, tell_audit_head
 
 EXIT_CODES: Final = """\b
@@ -60,6 +63,8 @@ host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{"A" * 43}"
 [archive]
 path = "/nowhere"
 """
+WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
+POLL: Final = 0.2
 AT_REST: Final = 3600.0  # seconds after its marker was written: sidecars of a batch come after its numbers
 Shelf = tuple[Catalog, Archive, Settings]
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # where no log is open, Python would print its texts
@@ -231,6 +236,14 @@ def verb(name: str, *options: Callable[[Any], Any]) -> Callable[[Any], click.Com
 # --- what a verb opens
 
 
+def moment(text: str | None, settings: Settings, name: str) -> float | None:
+    """A TIME of the option `name`, as seconds since the epoch. Raises UsageError."""
+    try:
+        return None if text is None else config.parse_time(text, settings.zone)
+    except ValueError as error:
+        raise UsageError(f"{name} {error}") from error
+
+
 @contextlib.contextmanager
 def signals(stop: Stop) -> Iterator[None]:
     """SIGINT and SIGTERM are wishes to stop; the second one changes nothing."""
@@ -287,6 +300,32 @@ def on_record(call: Call, log: Log, index: Index, verb: str) -> Iterator[None]:
     finally:
         record(call, index, "stopped", what=verb)
         tell_audit_head(wiring.open_audit(call.settings), log)
+
+
+def lanes_of(call: Call, credentials: Credentials, held: tuple[Log, Index], scope: Scope) -> closing[wiring.Lanes]:
+    """Both lanes, ready to take turns; the caller holds the lock."""
+    (log, index), settings = held, call.settings
+    api, drop = wiring.open_api(settings, credentials), wiring.open_drop(settings, credentials)
+    return closing(wiring.build(settings, call.clock, log, scope, api, drop, index.sibling()))
+
+
+def granted(call: Call, index: Index, wish: str, argument: object) -> str:
+    """Have the lock's holder do it, or do it here where nobody holds the lock; what became of it, in one line."""
+    with contextlib.suppress(LockHeldError), locked(call, wish) as (log, own_index):
+        said = wishes.grant(own_index, log, wish, argument, call.clock.now(), call.actor)
+        settle(call, own_index)
+        return said
+    number = wishes.make(index, wish, argument, call.clock.now(), call.actor)
+    answer = waited(call, WISH_WAIT, lambda: wishes.outcome(index, number))
+    return answer or "written down: whoever holds the lock takes it up once the request in hand is answered"
+
+
+def waited(call: Call, seconds: float, look: Callable[[], str | None]) -> str | None:
+    """What a look tells, as soon as it tells anything; None after so many seconds."""
+    deadline = call.clock.steady() + seconds
+    while (said := look()) is None and call.clock.steady() < deadline:
+        time.sleep(POLL)
+    return said
 
 
 @contextlib.contextmanager

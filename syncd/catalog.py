@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from syncd.diff import local_time
 from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
-from syncd.model import KINDS, Item, Kind, ListName, Version
+from syncd.model import DESTROYED, KINDS, Item, Kind, ListName, Version
 from syncd.naming import folded, parse_id
 from syncd.report import DAY, WEEK, Chore, Hold, Incident, StatusFacts, Trouble, iso
 from syncd.schema import row_checksum
@@ -64,6 +64,7 @@ _STATE_INDEX: Final = {  # where a state that is rare is found without asking ev
     **dict.fromkeys(("vanished", "held", "pending_at_source"), f"item WHERE {_ODD}"),
     "failing": f"duty WHERE failures >= {FAILING_AFTER}",
 }
+_OF_ITEM: Final = "pat_num = ? AND kind = ? AND num = ?"
 _SAME_ITEM: Final = "v.pat_num = i.pat_num AND v.kind = i.kind AND v.num = i.num"
 
 
@@ -179,30 +180,82 @@ class Catalog:
         )
         return [_version(row) for row in self.index.rows(sql, item.pat_num, item.kind, item.num)]
 
-    def as_of(self, item: Item, at: float) -> int | None:
-        """The number of the version that was the current one at that time; None: there was none yet."""
-        there = [version for version in self.versions(item) if version.archived_at <= at]
-        return max(there, key=lambda version: version.seq).version if there else None
+    def as_of(self, item: Item, at: float | None = None, number: int | None = None) -> Version | None:
+        """The sidecar that was the newest one at that time, or of that version; None: there was none yet."""
+        there = (each for each in self.versions(item) if each.version == (number or each.version))
+        return max((v for v in there if at is None or v.archived_at <= at), key=lambda v: v.seq, default=None)
+
+    def state_of(self, pat_num: int, at: float) -> list[Version]:
+        """What a patient had at that time, thumbnails left out: of each item the sidecar that was its newest then.
+
+        An item counts from its first archived version until it vanished (so it is nobody's twice after a move), and
+        again from its return.
+        """
+        sql = (
+            f"SELECT {_ITEM}, i.fields, {_VERSION} FROM item i JOIN version v ON v.seq = (SELECT max(w.seq) FROM"
+            " version w WHERE w.pat_num = i.pat_num AND w.kind = i.kind AND w.num = i.num AND w.archived_at <= ?1)"
+            " WHERE i.pat_num = ?2 AND i.kind <> 'thumbnail' AND coalesce(i.vanished_at, 9e99) > ?1 AND NOT EXISTS"
+            " (SELECT 1 FROM absence a WHERE a.pat_num = i.pat_num AND a.kind = i.kind AND a.num = i.num"
+            " AND a.vanished_at <= ?1 AND a.back_at > ?1) ORDER BY i.kind, i.num"
+        )
+        return [_version(row) for row in self.index.rows(sql, at, pat_num)]
+
+    def destroyed(self, pat_num: int, after: float = 0.0) -> list[Row]:
+        """The tombstones of what was archived of a patient and destroyed later than that, oldest first."""
+        sql = "SELECT * FROM tombstone WHERE pat_num = ? AND at > ? AND digests <> '[]' ORDER BY seq, kind, num"
+        return self.index.rows(sql, pat_num, after)
 
     def history(self, item: Item) -> list[Row]:
-        """What happened to an item, in order of time: dictionaries with `at`, `event` and what belongs to it."""
+        """What happened to an item, in order of time: dictionaries with `at`, `event` and what belongs to it.
+
+        Of one that was put back into Open Dental, and of what it became, each tells both; `item` names the other.
+        """
+        events = self._events(item)
+        for other in self._lineage(item):
+            events += [(at, event | {"item": other.full_id}) for at, event in self._events(other)]
+        events.sort(key=lambda each: each[0])
+        return [{"at": iso(at)} | event for at, event in events]
+
+    def _lineage(self, item: Item) -> list[Item]:
+        """The other numbers of a document that was put back, perhaps again and again."""
+        found, new = [item], [item]
+        sql = "SELECT * FROM put_back WHERE state = 'done' AND pat_num = ?1 AND kind = ?2 AND (num = ?3 OR became = ?3)"
+        while new:
+            rows = [row for each in new for row in self.index.rows(sql, each.pat_num, each.kind, each.num)]
+            kin = [Item(row["pat_num"], row["kind"], num) for row in rows for num in (row["num"], row["became"])]
+            new = [each for each in dict.fromkeys(kin) if each not in found]
+            found += new
+        return found[1:]
+
+    def _events(self, item: Item) -> list[tuple[float, Row]]:
         events: list[tuple[float, Row]] = []
+        told: Row
         for row in self.index.item_rows(item):
             events.append((row["first_seen_at"], {"event": "first_seen"}))
             if row["missing_since_at"] is not None:
                 events.append((row["missing_since_at"], {"event": "missing", "held_by": row["held_by"]}))
-            if row["vanished_at"] is not None:
+            if row["vanished_at"] is not None and row["became"] != DESTROYED:
                 events.append((row["vanished_at"], {"event": "vanished", "became": row["became"]}))
+        for row in self.index.rows(f"SELECT * FROM absence WHERE {_OF_ITEM}", item.pat_num, item.kind, item.num):
+            events.append((row["vanished_at"], {"event": "vanished", "became": row["became"]}))
+            events.append((row["back_at"], {"event": "returned"}))
+        for row in self.destroyed(item.pat_num):
+            if (row["kind"], row["num"]) == (item.kind, item.num):
+                told = {name: row[name] for name in ("seq", "actor", "ticket")}
+                events.append((row["at"], {"event": "destroyed", **told, "digests": json.loads(row["digests"])}))
         for v in self.versions(item):
-            told: Row = {"event": "archived" if v.sidecar == 1 else "revised", "seq": v.seq, "version": v.version}
+            told = {"event": "archived" if v.sidecar == 1 else "revised", "seq": v.seq, "version": v.version}
             told |= {"sidecar": v.sidecar, "revision": v.revision, "sha256": v.sha256, "bytes": v.bytes}
             events.append((v.archived_at, told | {"method": v.method, "flags": list(v.flags)}))
         sql = f"SELECT * FROM duty d WHERE pat_num = ? AND kind = ? AND num = ? AND {_OPEN}"
         for row in self.index.rows(sql, item.pat_num, item.kind, item.num):
             told = {name: row[name] for name in ("method", "why", "revision", "failures", "failure")}
             events.append((row["since_at"], {"event": "owed", **told, "next_try_at": iso(row["next_try_at"])}))
-        events.sort(key=lambda each: each[0])
-        return [{"at": iso(at)} | event for at, event in events]
+        for row in self.index.rows(f"SELECT * FROM put_back WHERE {_OF_ITEM}", item.pat_num, item.kind, item.num):
+            became = row["became"] and Item(item.pat_num, item.kind, row["became"]).full_id
+            told = {"state": row["state"], "became": became, "outcome": row["outcome"], "actor": row["actor"]}
+            events.append((row["made_at"], {"event": "put_back", **told}))
+        return events
 
     def failing(self) -> Iterator[Row]:
         """The items that were tried often enough, each with its failure class, tries, and when it is tried again."""

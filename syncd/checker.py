@@ -18,7 +18,7 @@ from syncd.archive import MARKER, ROOT_NAMES, Archive
 from syncd.errors import ItemError, SiteError, Who
 from syncd.folders import Entry
 from syncd.index import Index
-from syncd.model import KINDS, Item, Kind, Version
+from syncd.model import KINDS, TOMBSTONE, Item, Kind, Version
 from syncd.naming import archive_path_is_ours
 from syncd.schema import Row, row_is_sound
 from syncd.sidecar import decode, iso
@@ -187,6 +187,9 @@ class _Look:
             where = "pat_num = ? AND kind = CAST(? AS TEXT) AND num = ? ORDER BY version, sidecar"
             key = (item.pat_num, item.kind.encode(errors="surrogateescape"), item.num)
             rows = index.rows(f"SELECT {_COLUMNS} FROM version WHERE {where}", *key)  # noqa: S608 - our own columns
+            self._tombstone = TOMBSTONE in self._entries and archive.read_tombstone(item) is not None
+            sql = "SELECT 1 FROM tombstone WHERE pat_num = ? AND kind = CAST(? AS TEXT) AND num = ?"
+            self._destroyed = self._tombstone or bool(index.rows(sql, *key))
             sql = "SELECT path, state FROM damage WHERE pat_num = ? AND kind = CAST(? AS TEXT) AND num = ?"
             self._known = {row["path"]: row["state"] for row in index.rows(sql, *key)}
         self._rows: list[Row] = [row | {name: text_of(row[name]) for name in _TEXTS} for row in rows]
@@ -194,7 +197,11 @@ class _Look:
         self._claimed: set[str] = set()
 
     def walk(self) -> Walk:
-        """Everything that is wrong with the item."""
+        """Everything that is wrong with the item; of one that was destroyed, what an archive put back has of it."""
+        if self._destroyed:
+            for name in self._entries.keys() - ({TOMBSTONE} if self._tombstone else set()):
+                yield self._finding("leftover", f"{self._folder}/{name}")
+            return
         for name in [name for name in self._entries if name.endswith(".json")]:
             yield from self._read_sidecar(name)
         sound = [version for version in self._sidecars.values() if version is not None]

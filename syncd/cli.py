@@ -18,7 +18,7 @@ from typing import Final, cast
 import click
 from click import option
 
-from syncd import __version__, backfill, config, doctor, errors, faces, reading, report, setup, wiring, wishes
+from syncd import __version__, backfill, config, doctor, errors, faces, reading, recovery, report, setup, wiring, wishes
 from syncd.backfill import Look, Stop, Wanted
 from syncd.call import (
     NUMBER,
@@ -27,12 +27,13 @@ from syncd.call import (
     complain,
     dry,
     duration,
+    granted,
     index_if_any,
     index_of,
     json_too,
+    lanes_of,
     locked,
     on_record,
-    settle,
     signals,
     verb,
 )
@@ -48,10 +49,8 @@ from syncd.naming import parse_guard_id
 from syncd.screen import Meter, emit, headed, open_closed_streams, table
 from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
 
-__all__ = ["cli", "doctor", "main", "reading", "setup"]  # importing these told the group of their verbs
+__all__ = ["cli", "doctor", "main", "reading", "recovery", "setup"]  # importing these told the group of their verbs
 INDEX_AGAIN: Final = 60  # seconds until another look at an index that cannot be opened
-WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
-POLL: Final = 0.2
 MOUNT_HANGS_AFTER: Final = 5.0  # seconds
 SPACE: Final = "space"
 ONE_STATUS: Final = 30.0  # seconds
@@ -64,12 +63,6 @@ CAUSES: Final = {  # of what a guard holds, by its scope
 
 
 # --- the mirror
-
-
-def _lanes(call: Call, credentials: Credentials, held: Held, scope: Scope) -> contextlib.closing[wiring.Lanes]:
-    (log, index), settings = held, call.settings
-    api, drop = wiring.open_api(settings, credentials), wiring.open_drop(settings, credentials)
-    return contextlib.closing(wiring.build(settings, call.clock, log, scope, api, drop, index.sibling()))
 
 
 @verb("run", dry)
@@ -87,7 +80,7 @@ def run(call: Call) -> int:
             return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
         held = stack.enter_context(locked(call, "run"))
         stack.enter_context(on_record(call, *held, "run"))
-        lanes = stack.enter_context(_lanes(call, credentials, held, Scope()))
+        lanes = stack.enter_context(lanes_of(call, credentials, held, Scope()))
         Daemon(lanes, stop, Systemd(os.environ), partial(_describe, settings, held[1])).run()
     return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
 
@@ -170,7 +163,7 @@ def _backfill(call: Call, credentials: Credentials, held: Held, wanted: Wanted, 
     scope = Scope(backfill=True, since=wanted.since, patients=wanted.patients, max_requests=wanted.max_requests)
     log.info("started", verb="backfill")
     tell = backfill.telling(call.settings, call.clock, partial(_describe, call.settings, index))
-    with _lanes(call, credentials, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
+    with lanes_of(call, credentials, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
 
         def show(progress: backfill.Progress) -> None:
             meter.show(progress, call.clock.now())
@@ -376,24 +369,9 @@ def _wish(call: Call, wish: str, argument_of: Callable[[Index], object]) -> int:
             whom = {"retry": named or "everything that fails or waits", "approve": argument, "reject": argument}
             said = f"would {wish} {whom.get(wish, '')}".rstrip()
         else:
-            said = _granted(call, index, wish, argument)
+            said = granted(call, index, wish, argument)
     call.answer({"verb": wish, "outcome": said}, said)
     return errors.EXIT_USAGE if said.startswith("refused") else EXIT_OK
-
-
-def _granted(call: Call, index: Index, wish: str, argument: object) -> str:
-    with contextlib.suppress(LockHeldError), locked(call, wish) as (log, own_index):
-        granted = wishes.grant(own_index, log, wish, argument, call.clock.now(), call.actor)
-        settle(call, own_index)
-        return granted
-    number = wishes.make(index, wish, argument, call.clock.now(), call.actor)
-    deadline = call.clock.steady() + WISH_WAIT
-    while call.clock.steady() < deadline:
-        said = wishes.outcome(index, number)
-        if said is not None:
-            return said
-        time.sleep(POLL)
-    return "written down: whoever holds the lock takes it up once the request in hand is answered"
 
 
 @verb("retry", click.argument("ids", nargs=-1, metavar="[ID]..."), dry, json_too)

@@ -16,7 +16,7 @@ from sqlite_utils import Database
 from syncd import schema
 from syncd.errors import ConfigError, SiteError
 from syncd.index import Index
-from syncd.schema import refuse_later, row_is_sound
+from syncd.schema import DiskErrors, refuse_later, row_is_sound
 
 KEPT: Final = 7
 _NAME: Final = "index-{}.db"
@@ -33,6 +33,17 @@ def make(index: Index, folder: Path, day: str) -> bool:
     for old in [copy for copy in found(folder) if len(copy.name) == len(_NAME.format(day))][KEPT:]:
         old.unlink(missing_ok=True)
     return made
+
+
+def renew(index: Index, state: Path, day: str) -> None:
+    """Of all copies in STATE/copies make one, of the index as it is now; what `reindex` left beside it goes, too."""
+    folder = state / "copies"
+    if older := found(folder):
+        _make(index.db.conn, folder, _NAME.format(day), anew=True)
+    with DiskErrors(OSError):
+        leftovers = [*state.glob("index.db.before-reindex*"), *state.glob("index.db.new*")]
+        for path in (*leftovers, *(copy for copy in older if copy.name != _NAME.format(day))):
+            path.unlink(missing_ok=True)
 
 
 def older_schema(path: Path) -> int:
@@ -53,9 +64,9 @@ def _reading(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
-def _make(db: sqlite3.Connection, folder: Path, name: str) -> bool:
+def _make(db: sqlite3.Connection, folder: Path, name: str, anew: bool = False) -> bool:
     target, draft = folder / name, folder / _DRAFT
-    if target.exists():
+    if target.exists() and not anew:
         return False
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -30,10 +30,11 @@ from paramiko.ssh_exception import IncompatiblePeer
 from syncd.errors import ConfigError, FailureClass, ItemError, SiteError, SyncdError, TransientError
 from syncd.model import Pulled, PullJob, Seen
 
-INIT, OPEN, CLOSE, READ, LSTAT, OPENDIR, READDIR, REMOVE, RMDIR = 1, 3, 4, 5, 7, 11, 12, 13, 15
+INIT, OPEN, CLOSE, READ, WRITE, LSTAT, OPENDIR, READDIR, REMOVE, RMDIR = 1, 3, 4, 5, 6, 7, 11, 12, 13, 15
 VERSION, STATUS, HANDLE, DATA, NAME, ATTRS = 2, 101, 102, 103, 104, 105
 OK, EOF, NO_SUCH_FILE = 0, 1, 2
 U32, U64, PACKET, READING = Struct(">I"), Struct(">Q"), Struct(">IBI"), Struct(">QI")
+NEW_FILE: Final = Struct(">III").pack(0x02 | 0x08 | 0x20, 4, 0o600)  # write, create, not there yet; its mode
 SSH_PORT: Final = 22
 READ_SIZE: Final = 32 * 1024  # bytes; every server answers so much in one piece, many no more
 IN_FLIGHT: Final = 64  # requests; as many as OpenSSH's own client
@@ -269,6 +270,25 @@ class SftpDrop:
         if _number(body) != EOF:
             raise ItemError("unreadable_on_drop")
         return [name for name in found if name not in (b".", b"..")]
+
+    def put(self, path: bytes, source: BinaryIO) -> None:
+        """Write an open file to a name that does not exist yet, and see by LSTAT that it is whole; else it is removed.
+
+        ItemError: the site did not take it. Only `put-back` writes here.
+        """
+        with self._talking() as session:
+            kind, body = session.ask(OPEN, _string(path) + NEW_FILE)
+            if kind != HANDLE:
+                raise ItemError("refused", "the site does not let syncd write")
+            handle = body
+            pieces = iter(lambda: source.read(READ_SIZE), b"")
+            writing = ((WRITE, handle + U64.pack(n * READ_SIZE) + _string(piece)) for n, piece in enumerate(pieces))
+            codes = {_number(reply[1]) for reply in session.answers(writing)}
+            session.ask(CLOSE, handle)
+            seen = _seen(session.ask(LSTAT, _string(path)))
+            if codes - {OK} or seen is None or seen.size != os.fstat(source.fileno()).st_size:
+                session.ask(REMOVE, _string(path))
+                raise ItemError("refused", "the site did not take the whole file")
 
     def remove(self, paths: Sequence[bytes]) -> list[bool]:
         """True: nothing of that name is there any more. A path that ends in `/` is an empty folder to remove."""

@@ -168,6 +168,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
 # Failure classes of one item. They name what happened to it, never its content.
 FailureClass = Literal[
     "changed_while_read",
+    "destroyed",  # by order, while its file was under way
     "io_error",
     "list_unreadable",  # its patient's list, which is read before a file is placed
     "missing_on_drop",  # answered with 201, but no file appeared

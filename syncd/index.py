@@ -19,7 +19,7 @@ from sqlite_utils import Database
 
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SyncdError
-from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
+from syncd.model import DESTROYED, Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
 from syncd.naming import folded, is_image
 from syncd.schema import DISK, DiskErrors, Row, attempt_of, duty_of, known_of, migrations, refuse_later, row_checksum
 
@@ -54,6 +54,7 @@ class Index:
             with DISK:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
+                self.db.execute("PRAGMA secure_delete=ON")  # as Debian's SQLite: what is destroyed leaves no bytes
                 if writing is None:  # a sibling's file was looked at when the first one was opened
                     self.db.enable_wal()
                     refuse_later(self.db)
@@ -241,7 +242,7 @@ class Index:
             for row in difference.changed:
                 self._put_item(row, now)
             for item in difference.back:
-                self._put_back(item)
+                self._put_back(item, now)
             why = "listed" if self.polled_at(*key) else "backfill"
             for owing in difference.owing:
                 self.owe(owing, why, now)
@@ -253,15 +254,22 @@ class Index:
                 (now, rows, newest, *key),
             )
 
-    def _put_back(self, item: Item) -> None:
+    def _put_back(self, item: Item, now: float) -> None:
         """It is listed again; the images that vanished with their mount are back with it."""
         if item.kind == "mount":
-            self.db.conn.execute(
-                "UPDATE item SET missing_since_at = NULL, vanished_at = NULL WHERE pat_num = ? AND mount_num = ?"
-                " AND vanished_at = (SELECT vanished_at FROM item WHERE pat_num = ? AND kind = 'mount' AND num = ?)",
-                (item.pat_num, item.num) * 2,
-            )
-        self._update(item, "missing_since_at = NULL, vanished_at = NULL, became = NULL, held_by = NULL, not_found = 0")
+            sql = "SELECT num FROM item WHERE pat_num = ? AND mount_num = ? AND kind = 'mount-image' AND vanished_at ="
+            sql += " (SELECT vanished_at FROM item WHERE pat_num = ? AND kind = 'mount' AND num = ?)"
+            for row in self.rows(sql, *(item.pat_num, item.num) * 2):
+                self.is_back(Item(item.pat_num, "mount-image", row["num"]), now)
+        self.is_back(item, now)
+        self._update(item, "held_by = NULL, not_found = 0")
+
+    def is_back(self, item: Item, now: float) -> None:
+        """An item is there, perhaps again: then its absence is over, and stays known."""
+        sql = "INSERT OR REPLACE INTO absence SELECT pat_num, kind, num, vanished_at, ?, became FROM item"
+        where = "WHERE (pat_num, kind, num) = (?, ?, ?) AND vanished_at IS NOT NULL"
+        self.run(f"{sql} {where}", now, item.pat_num, item.kind, item.num)
+        self.set_item(item, "missing_since_at = NULL, vanished_at = NULL, became = NULL")
 
     def _put_item(self, row: Listed, now: float) -> None:
         item, fields = row.item, row.fields
@@ -303,9 +311,9 @@ class Index:
         return [Item(r["pat_num"], item.kind, item.num) for r in rows]
 
     def reused(self, item: Item) -> bool:
-        """Whether the number was ever seen under another patient."""
-        here = (item.kind, item.num, item.pat_num)
-        return self.value("SELECT 1 FROM item WHERE kind = ? AND num = ? AND pat_num != ?", *here) is not None
+        """Whether the number was ever seen under another patient, and not destroyed there."""
+        sql = "SELECT 1 FROM item WHERE kind = ? AND num = ? AND pat_num != ? AND became IS NOT ?"
+        return self.value(sql, item.kind, item.num, item.pat_num, DESTROYED) is not None
 
     def vanish(self, item: Item, now: float, became: str | None = None) -> list[Item]:
         """Mark an item vanished, with its images if it is a mount; its files stay. Answers all that vanished."""
@@ -331,6 +339,11 @@ class Index:
             " VALUES (?, ?, ?, ?, ?, ?, '{}')",
             *(item.pat_num, item.kind, item.num, mount_num, revision, now),
         )
+
+    def is_destroyed(self, item: Item) -> bool:
+        """Whether an order destroyed it: nothing of it is listed, fetched or recorded again."""
+        sql = "SELECT 1 FROM tombstone WHERE (pat_num, kind, num) = (?, ?, ?)"
+        return self.value(sql, item.pat_num, item.kind, item.num) is not None
 
     def patient(self, pat_num: int) -> Patient | None:
         """What the last roster told of a patient."""
@@ -451,8 +464,10 @@ class Index:
     # --- what was archived
 
     def put_version(self, version: Version, now: float) -> None:
-        """Record one sidecar and make it the item's newest. Its file is durable already."""
+        """Record one sidecar and make it the item's newest, unless it was destroyed. Its file is durable already."""
         item = version.item
+        if self.is_destroyed(item):
+            return
         with self.transaction():
             cursor = self.db.conn.execute(
                 "INSERT OR IGNORE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

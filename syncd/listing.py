@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from syncd import guards
@@ -193,6 +193,7 @@ class Lists:
         self.postponed: list[tuple[ListKey, float]] = []
         self._bad_answers: dict[ListName, guards.Breaker] = {name: guards.Breaker() for name in LANE_OF_LIST}
         self._publisher = Publisher(doors)
+        self.seen: Callable[[ListKey, Sequence[Listed], float], None] = lambda *_: None  # first, of a complete listing
 
     def roster(self, patients: Sequence[Patient], now: float) -> None:
         """Take over a complete roster."""
@@ -241,8 +242,11 @@ class Lists:
     def complete(self, key: ListKey, rows: Sequence[Listed], now: float) -> None:
         """Take over one complete listing: all actions are computed, then carried out in one transaction."""
         index = self.doors.index
+        self.seen(key, rows, now)
         known = index.known(*key)
-        found = compare(known, rows, self.doors.settings.sync.kinds, now)
+        sql = "SELECT kind, num FROM tombstone WHERE pat_num = ?"
+        dead = {Item(key[0], row["kind"], row["num"]) for row in index.rows(sql, key[0])}
+        found = compare(known, [row for row in rows if row.item not in dead], self.doors.settings.sync.kinds, now)
         newest = self._newest(rows)
         for row in found.uploads:  # first: nothing else would owe them once the list counts as polled
             self._upload(row, now)

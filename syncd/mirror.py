@@ -31,6 +31,7 @@ from syncd.model import Item, Kind, ListState, Method
 from syncd.pacing import in_window, spacing
 from syncd.placing import QUIET, Places, PlaceStep
 from syncd.sites import LANE_OF, Doors, Sites, put_times_right
+from syncd.upload import Uploads, UploadStep
 
 if TYPE_CHECKING:
     from syncd.service import PaceFile
@@ -109,6 +110,7 @@ class ApiLane:
         self._patient: int | None = None
         self._quiet = 0.0 if scope.backfill else QUIET
         self.identity = Identity(doors, sites)
+        self.uploads = Uploads(doors, self.lists)
         self.answers = False  # the API does again, after trouble: the next request shows whether the trouble is over
         self.requests = 0
 
@@ -149,7 +151,7 @@ class ApiLane:
         at_limit = self.scope.max_requests is not None and self.requests >= self.scope.max_requests
         if wait > now or at_limit or self.doors.index.paused_until(now):
             return now + IDLE
-        if isinstance(self._prepared, PlaceStep) and self._prepared.outdated(now):
+        if isinstance(self._prepared, (PlaceStep, UploadStep)) and self._prepared.outdated(now):
             self._prepared.abandon()  # an outage or a 429 came between: its list is read again first
             self._prepared = None
         if self._prepared is None:
@@ -253,7 +255,7 @@ class ApiLane:
                 self._sites.works("api", now)
             return step.take(outcome, now)
         answered = isinstance(outcome, (ItemError, ListingError, OversizeError, NoSuchMethodError))
-        placing = isinstance(step, PlaceStep)
+        placing = isinstance(step, (PlaceStep, UploadStep))
         lane = LANE_OF.get(outcome.reason) if isinstance(outcome, SiteError) else None
         if probing and answered:
             return step.take(None, now)
@@ -297,6 +299,11 @@ class ApiLane:
             return None
         if self._sites.reason("api") and not self.answers:
             return ProbeStep(self)
+        if (step := self.uploads.next(now)) is not None:
+            return step
+        return self._useful(now)
+
+    def _useful(self, now: float) -> Step | None:
         if self._roster_due(now):
             return RosterStep(self.lists, self.lists.limit)
         if self.hints is not None and (step := self.hints.due(now)) is not None:

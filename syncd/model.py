@@ -110,6 +110,14 @@ class PlacedName:
 
 
 @dataclass(frozen=True, slots=True)
+class Uploaded:
+    """The answer to an upload: the new number. `lacking`: names of sent fields that the answer shows otherwise."""
+
+    doc_num: int
+    lacking: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One journalled placement: written before the request, so that no file on the drop is ever unknown to us.
 
@@ -233,6 +241,39 @@ class Version:
         """This sidecar, relative to the archive."""
         suffix = "json" if self.sidecar == 1 else f"{self.sidecar}.json"
         return f"{self.folder}/{self.version}-{self.sha256[:12]}.{suffix}"
+
+
+WAS: Final = "was:"  # begins the flag by which the sidecars of a document that was put back tell its old full id
+DESTROYED: Final = "destroyed"  # stands in `became` of an item that was destroyed by order
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is left of an item that was destroyed by order: ids, digests of its versions, who, when, and the ticket.
+
+    `seq`: one number for all that one order destroyed.
+    """
+
+    item: Item
+    seq: int
+    at: float
+    actor: str
+    ticket: str
+    digests: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """Its place, relative to the archive: in the item's folder, whose only file it is in the end."""
+        return f"patients/{self.item.pat_num}/{self.item.id}/{TOMBSTONE}"
+
+
+TOMBSTONE: Final = "destroyed.json"
+
+
+def kin(item: Item) -> tuple[Item, ...]:
+    """All that one number can be of one patient: a document, later perhaps an image in a mount, and its thumbnail."""
+    kinds: tuple[Kind, ...] = ("document", "mount-image", "thumbnail")
+    return tuple(Item(item.pat_num, kind, item.num) for kind in kinds) if item.kind in kinds else (item,)
 
 
 @dataclass(frozen=True, slots=True)

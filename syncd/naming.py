@@ -14,7 +14,7 @@ import filetype
 from pathvalidate import sanitize_filename
 
 from syncd.errors import ItemError, UsageError
-from syncd.model import KINDS, Kind, Version
+from syncd.model import KINDS, TOMBSTONE, Kind, Version
 
 _OFFICE: Final = "application/vnd.openxmlformats-officedocument"
 _OLE: Final = "application/x-ole-storage"  # Office 97-2003: the first 512 bytes do not tell which program
@@ -61,6 +61,7 @@ _ITEM_ID: Final = re.compile(rf"(?:{_N}/)?({'|'.join(KINDS)})-{_N}")
 _ARCHIVE_PATH: Final = re.compile(
     r"\.syncd-archive|incoming/[0-9a-f]{32}|published/index\.db"
     rf"|patients/{_N}/patient\.json"
+    rf"|patients/{_N}/(?:{'|'.join(KINDS)})-{_N}/{re.escape(TOMBSTONE)}"
     rf"|patients/{_N}/(?:{'|'.join(KINDS)})-{_N}"
     rf"/{_N}-[0-9a-f]{{12}}\.(?:(?:(?:[2-9]|[1-9][0-9]{{1,17}})\.)?json|{'|'.join(sorted(EXTENSIONS))})"
 )
@@ -214,6 +215,19 @@ def folded(text: str) -> str:
         return text.lower().replace("\0", " ")
     plain = unicodedata.normalize("NFKD", text.casefold().replace("\0", " ").encode(errors="replace").decode())
     return "".join(each for each in plain if not unicodedata.combining(each))
+
+
+def bare_description(text: str, created: str) -> str:
+    """A description without the date that the list puts before it, whichever way the server writes dates (facts.md).
+
+    `created`: DateCreated. Another date at its start is the practice's own text.
+    """
+    found = _DATE_PREFIX.match(text)
+    if found is None:
+        return text
+    prefix = sorted(int(part) % 100 for part in re.findall(r"\d+", found[0]))
+    own = sorted(int(part) % 100 for part in re.findall(r"\d+", created)[:3])
+    return text[found.end() :].removeprefix(" ") if prefix == own else text
 
 
 def archive_path_is_ours(relative: str) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from syncd.errors import SyncdError
-from syncd.model import Appointment, Listed, Page, Patient, PlacedName, Pulled, PullJob, Seen
+from syncd.model import Appointment, FieldValue, Listed, Page, Patient, PlacedName, Pulled, PullJob, Seen, Uploaded
 
 
 class Clock(Protocol):
@@ -76,6 +76,10 @@ class Api(Protocol):
         """POST /documents/Thumbnails, all images of a patient. Empty: the answer said that there is none."""
         ...
 
+    def upload_document(self, pat_num: int, staging: str, fields: Mapping[str, FieldValue]) -> Uploaded:
+        """POST /documents/UploadSftp: the office makes a document of a file on the drop. Only `put-back` calls it."""
+        ...
+
     def permissions(self) -> frozenset[str]:
         """GET /securityperms (22.2): the names of the permissions this key has."""
         ...
@@ -86,7 +90,7 @@ class Api(Protocol):
 
 
 class Drop(Protocol):
-    """The SFTP site, read by syncd. Paths are bytes, relative to the login folder.
+    """The SFTP site, read by syncd, and written by `put-back` alone. Paths are bytes, relative to the login folder.
 
     Raises SiteError (refused, host key) or TransientError (unreachable) for the site as a whole; what concerns one
     path comes back in its place in the answer.
@@ -102,6 +106,10 @@ class Drop(Protocol):
 
     def names(self, folder: bytes) -> list[bytes] | None:
         """All names in a folder, as bytes, without `.` and `..`; None where there is no such folder."""
+        ...
+
+    def put(self, path: bytes, source: BinaryIO) -> None:
+        """Write an open file to a name that does not exist yet. ItemError: the site did not take it, whole."""
         ...
 
     def remove(self, paths: Sequence[bytes]) -> list[bool]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from syncd import repair
 from syncd.archive import Publication
 from syncd.diff import local_time, refetch_at, stamp_age
-from syncd.errors import SyncdError
+from syncd.errors import ItemError, SyncdError
 from syncd.model import FieldValue, Item, Version
 from syncd.schema import row_is_sound
 from syncd.sites import Doors
@@ -65,14 +65,18 @@ class Publisher:
 
     def _take(self, arrivals: Sequence[Arrival], now: float, settle: Callable[[Outcomes], None]) -> Outcomes:
         self.adopt_in_hand(now)
-        planned = [self._plan(arrival, now) for arrival in arrivals]
-        fresh = [plan for plan in planned if plan.source is not None or plan.version.seq == 0]
+        dead = {arrival.item for arrival in arrivals if self._doors.index.is_destroyed(arrival.item)}
+        planned = [None if arrival.item in dead else self._plan(arrival, now) for arrival in arrivals]
+        fresh = [plan for plan in planned if plan and (plan.source is not None or plan.version.seq == 0)]
         publications = self._numbered(fresh)
         failures = dict(zip(map(id, fresh), self._doors.archive.publish(publications), strict=True))
         published = dict(zip(map(id, fresh), publications, strict=True))
         outcomes: Outcomes = []
         with self._doors.index.transaction():
             for arrival, plan in zip(arrivals, planned, strict=True):
+                if plan is None:
+                    outcomes.append(ItemError("destroyed"))
+                    continue
                 failure = failures.get(id(plan))
                 version = published[id(plan)].version if id(plan) in published else plan.version
                 outcomes.append(failure or version)
@@ -81,7 +85,8 @@ class Publisher:
             settle(outcomes)
             self._doors.index.remember(IN_HAND, None)
         for arrival, plan, outcome in zip(arrivals, planned, outcomes, strict=True):
-            self._tell(plan, outcome)
+            if plan is not None:
+                self._tell(plan, outcome)
             self._doors.archive.discard(arrival.source)
         return outcomes
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from syncd import repair
+from syncd import destroy, repair, upload
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.index import KIND_OF
-from syncd.model import Attempt, FieldValue, Item, Kind, PlacedName, Pulled, PullJob, Seen, Version
+from syncd.model import Attempt, FieldValue, Item, PlacedName, Pulled, PullJob, Seen, Version
 from syncd.naming import check_body, extension_of, is_staging_name, media_type, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher
@@ -79,6 +79,8 @@ class PullLane:
         self._settle_audit(now)
         wait = self._sites.wait_until("drop", "archive")
         try:
+            if self._recovered and self._sites.wait_until("archive") <= now:
+                destroy.finish(self._doors.index, self._doors.archive, self._doors.log, self._doors.settings, now)
             if wait > now or self._sites.reason("database") == "other_database":
                 busy = self._recovered and self._sites.reason("archive") is None and self._upkeep.turn(now)
             else:
@@ -119,6 +121,7 @@ class PullLane:
         claim_archive(self._doors)
         self._doors.archive.clear_incoming()
         adopt_newer(self._doors, now)
+        destroy.look_again(self._doors.index, self._doors.archive)
         for attempt in self._doors.index.attempts("asked"):
             self._doors.index.set_attempt(attempt.id, "unanswered", now, why=CUT_SHORT.get(attempt.method, attempt.why))
         self._publisher.adopt_in_hand(now)
@@ -138,6 +141,7 @@ class PullLane:
             self._doors.drop.look([self._doors.settings.drop.folder.encode()])
             if not placed:  # else its reading must show that the trouble is over: each broken one costs a login
                 self._sites.works("drop", now)
+        staged = upload.stage(self._doors, now)
         if placed:
             self._pull(placed, now)
             return True
@@ -148,7 +152,7 @@ class PullLane:
         self._clean(cleaning, now)
         if not cleaning and now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
             self.sweep_drop(now)
-        return bool(unanswered or cleaning)
+        return bool(unanswered or cleaning or staged)
 
     # --- pull, publish, record
 
@@ -197,17 +201,19 @@ class PullLane:
         if attempt.method not in METHODS:  # a document of unknown name: whatever the office wrote into its own folder
             names = self._names(folder) or []
             return [Target(attempt, _item(attempt), folder + names[0], None, new())] if len(names) == 1 else []
-        known = self._documents(attempt.pat_num)
-        twice = {name for name, times in Counter(named.file_name for named in attempt.names).items() if times > 1}
+        known, placed = self._documents(attempt.pat_num), self._named(attempt)
+        twice = {name for name, times in Counter(named.file_name for named in placed).items() if times > 1}
         return [
-            Target(
-                attempt, Item(attempt.pat_num, *_named(attempt, named)), folder + named.file_name.encode(), named, new()
-            )
-            for named in attempt.names
+            Target(attempt, _image(attempt, named), folder + named.file_name.encode(), named, new())
+            for named in placed
             if named.file_name not in twice
             and _plain_name(named.file_name)
             and (attempt.method != "thumbnails" or named.doc_num in known)
         ]
+
+    def _named(self, attempt: Attempt) -> tuple[PlacedName, ...]:
+        """What a folder answer named, without what was destroyed by order: that is not even read."""
+        return tuple(each for each in attempt.names if not self._doors.index.is_destroyed(_image(attempt, each)))
 
     def _documents(self, pat_num: int) -> set[int]:
         sql = "SELECT num FROM item WHERE pat_num = ? AND kind = 'document'"
@@ -230,7 +236,8 @@ class PullLane:
             file_name = target.remote.rpartition(b"/")[2].decode(errors="replace")
         extension = {"mount": "jpg", "sheet": "pdf"}.get(attempt.method) or extension_of(file_name)
         try:
-            flags = check_body(outcome.head, outcome.tail, outcome.size, extension, answered)
+            flags = upload.flags_of(self._doors.index, target.item)
+            flags += check_body(outcome.head, outcome.tail, outcome.size, extension, answered)
         except ItemError as error:
             self._doors.archive.discard(target.local)
             return error
@@ -256,7 +263,7 @@ class PullLane:
             mount_num=attempt.num
             if attempt.method == "mount-images"
             else cast("int | None", attempt.listed.get("mount_num")),
-            mount_images=tuple(n.doc_num for n in attempt.names) if attempt.method == "mount-images" else None,
+            mount_images=tuple(n.doc_num for n in self._named(attempt)) if attempt.method == "mount-images" else None,
             source_revision=source,
             refetch=attempt.why == "refetch",
         )
@@ -315,7 +322,8 @@ class PullLane:
         An answer that names nothing of this patient's came from another database: it is asked for again tomorrow.
         """
         index, pat_num = self._doors.index, attempt.pat_num
-        if attempt.names and self._documents(pat_num).isdisjoint(name.doc_num for name in attempt.names):
+        names = self._named(attempt)
+        if names and self._documents(pat_num).isdisjoint(name.doc_num for name in names):
             index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", attempt.asked_at + DAY, pat_num)
             return
         left = [target.item.num for target, said in results if isinstance(said, ItemError) and said.failure in NOT_READ]
@@ -333,14 +341,14 @@ class PullLane:
         """What a whole mount brought is archived; what it has no more goes, what left the listing is found here."""
         index, mount = self._doors.index, Item(attempt.pat_num, "mount", attempt.num)
         index.set_item(mount, "images_revision = ?", attempt.revision)
-        named = {name.doc_num for name in attempt.names}
+        named = {name.doc_num for name in self._named(attempt)}
         for num in named.difference(archived):  # two of one name, or a name no site takes: fetched by itself
             image = Item(attempt.pat_num, "mount-image", num)
             index.put_unlisted(image, attempt.num, image_revision(attempt.revision, str(num)), now)
             index.owe(Owing("mount-image", image, image_revision(attempt.revision, str(num)), now), "listed", now)
         for num in named:
             image = Item(attempt.pat_num, "mount-image", num)
-            index.set_item(image, "missing_since_at = NULL, vanished_at = NULL, became = NULL")
+            index.is_back(image, now)
             left, became = index.known_item(Item(attempt.pat_num, "document", num)), image.full_id
             if left is not None and left.missing_since_at is not None and not left.vanished:
                 index.vanish(left.item, now, became)
@@ -482,8 +490,8 @@ def _item(attempt: Attempt) -> Item:
     return Item(attempt.pat_num, KIND_OF[attempt.method], attempt.num)
 
 
-def _named(attempt: Attempt, named: PlacedName) -> tuple[Kind, int]:
-    return ("mount-image" if attempt.method == "mount-images" else "thumbnail"), named.doc_num
+def _image(attempt: Attempt, named: PlacedName) -> Item:
+    return Item(attempt.pat_num, "mount-image" if attempt.method == "mount-images" else "thumbnail", named.doc_num)
 
 
 def _plain_name(name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import click
 from click import option
 
-from syncd import config, errors, report, retrieve, scrub, wiring, wishes
+from syncd import errors, report, retrieve, scrub, wiring, wishes
 from syncd.audit import Problem
 from syncd.call import (
     FOLDER,
@@ -26,6 +26,7 @@ from syncd.call import (
     dry,
     index_if_any,
     json_too,
+    moment,
     record,
     settle,
     shelf_of,
@@ -34,7 +35,6 @@ from syncd.call import (
 )
 from syncd.catalog import STATES, Catalog, Filters, Row
 from syncd.checker import CODES, HARMLESS, Code, Finding, Tally
-from syncd.config import Settings
 from syncd.errors import EXIT_OK, SiteError, UsageError
 from syncd.logs import open_logs
 from syncd.model import KINDS, Version
@@ -52,13 +52,6 @@ CARD: Final = ("id", "state", "date", "category", "tooth", "description", "file_
 DULL: Final = {"version": (None, 1), "tooth": (None, ""), "state": ("archived",)}  # columns that then say nothing
 DATES: Final = r"\d{4}(-\d\d){0,2}"
 TEETH: Final = "[1-9]|[1-9][0-9]|[A-Ta-t][Ss]?"
-
-
-def _moment(text: str | None, settings: Settings, name: str) -> float | None:
-    try:
-        return None if text is None else config.parse_time(text, settings.zone)
-    except ValueError as error:
-        raise UsageError(f"{name} {error}") from error
 
 
 @verb(
@@ -92,7 +85,7 @@ def find(call: Call, /, follow: bool, after: int | None, **wanted: Any) -> int:
         raise UsageError("--tooth: write it like 14 or B")
     with shelf_of(call) as (catalog, _, settings):
         for name in ("since", "until"):
-            wanted[name] = _moment(wanted[name], settings, f"--{name}")
+            wanted[name] = moment(wanted[name], settings, f"--{name}")
         rows = catalog.find(Filters(**wanted))
         first = list(itertools.islice(rows, SHOWN))
         _record_find(call, catalog, wanted, first)
@@ -247,28 +240,6 @@ def export(call: Call, patients: tuple[int, ...], to: Path, vanished: bool) -> i
     return errors.EXIT_DAMAGE if done.damaged else EXIT_OK
 
 
-@verb(
-    "restore",
-    click.argument("wanted", metavar="ID"),
-    option("--to", type=FOLDER, required=True, help="Folder for the copy."),
-    option("--as-of", metavar="TIME", help="What syncd had by then."),
-    dry,
-    json_too,
-)
-def restore(call: Call, wanted: str, to: Path, as_of: str | None) -> int:
-    """A verified copy of one item: the newest version, or what syncd had by then."""
-    with shelf_of(call) as (catalog, archive, settings):
-        item, at = catalog.resolve(wanted), _moment(as_of, settings, "--as-of")
-        if call.dry_run:
-            number = catalog.as_of(item, float("inf") if at is None else at)
-            return call.answer({"would_copy": number}, f"would copy version {number} of {item.full_id}")
-        record(call, catalog.index, "restore", item=item.full_id, filters=["as_of"] if as_of else None)
-        done = retrieve.restore(catalog, archive, item, to, at, settings.zone)
-    if done.path is None:
-        return complain(errors.EXIT_DAMAGE, f"{item.full_id}: the archived file of version {done.version} is damaged")
-    return call.answer({"full_id": item.full_id, "version": done.version, "path": str(done.path)}, plain(done.path))
-
-
 # --- the archive against the index
 
 
@@ -383,7 +354,7 @@ def audit(call: Call, patient: int | None, since: str | None, check: bool) -> in
             raise UsageError("--verify checks the whole log: give it alone")
         return _verify_audit(call)
     settings = call.settings
-    after = _moment(since, settings, "--since") or 0.0
+    after = moment(since, settings, "--since") or 0.0
     become_owner(settings.state_path)
     for facts in wiring.open_audit(settings).facts():
         if dt.datetime.fromisoformat(facts["at"]).timestamp() >= after and _concerns(facts, patient):

@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -42,6 +42,18 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
+class PastState:
+    """What became of a patient's restore. `damaged`: full ids of what was left out because its file is not what it was;
+    `destroyed`: of what was destroyed by order since.
+    """
+
+    files: int
+    bytes: int
+    damaged: tuple[str, ...]
+    destroyed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Exported:
     """What became of an export. `damaged`: full ids of what was left out because its file is not what it was.
 
@@ -55,22 +67,67 @@ class Exported:
 
 
 def restore(
-    catalog: Catalog, archive: Archive, item: Item, to: Path, at: float | None, zone: dt.tzinfo, *, name: str = ""
+    catalog: Catalog,
+    archive: Archive,
+    item: Item,
+    to: Path,
+    at: float | None,
+    zone: dt.tzinfo,
+    *,
+    number: int | None = None,
+    name: str = "",
 ) -> Restored:
-    """One verified copy: of the newest version, or of the one that was current at `at` (seconds since the epoch).
+    """One verified copy: of the newest version, of the one that was current at `at` (seconds since the epoch), or of
+    that number.
 
     It is called `name`; without one it gets a name for people, which tells what it shows.
-    Raises UsageError when there is no version, or none by then, or the folder cannot be written.
+    Raises UsageError when there is no such version, or none by then, or the folder cannot be written.
     """
-    number = catalog.as_of(item, float("inf") if at is None else at)
-    if number is None:
-        raise UsageError(f"{item.full_id} has no archived version" + ("" if at is None else " by then"))
-    version = next(version for version in catalog.versions(item) if version.version == number)
+    version = catalog.as_of(item, at, number)
+    if version is None:
+        gone = "was destroyed: see `syncd history`" if catalog.index.is_destroyed(item) else "has no archived version"
+        raise UsageError(f"{item.full_id} {gone}" + (f" {number}" if number else "" if at is None else " by then"))
+    version = _as_listed(archive, version)
+    named = name or export_name(version, numbered=at is not None or number is not None)
     with _target(archive, to):
         try:
-            return Restored(number, _copy(archive, version, to, name or export_name(version, at is not None), zone))
+            return Restored(version.version, _copy(archive, version, to, named, zone))
         except _DamagedError:
-            return Restored(number, None)
+            return Restored(version.version, None)
+
+
+def restore_patient(
+    catalog: Catalog, archive: Archive, pat_num: int, to: Path, at: float, zone: dt.tzinfo
+) -> PastState:
+    """Verified copies of what a patient had at `at`: `TO/101/Lab Cases/2021-04-08 ... (document-34 version 1).jpg`,
+    named and filed as they were listed then.
+
+    Raises UsageError for a patient of whom nothing was archived by then, or when the folder cannot be written.
+    """
+    versions = [_as_listed(archive, version) for version in catalog.state_of(pat_num, at)]
+    destroyed = tuple(Item(r["pat_num"], r["kind"], r["num"]) for r in catalog.destroyed(pat_num, after=at))
+    if not versions and not destroyed:
+        raise UsageError(f"patient-{pat_num}: nothing of this patient was archived by then")
+    damaged, size = [], 0
+    with _target(archive, to):
+        for version in versions:
+            folder = to / str(pat_num) / folder_name(_category(version))
+            try:
+                _copy(archive, version, folder, export_name(version, numbered=True), zone)
+                size += version.bytes
+            except _DamagedError:
+                damaged.append(version.item.full_id)
+    return PastState(len(versions) - len(damaged), size, tuple(damaged), tuple(item.full_id for item in destroyed))
+
+
+def _as_listed(archive: Archive, version: Version) -> Version:
+    """A version with the listing of its own sidecar; with the newest one where that is damaged."""
+    told = archive.read_sidecar(version)
+    return version if told is None or told.seq != version.seq else replace(version, listing=told.listing)
+
+
+def _category(version: Version) -> str:
+    return str(version.listing.get("SheetType" if version.item.kind == "sheet" else "docCategory") or "")
 
 
 def export(

@@ -178,6 +178,41 @@ def text_search(db: Database) -> None:
         db.conn.execute(statement)
 
 
+_RECOVERY = """
+CREATE TABLE absence (        -- times that are over: an item had vanished, and was listed again
+    pat_num INTEGER NOT NULL, kind TEXT NOT NULL, num INTEGER NOT NULL, vanished_at REAL NOT NULL,
+    back_at REAL NOT NULL, became TEXT, PRIMARY KEY (pat_num, kind, num, back_at)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE tombstone (      -- destroyed by order, and never fetched again under this patient
+    pat_num INTEGER NOT NULL, kind TEXT NOT NULL, num INTEGER NOT NULL,
+    seq INTEGER NOT NULL,     -- one for all that one order destroyed
+    at REAL NOT NULL, actor TEXT NOT NULL, ticket TEXT NOT NULL,
+    digests TEXT NOT NULL,    -- JSON: sha256 of every version that was destroyed
+    done_at REAL,             -- nothing of it is left here; NULL: ordered, and under way
+    PRIMARY KEY (pat_num, kind, num)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tombstone_open ON tombstone (done_at) WHERE done_at IS NULL;
+CREATE TABLE put_back (       -- archived documents that were, or shall be, put back into Open Dental
+    id INTEGER PRIMARY KEY AUTOINCREMENT, pat_num INTEGER NOT NULL, kind TEXT NOT NULL, num INTEGER NOT NULL,
+    seq INTEGER NOT NULL,     -- of the version whose bytes are sent
+    fields TEXT NOT NULL,     -- JSON: what is sent with them, under the vendor's names
+    state TEXT NOT NULL,      -- wanted, checked, staged, asked, unanswered; done, refused, lost
+    actor TEXT NOT NULL, made_at REAL NOT NULL, absent_at REAL, listed_at REAL, asked_at REAL, staging TEXT,
+    known TEXT NOT NULL DEFAULT '[]',  -- JSON: the patient's document numbers before it was sent
+    looks INTEGER NOT NULL DEFAULT 0, next_look_at REAL NOT NULL DEFAULT 0, became INTEGER, outcome TEXT
+) STRICT;
+CREATE INDEX put_back_open ON put_back (pat_num) WHERE state NOT IN ('done', 'refused', 'lost') OR staging IS NOT NULL;
+"""
+
+
+@migrations()
+def recovery_tables(db: Database) -> None:
+    """What `restore --as-of`, `destroy` and `put-back` remember."""
+    for statement in _RECOVERY.split(";\n"):
+        if statement.strip():
+            db.conn.execute(statement)
+
+
 def refuse_later(db: Database) -> None:
     """Raise ConfigError where a later syncd migrated this index: what this one would write there is not known."""
     known = {migration.name for migration in migrations.pending(Database(memory=True))}

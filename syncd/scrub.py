@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, cast
 
-from syncd import checker, copies, repair
+from syncd import checker, copies, destroy, repair
 from syncd.archive import Archive
 from syncd.checker import Finding, Tally
 from syncd.config import Settings
@@ -24,7 +24,8 @@ from syncd.diff import local_time, refetch_at
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.logs import Log
-from syncd.model import Item, Kind, Version
+from syncd.model import WAS, Item, Kind, Tombstone, Version
+from syncd.naming import parse_id
 from syncd.schema import Row
 from syncd.sites import Doors, Sites
 
@@ -63,10 +64,11 @@ def adopt_newer(doors: Doors, now: float) -> int:
 def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) -> Findings:
     """Record every version of the archive that the index does not know, patient by patient."""
     findings, last = Findings(), 0
+    tombstones: list[Tombstone] = []
     patients = [patient for patient in map(archive.read_patient, archive.patients()) if patient is not None]
     known = {row["pat_num"] for row in index.rows("SELECT pat_num FROM patient")}
     index.add_patients([patient for patient in patients if patient.pat_num not in known], settings.sync.patient_names)
-    for _, versions in _by_patient(archive.walk(), findings):
+    for _, versions in _by_patient(archive.walk(), findings, tombstones):
         with index.transaction():
             _list_as_archived(index, versions)
             for version in versions:
@@ -78,6 +80,9 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
             index.remember("audit_unsure", str(last))  # the audit log may tell of them already
             _derive(index, versions, settings)
     with index.transaction():
+        for tombstone in tombstones:
+            destroy.learn(index, tombstone)
+            last = max(last, tombstone.seq)
         index.reserve_seqs(0, above=max(last, archive.last_seq()))
     return findings
 
@@ -90,11 +95,15 @@ def _list_as_archived(index: Index, versions: Sequence[Version]) -> None:
             index.put_archived_item(version)
 
 
-def _by_patient(found: Iterable[Version | str], findings: Findings) -> Iterator[tuple[int, list[Version]]]:
+def _by_patient(
+    found: Iterable[Version | Tombstone | str], findings: Findings, tombstones: list[Tombstone]
+) -> Iterator[tuple[int, list[Version]]]:
     def versions() -> Iterator[Version]:
         for each in found:
             if isinstance(each, Version):
                 yield each
+            elif isinstance(each, Tombstone):
+                tombstones.append(each)
             else:
                 findings.foreign.append(each)
 
@@ -114,12 +123,27 @@ def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> No
         if all((num, image.mount_num, image.source_revision) in have for num in named):
             mount = Item(image.item.pat_num, "mount", image.mount_num)
             index.set_item(mount, "images_revision = ?", image.source_revision)
+    for version in versions:
+        _link(index, version)
     for item, version in newest.items():
         created_at = local_time(str(version.listing.get("DateCreated") or ""), settings.zone)
         again = refetch_at(item.kind, item.num, created_at, None, version.archived_at)
         index.set_item(item, "refetch_at = coalesce(refetch_at, ?)", again)
         if "thumbnail" in settings.sync.kinds:
             index.owe_thumbnail(item)
+
+
+def _link(index: Index, version: Version) -> None:
+    """A document that was put back into Open Dental says in its sidecars which one it was before."""
+    for flag in version.flags:
+        if flag.startswith(WAS):
+            pat_num, kind, num = parse_id(flag.removeprefix(WAS))
+            old = Item(pat_num or version.item.pat_num, kind, num)
+            columns = "(pat_num, kind, num, seq, fields, state, actor, made_at, became)"
+            told = "SELECT ?1, ?2, ?3, ?4, '{}', 'done', 'daemon', ?5, ?6 WHERE NOT EXISTS (SELECT 1 FROM put_back"
+            values = (*repair.key(old), version.seq, version.first_seen_at, version.item.num)
+            index.run(f"INSERT INTO put_back {columns} {told} WHERE pat_num = ?1 AND became = ?6)", *values)
+            index.set_item(old, "became = coalesce(became, ?)", version.item.full_id)
 
 
 def reindex(settings: Settings, archive: Archive, now: float) -> Findings:

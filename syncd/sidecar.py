@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from syncd.model import Item, Version
+from syncd.model import Item, Tombstone, Version
 from syncd.naming import EXTENSIONS, archive_path_is_ours
 
 SCHEMA_VERSION: Final = 1
@@ -63,6 +63,24 @@ def decode(text: bytes) -> Version | None:
     except (ValueError, RecursionError):
         return None
     return version if encode(content) == text else None
+
+
+def tombstone_content(tombstone: Tombstone) -> dict[str, object]:
+    """What a tombstone's file holds: the tombstone, flat, and a checksum over all of it."""
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(tombstone)}
+    content |= content.pop("item")
+    content |= {"at": iso(tombstone.at), "digests": list(tombstone.digests)}
+    return content | {"checksum": _checksum(content)}
+
+
+def tombstone_from(content: Mapping[str, Any], item: Item) -> Tombstone | None:
+    """The tombstone of this very item; None for anything that is not, to the letter, what was written."""
+    try:
+        told = (content["seq"], _moment(content["at"]), content["actor"], content["ticket"], tuple(content["digests"]))
+        tombstone = Tombstone(item, *told)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tombstone if tombstone_content(tombstone) == content else None
 
 
 def version_from_sidecar(content: Mapping[str, object]) -> Version:

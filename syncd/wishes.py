@@ -5,8 +5,9 @@ itself where nobody holds it.
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from syncd import repair
+from syncd import destroy, repair, upload
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.listing import end_guard
@@ -76,9 +77,19 @@ def grant(index: Index, log: Log, verb: str, argument: object, now: float, actor
         index.remember("paused_until", repr(argument) if isinstance(argument, float) else None)
         index.record(verb, now, actor)
         return "no requests are sent until then" if verb == "pause" else "requests are sent again"
+    if verb in ("destroy", "put-back") and isinstance(argument, list):
+        return _ordered(index, verb, argument, now, actor)
     if verb in ("approve", "reject"):
         return _decide(index, log, verb, str(argument), now, actor)
     raise UsageError(f"nobody knows the wish {verb}")
+
+
+def _ordered(index: Index, verb: str, argument: list[Any], now: float, actor: str) -> str:
+    """What a person ordered of one item; it is begun here, and goes on in the lanes."""
+    item, rest = Item(*argument[:3]), argument[3]
+    if verb == "destroy":
+        return destroy.order(index, item, rest, now, actor)
+    return upload.want(index, item, rest, now, actor)
 
 
 def _retry(index: Index, items: list[Item], now: float) -> int:

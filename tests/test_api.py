@@ -33,7 +33,7 @@ from syncd.errors import (
     TransientError,
     UnansweredError,
 )
-from syncd.model import Item, PlacedName, Pulled, PullJob, Upload
+from syncd.model import Item, PlacedName, Pulled, PullJob, Upload, Uploaded
 
 EXAMPLE: list[dict[str, Any]] = [
     {
@@ -558,6 +558,37 @@ def test_single_document_tells_whose_it_is(office: Office) -> None:
     assert listed.item == Item(15, "document", 34)
     assert listed.file_name == "SmithJohn7.jpg"
     assert b"GET /api/v1/documents/34 HTTP" in office.requests[0]
+
+
+SENT = {"DocCategory": 14, "ToothNumbers": "1-3,8", "PrintHeading": "true", "Description": "Left"}
+
+
+def test_an_upload_answers_the_new_number_and_what_was_not_taken(office: Office) -> None:
+    office.answer = http(201, {"DocNum": 411, "DocCategory": "14", "ToothNumbers": "1,2,3,8", "Description": ""})
+    assert api_of(office).upload_document(101, "syncd/a.jpg", SENT) == Uploaded(411, ("Description",))
+    asked = office.requests[-1]
+    assert b"POST /api/v1/documents/UploadSftp" in asked
+    assert b'"PatNum": 101' in asked
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (400, "DocCategory is invalid", ItemError),
+        (404, "Patient not found", ItemError),
+        (401, "no permission", SiteError),
+        (504, "<html>", UnansweredError),
+        (200, {"DocNum": 411}, UnansweredError),
+        (201, [], UnansweredError),
+        (201, {"DocNum": None}, UnansweredError),
+    ],
+)
+def test_an_upload_that_is_not_answered_with_a_number_counts_as_refused_or_unanswered(
+    office: Office, status: int, body: object, error: type[Exception]
+) -> None:
+    office.answer = http(status, body)
+    with pytest.raises(error):
+        api_of(office).upload_document(101, "syncd/a.jpg", SENT)
 
 
 def test_single_document_is_gone_only_by_the_documented_words(office: Office) -> None:

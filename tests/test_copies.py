@@ -254,6 +254,9 @@ def test_no_index_and_one_without_a_log_are_not_looked_at(tmp_path: Path) -> Non
     copies.refuse_torn(tmp_path / "index.db")
 
 
+SCHEMA = len(schema.migrations.pending(Database(memory=True)))
+
+
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on this is the next syncd, which has one more migration."""

@@ -83,6 +83,25 @@ def pull_one(drop: SftpDrop, remote: bytes, local: Path, cap: int = 100 * MIB) -
 # OpenSSH ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [1, 32768, 32769, 3 * MIB + 17])
+def test_what_is_put_on_the_site_is_equal_in_every_byte(drop: SftpDrop, box: Path, tmp_path: Path, size: int) -> None:
+    (tmp_path / "local").write_bytes(content := os.urandom(size))
+    with (tmp_path / "local").open("rb") as source:
+        drop.put(os.fsencode(box / "a.jpg"), source)
+    assert (box / "a.jpg").read_bytes() == content
+    assert (box / "a.jpg").stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_is_put_over_what_is_there_or_where_no_folder_is(drop: SftpDrop, box: Path, tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(b"new")
+    (box / "a.jpg").write_bytes(b"somebody's own")
+    for name in ("a.jpg", "none/a.jpg"):
+        with (tmp_path / "local").open("rb") as source, pytest.raises(ItemError, match="refused"):
+            drop.put(os.fsencode(box / name), source)
+    assert (box / "a.jpg").read_bytes() == b"somebody's own"
+    assert drop.look([os.fsencode(box / "a.jpg")])[0] is not None  # the connection still serves
+
+
 @pytest.mark.parametrize("size", [1, 63, 512, 32767, 32768, 32769, 65536, 5 * MIB + 17])
 def test_pulled_file_is_equal_in_every_byte(drop: SftpDrop, box: Path, tmp_path: Path, size: int) -> None:
     content = os.urandom(size)

@@ -114,9 +114,10 @@ def test_migrations_are_applied_once(index: Index) -> None:
     for _ in range(2):
         index.sibling().close()
     assert index.rows("SELECT name, sql FROM sqlite_schema ORDER BY name") == tables
-    assert index.value("SELECT count(*) FROM _sqlite_migrations") == len(migrations.pending(Database(memory=True)))
+    assert index.value("SELECT count(*) FROM _sqlite_migrations") == SCHEMA
 
 
+SCHEMA = len(migrations.pending(Database(memory=True)))
 OPENING = """
 import sys, time
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_processes_that_open_a_new_index_at_once_all_get_it(tmp_path: Path) -> N
     ends = [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
     assert ends == [("", 0)] * 3
     index = Index(path)
-    assert index.value("SELECT count(*) FROM _sqlite_migrations") == len(migrations.pending(Database(memory=True)))
+    assert index.value("SELECT count(*) FROM _sqlite_migrations") == SCHEMA
     assert [index.meta(str(number)) for number in range(3)] == ["here"] * 3
     index.close()
 

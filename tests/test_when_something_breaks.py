@@ -208,6 +208,35 @@ def test_syncd_on_another_server(office: Office) -> None:
     assert office.server.syncd("find", "--json").stdout == seqs
 
 
+def test_document_deleted_by_mistake(office: Office) -> None:
+    lost = office.practice.add_document(office.practice.add_patient(PatNum=101), "jpg", DocNum=34)
+    assert office.server.syncd("backfill", "--no-progress").exit_code == 0
+    office.practice.delete_document(lost)
+    configuration = office.server.etc / "config.toml"
+    text = configuration.read_text()
+    configuration.chmod(0o600)
+    configuration.write_text(text.replace("[api]\n", "[api]\nallow_upload = true\n"))
+    found, planned, done = office.follow("A document was deleted by mistake")
+    assert "document-34" in found.stdout
+    assert "would send" in planned.stdout
+    assert (done.exit_code, "document-34: it is" in done.stdout) == (0, True)
+    back = office.practice.rows("SELECT max(DocNum) AS num FROM document")[0]["num"]
+    assert back > lost
+    assert f"document-{back}" in office.server.syncd("history", "document-34").stdout
+
+
+def test_wrong_persons_scan(office: Office) -> None:
+    office.practice.add_document(office.patient, "jpg", DocNum=34)
+    assert office.server.syncd("backfill", "--no-progress").exit_code == 0
+    planned, done = office.follow("A wrong person's scan, or a court's order")
+    assert (planned.exit_code, done.exit_code) == (0, 0)
+    (folder,) = office.server.archive.glob("patients/*/document-34")
+    assert [path.name for path in folder.iterdir()] == ["destroyed.json"]
+    assert office.server.syncd("backfill", "--no-progress").exit_code == 0
+    assert [path.name for path in folder.iterdir()] == ["destroyed.json"]
+    assert office.server.syncd("verify").exit_code == 0
+
+
 def test_no_block_of_commands_is_left_out() -> None:
     assert SECTION
     headings = {part.partition("\n")[0] for part in SECTION[1].split("\n### ")[1:] if "\n    " in part}

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from syncd import config
 from syncd.api import OpenDentalApi, PlacementSite
@@ -33,7 +33,7 @@ from syncd.demo.clock import SimulatedClock
 from syncd.demo.office import Office
 from syncd.demo.practice import Practice
 from syncd.demo.simulation import to_toml
-from syncd.demo.site import MemoryDrop
+from syncd.demo.site import DropFile, MemoryDrop
 from syncd.demo.wire import Arrival
 from syncd.drop import DISK_REASONS
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
@@ -90,7 +90,8 @@ class DropInMemory:
     """`ports.Drop` over the office's `MemoryDrop`. `broken`: every call ends with this error. `calls` counts them.
 
     `meddle`: called between the two looks of a pull, as another writer on the site. `poison`: a path whose reading
-    breaks the connection, so that it and what comes after it in the call is not read; "*" is the next one.
+    breaks the connection, so that it and what comes after it in the call is not read; "*" is the next one. `refusing`:
+    syncd may not write here.
     """
 
     site: MemoryDrop
@@ -98,6 +99,7 @@ class DropInMemory:
     calls: int = 0
     meddle: Callable[[PullJob], None] | None = None
     poison: str = ""
+    refusing: bool = False
     received: int = 0
 
     def _talk(self) -> None:
@@ -155,6 +157,12 @@ class DropInMemory:
             return None
         inside = {*self.site.files, *self.site.folders}
         return sorted(os.fsencode(posixpath.basename(name)) for name in inside if posixpath.dirname(name) == path)
+
+    def put(self, path: bytes, source: BinaryIO) -> None:
+        self._talk()
+        if self.refusing:
+            raise ItemError("refused")
+        self.site.files[_text(path)] = DropFile(source.read(), self.site.clock.now())
 
     def remove(self, paths: Sequence[bytes]) -> list[bool]:
         self._talk()
