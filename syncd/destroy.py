@@ -108,6 +108,7 @@ def finish(index: Index, archive: Archive, log: Log, settings: Settings, now: fl
             if index.item_rows(tombstone.item) or archive.survey(str(Path(tombstone.path).parent)):
                 archive.bury(tombstone)
             _forget(index, tombstone.item)
+    index.run("INSERT INTO description_text (description_text) VALUES ('optimize')")  # drops what its pages keep
     archive.withdraw_published()
     copies.renew(index, settings.state_path, dt.datetime.fromtimestamp(now, settings.zone).date().isoformat())
     if index.value("PRAGMA wal_checkpoint(TRUNCATE)"):  # somebody reads: its log still holds what was deleted
