@@ -38,14 +38,14 @@ class Doomed:
         self.archive = Archive(self.world.archive, 0)
         aside = self.world.archive / "damaged" / str(self.item.pat_num) / self.item.id
         aside.mkdir(parents=True)
-        (aside / "1-000000000000.jpg").write_bytes(self.bytes()[0])
+        (aside / "1-000000000000.jpg").write_bytes(self.media()[0])
         state = self.world.settings.state_path
         copies.make(self.world.index, state / "copies", "2026-01-01")
         (state / "index.db.before-reindex").write_bytes((state / "copies" / "index-2026-01-01.db").read_bytes())
         (self.world.archive / "published").mkdir(exist_ok=True)
         (self.world.archive / "published" / "index.db").write_bytes(SECRET.encode())
 
-    def bytes(self) -> list[bytes]:
+    def media(self) -> list[bytes]:
         return self.world.media(self.item.pat_num, "document", self.item.num)
 
     def order(self, item: Item | None = None) -> None:
@@ -92,7 +92,7 @@ def doomed(tmp_path: Path) -> Iterator[Doomed]:
 
 
 def test_nothing_of_a_destroyed_document_is_left_and_a_tombstone_says_so(doomed: Doomed) -> None:
-    content = doomed.bytes()
+    content = doomed.media()
     assert len(content) == 2
     assert doomed.left(content)
     doomed.order()
@@ -110,7 +110,7 @@ def test_nothing_of_a_destroyed_document_is_left_and_a_tombstone_says_so(doomed:
 
 
 def test_it_never_comes_back_under_its_number_whatever_the_office_does(doomed: Doomed) -> None:
-    content, since = doomed.bytes(), len(doomed.world.office.arrivals)
+    content, since = doomed.media(), len(doomed.world.office.arrivals)
     doomed.order()
     doomed.world.run(seconds=120)
     doomed.practice.edit_document(doomed.item.num)  # another revision
@@ -149,7 +149,7 @@ def test_a_destroyed_mount_goes_with_its_images_and_their_thumbnails(doomed: Doo
 
 
 def test_an_index_made_of_the_archive_alone_or_put_back_from_before_keeps_it_destroyed(doomed: Doomed) -> None:
-    content, state = doomed.bytes(), doomed.world.settings.state_path
+    content, state = doomed.media(), doomed.world.settings.state_path
     old = (state / "copies" / "index-2026-01-01.db").read_bytes()
     doomed.order()
     doomed.world.run(seconds=120)
@@ -167,7 +167,7 @@ def test_an_index_made_of_the_archive_alone_or_put_back_from_before_keeps_it_des
 
 
 def test_an_archive_put_back_from_before_is_cleared_again_at_the_next_start(doomed: Doomed) -> None:
-    content, folder = doomed.bytes(), doomed.world.archive / "patients" / str(doomed.item.pat_num) / doomed.item.id
+    content, folder = doomed.media(), doomed.world.archive / "patients" / str(doomed.item.pat_num) / doomed.item.id
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     doomed.order()
     doomed.world.run(seconds=120)
@@ -188,7 +188,7 @@ def test_what_is_under_way_when_it_is_destroyed_is_not_archived(doomed: Doomed) 
     placed = "SELECT 1 FROM attempt WHERE num = ? AND method = 'document' AND state = 'placed'"
     turn, doomed.world.lanes.pull_lane.turn = doomed.world.lanes.pull_lane.turn, lambda now: now + 1  # type: ignore[method-assign]
     doomed.world.run(until=lambda: doomed.world.index.value(placed, doomed.item.num))
-    content = doomed.bytes()
+    content = doomed.media()
     destroy.order(doomed.world.index, doomed.item, TICKET, doomed.world.clock.now(), "uid-7")
     doomed.world.lanes.pull_lane.turn = turn  # type: ignore[method-assign]
     doomed.world.run(hours=1)
@@ -235,7 +235,7 @@ STEPS = ("unlink", "replace", "fsync", "mkdir", "rename")
 
 def test_a_crash_at_any_step_is_made_good_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Doomed(tmp_path / "one")
-    content, step, kills = one.bytes(), 0, 0
+    content, step, kills = one.media(), 0, 0
     one.world.stop()
     whole = tmp_path / "whole"
     (tmp_path / "one").rename(whole)
@@ -267,7 +267,7 @@ def test_a_crash_at_any_step_is_made_good_by_the_next_start(tmp_path: Path, monk
         over = next(left, None) is not None
         one.world.restart()
         if not one.world.index.is_destroyed(one.item):  # it died before the order was written down
-            assert one.bytes() == content
+            assert one.media() == content
         else:
             one.world.lanes.pull_lane.turn(one.world.clock.now())
             one.check(content)

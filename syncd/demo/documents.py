@@ -194,6 +194,8 @@ def given_columns(call: Call) -> Row:
         elif name == "ProvNum":
             columns[name] = whole(name, value)
         elif name == "PrintHeading":
+            if str(value).lower() not in ("true", "false"):
+                raise Refusal(_BAD, "PrintHeading is invalid")
             columns[name] = int(str(value).lower() == "true")
     return columns
 
