@@ -22,9 +22,8 @@ from syncd.index import Index
 from syncd.schema import Row
 from syncd.scrub import reindex
 from syncd.wiring import load, open_archive
-from tests.small import HOUR, Small, serving, settle, small, troubles
+from tests.small import HOUR, SCHEMA, Small, serving, settle, small, troubles
 from tests.test_cli import Desk
-from tests.test_copies import SCHEMA
 from tests.test_end_to_end import Site, left_on_drop
 from tests.world import World
 
@@ -59,11 +58,13 @@ Index(path).close()
 CREATING = """
 import os, signal, sys
 from pathlib import Path
+from sqlite_utils import Migrations
 from syncd import schema
 from syncd.index import Index
 
 schema._TABLES = ";\\n".join(schema._TABLES.split(";\\n")[: int(sys.argv[2])])
-schema._TEXT_SEARCH = ""
+schema.migrations = Migrations("syncd")
+schema.migrations(name="first_tables")(schema.first_tables)
 schema.migrations(name="death")(lambda db: os.kill(os.getpid(), signal.SIGKILL))
 Index(Path(sys.argv[1]))
 """
