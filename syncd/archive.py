@@ -15,8 +15,9 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -30,7 +31,9 @@ from syncd.folders import (
     read_json,
     remove,
     settle_file,
+    side_by_side,
     size_of,
+    sync_file,
     translated,
     write,
 )
@@ -39,6 +42,7 @@ from syncd.naming import archive_path_is_ours
 from syncd.sidecar import (
     SCHEMA_VERSION,
     decode,
+    encode,
     iso,
     path_is_ours,
     sidecar_content,
@@ -118,9 +122,19 @@ def _walk_patient(folders: Folders, pat_num: int) -> Iterator[Version | Tombston
             yield path
 
 
-def _prepare(folders: Folders, publication: Publication) -> None:
-    """Make durable: the source, its sidecar, and the folders on the way to them."""
-    version, source = publication.version, publication.source
+@dataclass(slots=True)
+class _Draft:
+    """A publication on its way. Names in incoming: of its sidecar, and of what is not durable yet."""
+
+    version: Version
+    source: Path | None
+    sidecar: str = ""
+    unsynced: list[str] = field(default_factory=list)
+
+
+def _prepare(folders: Folders, draft: _Draft) -> None:
+    """Write the sidecar, make the modes final and the folders that are lacking; nothing is durable yet."""
+    version, source = draft.version, draft.source
     if not path_is_ours(version):
         raise ItemError("io_error", "not a path of the archive")
     if source is None:  # its one file is written by the commit
@@ -138,16 +152,31 @@ def _prepare(folders: Folders, publication: Publication) -> None:
         raise ItemError("io_error", "another file has this version's number")
     else:
         settle_file(folders, source.name, version.bytes)
+        draft.unsynced.append(source.name)
     if not files:
         folders.settle(version.folder)
     folders.touched.add(version.folder)
     if not rivals or sidecar not in names:
-        put(folders, sidecar_content(version), version.folder, sidecar)
+        draft.sidecar = write(folders, encode(sidecar_content(version)), durable=False)
+        draft.unsynced.append(draft.sidecar)
 
 
-def _commit(folders: Folders, publication: Publication) -> None:
+def _sync(folders: Folders, draft: _Draft) -> None:
+    """Make durable what `_prepare` wrote and what was pulled; for many at once."""
+    for name in draft.unsynced:
+        sync_file(folders, name)
+
+
+def _place(folders: Folders, draft: _Draft) -> None:
+    """Put the sidecar, now durable, beside where the file will be."""
+    if draft.sidecar:
+        there, name = folders.get(draft.version.folder), Path(draft.version.sidecar_path).name
+        os.replace(draft.sidecar, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=there)
+
+
+def _commit(folders: Folders, draft: _Draft) -> None:
     """The link that makes the version exist; for one without a source, its sidecar."""
-    version, source = publication.version, publication.source
+    version, source = draft.version, draft.source
     folder, name = folders.get(version.folder), Path(version.path).name
     there = size_of(name, folder)
     if source is None:
@@ -275,16 +304,25 @@ class Archive:
         (but for one that could not be made durable), and the same batch may be published again.
         """
         outcomes: list[SyncdError | None] = [None] * len(batch)
+        drafts = [_Draft(each.version, each.source) for each in batch]
+
+        def each(step: Callable[[Folders, _Draft], None], number: int) -> None:
+            if outcomes[number] is None:
+                try:
+                    with translated():
+                        step(folders, drafts[number])
+                except ItemError as error:
+                    outcomes[number] = error
+
         with self._opened() as folders, folders.undo:
-            for step in (_prepare, _commit):
-                for number, publication in enumerate(batch):
-                    if outcomes[number] is None:
-                        try:
-                            with translated():
-                                step(folders, publication)
-                        except ItemError as error:
-                            outcomes[number] = error
-                folders.sync()
+            for step in (_prepare, _sync, _place, _commit):
+                if step is _sync:
+                    side_by_side(partial(each, step), range(len(batch)))
+                    continue
+                for number in range(len(batch)):
+                    each(step, number)
+                if step is not _prepare:
+                    folders.sync()
             folders.undo.pop_all()
             for publication in batch:
                 if publication.source:

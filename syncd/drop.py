@@ -1,189 +1,80 @@
-"""Door to the drop: the SFTP site that Open Dental writes to and syncd reads from.
-
-Speaks SFTP version 3 (draft-ietf-secsh-filexfer-02) itself over a paramiko channel, because paramiko's own client
-accepts truncated files, decodes names, logs paths and pays several round trips a file. The requests of one step are
-sent together, so that a batch of small files costs four round trips.
-"""
+"""Door to the drop: the SFTP site that Open Dental writes to and syncd reads from. Login, host key, errors as ours."""
 
 from __future__ import annotations
 
 import base64
-import errno
-import hashlib
 import os
 import socket
 import stat
+import struct
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from itertools import tee
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from struct import Struct
-from struct import error as StructError  # noqa: N812  it is a class
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 
 import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
-from syncd.errors import ConfigError, FailureClass, ItemError, SiteError, SyncdError, TransientError
+from syncd.errors import ConfigError, ItemError, SiteError, SyncdError, TransientError
+from syncd.flight import Pulling
 from syncd.model import Pulled, PullJob, Seen
+from syncd.ports import Finished
+from syncd.sftp import (
+    CLOSE,
+    EOF,
+    HANDLE,
+    LOST,
+    LSTAT,
+    NAME,
+    NO_SUCH_FILE,
+    OK,
+    OPEN,
+    OPENDIR,
+    READ_SIZE,
+    READDIR,
+    REMOVE,
+    RMDIR,
+    U64,
+    WRITE,
+    Session,
+    Watch,
+    names_in,
+    number_at,
+    seen_in,
+    string,
+)
+from syncd.transfer import Transfer
 
-INIT, OPEN, CLOSE, READ, WRITE, LSTAT, OPENDIR, READDIR, REMOVE, RMDIR = 1, 3, 4, 5, 6, 7, 11, 12, 13, 15
-VERSION, STATUS, HANDLE, DATA, NAME, ATTRS = 2, 101, 102, 103, 104, 105
-OK, EOF, NO_SUCH_FILE = 0, 1, 2
-U32, U64, PACKET, READING = Struct(">I"), Struct(">Q"), Struct(">IBI"), Struct(">QI")
-NEW_FILE: Final = Struct(">III").pack(0x02 | 0x08 | 0x20, 4, 0o600)  # write, create, not there yet; its mode
+NEW_FILE: Final = struct.pack(">III", 0x02 | 0x08 | 0x20, 4, 0o600)  # write, create, not there yet; its mode
 SSH_PORT: Final = 22
-READ_SIZE: Final = 32 * 1024  # bytes; every server answers so much in one piece, many no more
-IN_FLIGHT: Final = 64  # requests; as many as OpenSSH's own client
-LARGEST_PACKET: Final = 4 * 1024 * 1024  # bytes
-CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-BATCH_FILES, BATCH_BYTES = 32, 16 * 1024 * 1024  # what a lost connection can cost beyond the file in hand
-LOST: Final = (paramiko.SSHException, EOFError, OSError, StructError)  # the connection or the protocol, in all shapes
+WINDOW: Final = 32 << 20  # bytes that the site may send before we have taken them in
+TELL_EVERY: Final = 1.0  # seconds after which whoever takes the files is told that there are none
 BAD_KEY: Final = (OSError, ValueError, TypeError, LookupError, paramiko.SSHException, paramiko.pkey.UnknownKeyType)
-DISK_REASONS: Final = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "archive_full"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "archive_read_only"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "archive_missing"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "resources_exhausted"),
-}
-Packet = tuple[int, bytes]  # its type, and all behind its number
+Outcome = Pulled | SyncdError
+T = TypeVar("T")
 
 
-class _Session:
-    """SFTP on one channel. Raises one of LOST. `timeout`: seconds for one reply, however slowly it drips."""
+class _Connection:
+    """A session and its transport; a watchdog closes the transport when a wait has lasted too long.
 
-    def __init__(self, channel: paramiko.Channel, timeout: float) -> None:
-        self._channel, self._timeout = channel, timeout
-        self.received = 0  # bytes
-        self._inbox, self._arrived, self._number = bytearray(), dict[int, Packet](), 3
-        channel.settimeout(timeout)
-        channel.sendall(PACKET.pack(5, INIT, 3))
-        if self._reply(3)[0] != VERSION:  # the version stands where other replies have their number
-            raise paramiko.SSHException("not an SFTP server")
+    That frees every thread in paramiko at once, whatever it waits for: not all of its waits heed a timeout.
+    """
 
-    def ask(self, kind: int, body: bytes) -> Packet:
-        """One request, one reply; also between the replies of `answers`."""
-        return next(self.answers([(kind, body)]))
+    def __init__(self, transport: paramiko.Transport, period: float) -> None:
+        self.transport, self.watch, self._period = transport, Watch(), period
+        self._over = threading.Event()
+        threading.Thread(target=self._guard, daemon=True).start()
 
-    def answers(self, requests: Iterable[Packet]) -> Iterator[Packet]:
-        """One reply a request, in the requests' order, IN_FLIGHT of them under way; requests are drawn when needed."""
-        source, waiting = iter(requests), deque[int]()
-        while True:
-            outbox = bytearray()
-            while len(waiting) < IN_FLIGHT and (request := next(source, None)):
-                self._number = self._number % 0xFFFFFFFF + 1
-                outbox += PACKET.pack(5 + len(request[1]), request[0], self._number) + request[1]
-                waiting.append(self._number)
-            if outbox:
-                self._channel.settimeout(self._timeout)
-                self._channel.sendall(bytes(outbox))
-            if not waiting:
-                return
-            yield self._reply(waiting.popleft())
-            while waiting and waiting[0] in self._arrived:  # all that came, before more is sent
-                yield self._arrived.pop(waiting.popleft())
+    def _guard(self) -> None:
+        while not self._over.wait(self._period):
+            if time.monotonic() > self.watch.due:
+                self.transport.close()
 
-    def _reply(self, number: int) -> Packet:
-        end = time.monotonic() + self._timeout
-        while number not in self._arrived:
-            self._channel.settimeout(max(0.001, end - time.monotonic()))
-            if not (received := self._channel.recv(LARGEST_PACKET)):
-                raise EOFError
-            self._inbox += received
-            self.received += len(received)
-            while len(self._inbox) >= PACKET.size:
-                size, kind, arrived = PACKET.unpack_from(self._inbox)
-                if not PACKET.size - U32.size <= size <= LARGEST_PACKET:
-                    raise paramiko.SSHException("not an SFTP packet")
-                if len(self._inbox) < U32.size + size:
-                    break
-                self._arrived[arrived] = kind, bytes(self._inbox[PACKET.size : U32.size + size])
-                del self._inbox[: U32.size + size]
-        return self._arrived.pop(number)
-
-
-class _Transfer:
-    """One file on its way; `outcome` ends it: Pulled, or why not."""
-
-    def __init__(self, job: PullJob) -> None:
-        self.job, self.path = job, _string(job.remote)
-        self.seen, self.handle = Seen(0, 0, regular=False), b""
-        self.outcome: Pulled | SyncdError | None = None
-        self._local: BinaryIO | None = None
-        self._digest, self._head, self._tail = hashlib.sha256(), b"", b""
-
-    def refuse(self, failure: FailureClass) -> None:
-        """End the transfer, unless it has ended."""
-        self.outcome = self.outcome or ItemError(failure)
-
-    def looked(self, reply: Packet) -> None:
-        """Judge the first LSTAT. A pipe must not even be opened: that would block OpenSSH's server for ever."""
-        self.seen = _seen(reply) or self.seen
-        if reply[0] != ATTRS:
-            self.refuse("missing_on_drop" if _number(reply[1]) == NO_SUCH_FILE else "unreadable_on_drop")
-        elif not self.seen.regular:
-            self.refuse("not_a_file")
-        elif not 0 < self.seen.size <= self.job.cap:
-            self.refuse("too_large" if self.seen.size else "zero_bytes")
-
-    def opened(self, reply: Packet) -> None:
-        """Keep the handle, still with its length before it, as requests want it."""
-        if reply[0] == HANDLE:
-            self.handle = reply[1]
-        else:
-            self.refuse("missing_on_drop" if _number(reply[1]) == NO_SUCH_FILE else "unreadable_on_drop")
-
-    def readings(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) of each READ, the last one a byte past the end. A refused file is left at once."""
-        for offset in [*range(0, self.seen.size, READ_SIZE), self.seen.size]:
-            if not self.outcome:
-                yield offset, min(READ_SIZE, self.seen.size - offset) or 1
-
-    def read(self, session: _Session, offset: int, length: int, reply: Packet) -> None:
-        """Write what a READ answered; the rest of a short answer is asked for here."""
-        (kind, body), content, at_end = reply, reply[1][U32.size :], offset == self.seen.size
-        says_end = kind == STATUS and _number(body) == EOF
-        if self.outcome:
-            return
-        if at_end or says_end:
-            if not (at_end and says_end):
-                self.refuse("changed_while_read")
-        elif kind != DATA or not 0 < len(content) <= length:
-            self.refuse("io_error")
-        else:
-            self._write(content)
-            if rest := length - len(content):
-                offset += len(content)
-                self.read(session, offset, rest, session.ask(READ, self.handle + READING.pack(offset, rest)))
-
-    def _write(self, content: bytes) -> None:
-        with _disk():
-            self._local = self._local or os.fdopen(os.open(self.job.local, CREATE, 0o600), "wb")
-            self._local.write(content)
-        self._digest.update(content)
-        self._head += content[: 512 - len(self._head)]
-        self._tail = (self._tail + content[-64:])[-64:]
-
-    def confirm(self, reply: Packet) -> None:
-        """Judge the last LSTAT; unchanged, the local file is made durable and the transfer is Pulled."""
-        if _seen(reply) != self.seen:
-            self.refuse("changed_while_read")
-        if not self.outcome and self._local:
-            with _disk(), self._local:
-                self._local.flush()
-                os.fsync(self._local.fileno())
-            self.outcome = Pulled(self.seen.size, self._digest.hexdigest(), self.seen.mtime, self._head, self._tail)
-
-    def discard(self) -> None:
-        """Leave no local file behind, except one that was there before."""
-        if self._local:
-            with suppress(OSError):
-                self._local.close()
-            with suppress(OSError):
-                self.job.local.unlink()
+    def close(self) -> None:
+        self._over.set()
+        self.transport.close()
 
 
 class SftpDrop:
@@ -215,99 +106,84 @@ class SftpDrop:
             self._key = paramiko.PKey.from_path(private_key) if private_key else None
         except BAD_KEY as error:
             raise ConfigError(("[drop] private_key_file is not a private key without passphrase",)) from error
-        self._transport: paramiko.Transport | None = None
-        self._session: _Session | None = None
+        self._connection: _Connection | None = None
+        self._session: Session | None = None
+        self._pulling: Pulling | None = None
+        self._broken = False  # the last pull lost its connection
         self._received_before = 0  # by the sessions that ended
 
-    def pull(self, jobs: Sequence[PullJob]) -> list[Pulled | SyncdError]:
-        """Read each remote file to its local file and sync it. SiteError from the local disk ends the whole call.
+    def pull(self, jobs: Sequence[PullJob], finished: Finished | None = None) -> list[Outcome]:
+        """Read each remote file to its local file; one outcome a job, in order. Nothing is synced to disk.
 
-        A connection lost on the way is a TransientError in the place of each file that was not finished.
+        `finished` is given each job with its outcome once, as they end, while others are still on their way; its
+        local file is the caller's from then on. It is called every second or so, then perhaps with none, and may call
+        the other methods. The jobs that it returns are taken along.
+        SiteError from the local disk ends the whole call. A connection lost on the way is a TransientError in the
+        place of each file that was not finished.
         """
         if not jobs:
             return []
-        transfers = [_Transfer(job) for job in jobs]
-        with self._talking() as session:
-            try:
-                for start in range(0, len(transfers), BATCH_FILES):
-                    _pull_batch(session, transfers[start : start + BATCH_FILES])
-            except LOST:
-                self.close()
-            except BaseException:
-                for transfer in transfers:
-                    transfer.outcome = None
-                raise
-            finally:
-                for transfer in transfers:
-                    if not isinstance(transfer.outcome, Pulled):
-                        transfer.discard()
-        return [transfer.outcome or TransientError("drop_unreachable") for transfer in transfers]
+        transfers = [Transfer(job) for job in jobs]
+        ours, left = set(transfers), len(transfers)
+        pulling = self._pulling = Pulling(self._do(lambda session: session), transfers, self._broken)
+        try:
+            while left and (ended := pulling.some(TELL_EVERY)) is not None:
+                left -= len(ended)
+                more: list[Transfer] = []
+                if finished:
+                    ours.difference_update(ended)
+                    more = [Transfer(job) for job in finished([(each.job, each.told) for each in ended])]
+                    transfers += more
+                    ours.update(more)
+                    left += len(more)
+                pulling.add(more)
+        except BaseException:
+            self._stop(pulling, lost=True)
+            for transfer in ours:
+                transfer.discard()
+            raise
+        self._stop(pulling, lost=bool(left))
+        for transfer in ours:
+            if not isinstance(transfer.outcome, Pulled):
+                transfer.discard()
+        if left and finished:
+            finished([(each.job, each.told) for each in transfers if each in ours])
+        return [transfer.told for transfer in transfers]
+
+    def _stop(self, pulling: Pulling, lost: bool) -> None:
+        self._pulling, self._broken = None, lost
+        if lost:
+            self.close()
+        pulling.stop()
 
     def look(self, paths: Sequence[bytes]) -> list[Seen | None]:
         """Attributes of each path; None where nothing is. What may not be looked at is there, and no regular file."""
-        with self._talking() as session:
-            return [_seen(reply) for reply in session.answers((LSTAT, _string(path)) for path in paths)]
+        return self._do(lambda s: [seen_in(reply) for reply in s.answers((LSTAT, string(path)) for path in paths)])
 
     def names(self, folder: bytes) -> list[bytes] | None:
         """All names in a folder but `.` and `..`; None where there is no such folder. ItemError: it cannot be read.
 
         One that ends in `/` is a folder of ours: a link in its place is not followed, its target is not ours to empty.
         """
-        found: list[bytes] = []
-        with self._talking() as session:
-            if folder.endswith(b"/"):
-                seen = _seen(session.ask(LSTAT, _string(folder.rstrip(b"/"))))
-                if seen and stat.S_IFMT(seen.mode) not in (0, stat.S_IFDIR):
-                    raise ItemError("not_a_file")
-            kind, body = session.ask(OPENDIR, _string(folder or b"."))
-            if kind == HANDLE:
-                while (reply := session.ask(READDIR, body))[0] == NAME:
-                    found += _names(reply[1])
-                session.ask(CLOSE, body)
-                body = reply[1]
-        if _number(body) == NO_SUCH_FILE:
-            return None
-        if _number(body) != EOF:
-            raise ItemError("unreadable_on_drop")
-        return [name for name in found if name not in (b".", b"..")]
+        return self._do(lambda session: _names(session, folder))
 
     def put(self, path: bytes, source: BinaryIO) -> None:
         """Write an open file to a name that does not exist yet, and see by LSTAT that it is whole; else it is removed.
 
         ItemError: the site did not take it. Only `put-back` writes here.
         """
-        with self._talking() as session:
-            kind, body = session.ask(OPEN, _string(path) + NEW_FILE)
-            if kind != HANDLE:
-                raise ItemError("refused", "the site does not let syncd write")
-            handle = body
-            pieces = iter(lambda: source.read(READ_SIZE), b"")
-            writing = ((WRITE, handle + U64.pack(n * READ_SIZE) + _string(piece)) for n, piece in enumerate(pieces))
-            codes = {_number(reply[1]) for reply in session.answers(writing)}
-            session.ask(CLOSE, handle)
-            seen = _seen(session.ask(LSTAT, _string(path)))
-            if codes - {OK} or seen is None or seen.size != os.fstat(source.fileno()).st_size:
-                session.ask(REMOVE, _string(path))
-                raise ItemError("refused", "the site did not take the whole file")
+        self._do(lambda session: _put(session, path, source))
 
     def remove(self, paths: Sequence[bytes]) -> list[bool]:
         """True: nothing of that name is there any more. A path that ends in `/` is an empty folder to remove."""
-        asked = [(RMDIR if path.endswith(b"/") else REMOVE, _string(path.rstrip(b"/"))) for path in paths]
-        with self._talking() as session:
-            answers = zip(asked, session.answers(asked), strict=True)
-            codes = [(kind, path, _number(body)) for (kind, path), (_, body) in answers]
-            # of a folder, "no such file" is not believed: OpenSSH says so where something else bears the name, too
-            return [
-                code == OK or (code, kind) == (NO_SUCH_FILE, REMOVE) or not _seen(session.ask(LSTAT, path))
-                for kind, path, code in codes
-            ]
+        return self._do(lambda session: _removed(session, paths))
 
     def close(self) -> None:
         """Drop the connection; the next call makes a new one."""
-        if self._transport:
-            self._transport.close()
+        if self._connection:
+            self._connection.close()
         self._received_before = self.received
-        self._transport = self._session = None
+        self._connection = self._session = None
 
     @property
     def received(self) -> int:
@@ -315,14 +191,17 @@ class SftpDrop:
         session = self._session
         return self._received_before + (session.received if session else 0)
 
-    @contextmanager
-    def _talking(self) -> Iterator[_Session]:
-        """A session for one call; after any error the connection is not used again."""
+    def _do(self, work: Callable[[Session], T]) -> T:
+        """One call's work, in the thread of a pull where one is under way; after an error the connection is closed."""
         try:
-            if not (self._session and self._transport and self._transport.is_active()):
+            if self._pulling:
+                return self._pulling.post(work).result()
+            if not (self._session and self._connection and self._connection.transport.is_active()):
                 self.close()
                 self._session = self._connected()
-            yield self._session
+            return work(self._session)
+        except ItemError:  # the site's answer
+            raise
         except LOST as error:
             self.close()
             raise TransientError("drop_unreachable") from error
@@ -330,20 +209,17 @@ class SftpDrop:
             self.close()
             raise
 
-    def _connected(self) -> _Session:
+    def _connected(self) -> Session:
         wire = socket.create_connection(self._address, self._connect_timeout)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._timeout * 1000))
-        self._transport = paramiko.Transport(wire, default_window_size=8 << 20, default_max_packet_size=256 << 10)
-        watchdog = threading.Timer(self._connect_timeout, self._transport.close)
-        watchdog.daemon = True
-        watchdog.start()  # paramiko waits without limit in places: invoke_subsystem heeds no timeout
-        try:
-            return self._log_in(self._transport)
-        finally:
-            watchdog.cancel()
+        transport = paramiko.Transport(wire, default_window_size=WINDOW, default_max_packet_size=256 << 10)
+        self._connection = _Connection(transport, min(self._timeout, self._connect_timeout) / 4)
+        watch = self._connection.watch
+        watch.due = time.monotonic() + self._connect_timeout
+        return Session(self._logged_in(transport), self._timeout, watch)
 
-    def _log_in(self, transport: paramiko.Transport) -> _Session:
+    def _logged_in(self, transport: paramiko.Transport) -> paramiko.Channel:
         options = transport.get_security_options()
         options.ciphers = [name for mode in ("gcm", "ctr") for name in options.ciphers if mode in name]
         options.digests = [name for name in options.digests if "sha2" in name]
@@ -370,7 +246,7 @@ class SftpDrop:
         transport.set_keepalive(15)
         channel = transport.open_session(timeout=self._connect_timeout)
         channel.invoke_subsystem("sftp")
-        return _Session(channel, self._timeout)
+        return channel
 
 
 def shown_host_key(host: str, port: int, kind: str = "ssh-ed25519", timeout: float = 15.0) -> str:
@@ -390,84 +266,55 @@ def shown_host_key(host: str, port: int, kind: str = "ssh-ed25519", timeout: flo
     return f"{key.get_name()} {key.get_base64()}"
 
 
-def _pull_batch(session: _Session, batch: list[_Transfer]) -> None:
-    """Look at all and open all; then read and confirm as many at once as BATCH_BYTES hold."""
-    for transfer, reply in zip(batch, session.answers((LSTAT, t.path) for t in batch), strict=True):
-        transfer.looked(reply)
-    wanted = [t for t in batch if not t.outcome]
-    opening = session.answers((OPEN, t.path + U64.pack(1 << 32)) for t in wanted)  # for reading, without attributes
-    part: list[_Transfer] = []
-    for transfer, reply in zip(wanted, opening, strict=True):
-        transfer.opened(reply)
-    for transfer in [t for t in wanted if t.handle]:
-        part.append(transfer)
-        if sum(t.seen.size for t in part) >= BATCH_BYTES:
-            _read_and_confirm(session, part)
-            part = []
-    _read_and_confirm(session, part)
+def _put(session: Session, path: bytes, source: BinaryIO) -> None:
+    kind, body = session.ask(OPEN, string(path) + NEW_FILE)
+    if kind != HANDLE:
+        raise ItemError("refused", "the site does not let syncd write")
+    handle = bytes(body)  # still with its length before it, as requests want it
+    pieces = iter(lambda: source.read(READ_SIZE), b"")
+    writing = ((WRITE, handle + U64.pack(n * READ_SIZE) + string(piece)) for n, piece in enumerate(pieces))
+    codes = {number_at(body) for _, body in session.answers(writing)}
+    session.ask(CLOSE, handle)
+    seen = seen_in(session.ask(LSTAT, string(path)))
+    if codes - {OK} or seen is None or seen.size != os.fstat(source.fileno()).st_size:
+        session.ask(REMOVE, string(path))
+        raise ItemError("refused", "the site did not take the whole file")
 
 
-def _read_and_confirm(session: _Session, part: list[_Transfer]) -> None:
-    asked, answered = tee((t, offset, length) for t in part for offset, length in t.readings())
-    replies = session.answers((READ, t.handle + READING.pack(offset, length)) for t, offset, length in asked)
-    for reply, (transfer, offset, length) in zip(replies, answered, strict=True):
-        transfer.read(session, offset, length, reply)
-    confirming = [request for t in part for request in ((LSTAT, t.path), (CLOSE, t.handle))]
-    for transfer, reply in zip(part, list(session.answers(confirming))[::2], strict=True):
-        transfer.confirm(reply)
+def _names(session: Session, folder: bytes) -> list[bytes] | None:
+    found: list[bytes] = []
+    if folder.endswith(b"/"):
+        seen = seen_in(session.ask(LSTAT, string(folder.rstrip(b"/"))))
+        if seen and stat.S_IFMT(seen.mode) not in (0, stat.S_IFDIR):
+            raise ItemError("not_a_file")
+    kind, body = session.ask(OPENDIR, string(folder or b"."))
+    if kind == HANDLE:
+        handle = bytes(body)
+        while (reply := session.ask(READDIR, handle))[0] == NAME:
+            found += names_in(reply[1])
+        session.ask(CLOSE, handle)
+        body = reply[1]
+    if number_at(body) == NO_SUCH_FILE:
+        return None
+    if number_at(body) != EOF:
+        raise ItemError("unreadable_on_drop")
+    return [name for name in found if name not in (b".", b"..")]
+
+
+def _removed(session: Session, paths: Sequence[bytes]) -> list[bool]:
+    asked = [(RMDIR if path.endswith(b"/") else REMOVE, string(path.rstrip(b"/"))) for path in paths]
+    answers = zip(asked, session.answers(asked), strict=True)
+    codes = [(kind, path, number_at(body)) for (kind, path), (_, body) in answers]
+    # of a folder, "no such file" is not believed: OpenSSH says so where something else bears the name, too
+    return [
+        code == OK or (code, kind) == (NO_SUCH_FILE, REMOVE) or not seen_in(session.ask(LSTAT, path))
+        for kind, path, code in codes
+    ]
 
 
 def _signatures(kind: str) -> list[str]:
     """What a host key of this type may sign with."""
     return ["rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind]
-
-
-def _string(value: bytes) -> bytes:
-    return U32.pack(len(value)) + value
-
-
-def _number(body: bytes, at: int = 0) -> int:
-    """A number in a packet; the first one of a STATUS is its code."""
-    return int(U32.unpack_from(body, at)[0])
-
-
-def _seen(reply: Packet) -> Seen | None:
-    """What an LSTAT answered; None: no such file. Any other refusal is something that is no regular file."""
-    kind, body = reply
-    if kind == ATTRS:
-        return _attributes(body, 0)[0]
-    return None if _number(body) == NO_SUCH_FILE else Seen(0, 0, regular=False)
-
-
-def _attributes(body: bytes, at: int) -> tuple[Seen, int]:
-    """Attributes from `at`, and where they end. Where a site tells no file type, everything counts as a file."""
-    flags, at = _number(body, at), at + 4
-    size = U64.unpack_from(body, at)[0] if flags & 1 else 0
-    at += 8 * (flags & 1) + 8 * (flags >> 1 & 1)  # size; owner
-    mode = _number(body, at) if flags & 4 else 0
-    at += flags & 4
-    mtime = _number(body, at + 4) if flags & 8 else 0
-    at += flags & 8
-    for _ in range(2 * _number(body, at) if flags >> 31 else 0):
-        at += 4 + _number(body, at + 4)  # each of the pairs' strings, seen from the number before it
-    return Seen(size, mtime, stat.S_IFMT(mode) in (0, stat.S_IFREG), mode), at + 4 * (flags >> 31)
-
-
-def _names(body: bytes) -> Iterator[bytes]:
-    """The names of a NAME reply, each followed by a line for people and by its attributes."""
-    at = 4
-    for _ in range(_number(body)):
-        end = at + 4 + _number(body, at)
-        yield body[at + 4 : end]
-        at = _attributes(body, end + 4 + _number(body, end))[1]
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SiteError(DISK_REASONS.get(error.errno or 0, "disk_error"), os.strerror(error.errno or 0)) from error
 
 
 def _pinned_keys(address: tuple[str, int], host_key: str | None, known_hosts: Path | None) -> list[paramiko.PKey]:

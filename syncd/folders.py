@@ -11,9 +11,10 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from syncd.errors import ItemError, SiteError
 from syncd.sidecar import encode
@@ -21,7 +22,10 @@ from syncd.sidecar import encode
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a planted FIFO must not block the opening
 _FOLDER: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+MANY, AT_ONCE = 16, 8  # things to make durable from which on threads pay, and so many threads
 _JSON_CAP: Final = 1 << 24  # bytes; a listing's Note can be a long text
+T = TypeVar("T")
+R = TypeVar("R")
 _SITE: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "archive_full"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "archive_read_only"),
@@ -159,8 +163,7 @@ class Folders:
     def sync(self) -> None:
         """Make every new entry durable, each folder once. A failure concerns the disk, never one item."""
         with translated("disk_error"):
-            for relative in sorted(self.touched, reverse=True):
-                os.fsync(self._open[relative])
+            side_by_side(lambda relative: os.fsync(self._open[relative]), sorted(self.touched, reverse=True))
         self.touched.clear()
 
     def close(self, *relatives: str) -> None:
@@ -169,8 +172,8 @@ class Folders:
             os.close(self._open.pop(relative))
 
 
-def write(folders: Folders, content: bytes, name: str = "") -> str:
-    """A durable new file in incoming; its name there. What could not be made durable is thrown away."""
+def write(folders: Folders, content: bytes, name: str = "", durable: bool = True) -> str:
+    """A new file in incoming, durable unless `sync_file` is to follow; its name there. A failed one is thrown away."""
     incoming, name = folders.get("incoming", make=True), name or secrets.token_hex(16)
     descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
     try:
@@ -178,7 +181,8 @@ def write(folders: Folders, content: bytes, name: str = "") -> str:
             file.write(content)
             file.flush()
             folders.own(descriptor, 0o400)
-            os.fsync(descriptor)  # the mode, too, is durable only now
+            if durable:
+                os.fsync(descriptor)  # the mode, too, is durable only now
     except OSError:
         remove(name, incoming)
         raise
@@ -193,14 +197,27 @@ def put(folders: Folders, content: Mapping[str, object], relative: str, name: st
 
 
 def settle_file(folders: Folders, name: str, size: int) -> None:
-    """Make a pulled file durable and its mode final. One whose fsync failed is thrown away, never synced again."""
-    incoming = folders.get("incoming")
-    with open_regular(name, incoming) as file:
+    """Make a pulled file's mode final. Raises ItemError where it is not of this size."""
+    with open_regular(name, folders.get("incoming")) as file:
         if os.fstat(file.fileno()).st_size != size:
             raise ItemError("io_error", "the pulled file has another size")
         folders.own(file.fileno(), 0o400)
+
+
+def sync_file(folders: Folders, name: str) -> None:
+    """Make a file of incoming durable. One whose fsync failed is thrown away, never synced again."""
+    incoming = folders.get("incoming")
+    with open_regular(name, incoming) as file:
         try:
             os.fsync(file.fileno())
         except OSError:
             remove(name, incoming)
             raise
+
+
+def side_by_side(work: Callable[[T], R], things: Sequence[T]) -> list[R]:
+    """What each gave, in order. Many at once, for a disk makes many things durable in the time of one."""
+    if len(things) < MANY:
+        return list(map(work, things))
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(work, things))

@@ -174,7 +174,8 @@ class PullJob:
 class Pulled:
     """A file that was read to exactly its size, with EOF right behind it and its attributes unchanged.
 
-    `head` and `tail` are its first 512 and last 64 bytes, for recognising its type and its end. Synced to disk.
+    `head` and `tail` are its first 512 and last 64 bytes, for recognising its type and its end. Not synced to disk: the
+    archive does that when it publishes.
     """
 
     size: int

@@ -8,6 +8,8 @@ from typing import BinaryIO, Protocol
 from syncd.errors import SyncdError
 from syncd.model import Appointment, FieldValue, Listed, Page, Patient, PlacedName, Pulled, PullJob, Seen, Uploaded
 
+Finished = Callable[[Sequence[tuple[PullJob, Pulled | SyncdError]]], Sequence[PullJob]]
+
 
 class Clock(Protocol):
     """Time, as everything but the doors' own deadlines sees it."""
@@ -96,8 +98,13 @@ class Drop(Protocol):
     path comes back in its place in the answer.
     """
 
-    def pull(self, jobs: Sequence[PullJob]) -> list[Pulled | SyncdError]:
-        """One outcome a job, in order. A refused or failed job leaves no local file behind."""
+    def pull(self, jobs: Sequence[PullJob], finished: Finished | None = None) -> list[Pulled | SyncdError]:
+        """One outcome a job, in order. A refused or failed job leaves no local file behind; none is synced to disk.
+
+        `finished` is given each job with its outcome once, as they end, while others are still on their way: a file
+        of gigabytes holds up no small one. Its local file is the caller's from then on. It may call the other methods;
+        it is called every second or so, then perhaps with no job, and the jobs that it returns are taken along.
+        """
         ...
 
     def look(self, paths: Sequence[bytes]) -> list[Seen | None]:

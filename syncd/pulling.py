@@ -6,40 +6,39 @@ published one is found in the archive, a cleaned name is looked for once more.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from syncd import destroy, repair, upload
+from syncd.cleaning import Cleaner
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.index import KIND_OF
-from syncd.model import Attempt, FieldValue, Item, PlacedName, Pulled, PullJob, Seen, Version
-from syncd.naming import check_body, extension_of, is_staging_name, media_type, properly_ended
+from syncd.model import Attempt, FieldValue, Item, PlacedName, Pulled, PullJob, Version
+from syncd.naming import check_body, extension_of, media_type, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher
 from syncd.scrub import adopt_newer
 from syncd.sites import LANE_OF, Doors, Sites, claim_archive, settle_audit
 from syncd.upkeep import Mark, Upkeep, publish_index
 
-BATCH = 16  # placements looked at in one turn
-FILES = 24  # files recorded in one transaction, unless one placement brought more: the other lane waits for it
+BATCH = 64  # placements looked at at once
+IN_HAND = 96  # files on their way, unless one placement brought more
+FILES = 48  # files recorded in one transaction, unless one placement brought more: the other lane waits for it
 CAP = 2 << 30  # bytes: larger files are refused
 IDLE = 0.25
 LOOK_AGAIN = 300.0  # an unanswered placement is judged five minutes after it was asked for
-LATE_LOOKS = (600.0, 3600.0, DAY)  # its name is emptied again at these ages: late writes happen
 AFTER_A_CUT = 60.0  # seconds; four times as long each time, up to an hour
 PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
 WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
 NOT_READ = frozenset({"changed_while_read", "unreadable_on_drop"})  # the office made it: only the pull went wrong
 DROP_SWEPT_EVERY = DAY
 ARCHIVE_SEEN_EVERY = 300.0
-DEEPEST = 8  # folders within a folder of ours
 CUT_SHORT = {"mount-images": "cut"}  # by our own end: that says nothing about the size of the mount
 METHODS = {"mount-images": "DownloadMount", "thumbnails": "Thumbnails"}
 
@@ -58,12 +57,34 @@ class Target:
 Result = tuple[Target, Version | SyncdError]
 
 
+@dataclass(slots=True)
+class _Hand:
+    """What one call of the drop has in hand: placements not settled yet, and all files in the order of their jobs."""
+
+    open: dict[int, tuple[Attempt, list[Target]]] = field(default_factory=dict)
+    known: set[int] = field(default_factory=set)
+    targets: list[Target] = field(default_factory=list)
+    outcomes: dict[Path, Pulled | SyncdError] = field(default_factory=dict)
+
+    def whole(self) -> Iterator[list[tuple[Attempt, list[Target]]]]:
+        """Placements whose files have all ended, FILES at once; they are no longer in hand."""
+        some: list[tuple[Attempt, list[Target]]] = []
+        for attempt, targets in list(self.open.values()):
+            if all(target.local in self.outcomes for target in targets):
+                if some and sum(len(each) for _, each in some) + len(targets) > FILES:
+                    yield some
+                    some = []
+                some.append(self.open.pop(attempt.id))
+        if some:
+            yield some
+
+
 class PullLane:
     """Turns without thread or sleep: `turn(now)` does one batch and says when it wants the next."""
 
     def __init__(self, doors: Doors, sites: Sites) -> None:
         self._doors, self._sites = doors, sites
-        self._publisher = Publisher(doors)
+        self._publisher, self.cleaner = Publisher(doors), Cleaner(doors)
         self._upkeep = Upkeep(doors, sites)
         self._recovered = False
         self._archive_seen_at = 0.0
@@ -149,26 +170,28 @@ class PullLane:
         for attempt in unanswered:
             self._judge(attempt, now)
         cleaning = index.attempts("cleaning", now, 4 * BATCH)
-        self._clean(cleaning, now)
+        self.cleaner.clean(cleaning, now)
         if not cleaning and now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
-            self.sweep_drop(now)
+            self.cleaner.sweep(now)
         return bool(unanswered or cleaning or staged)
 
     # --- pull, publish, record
 
     def _pull(self, attempts: Sequence[Attempt], now: float) -> None:
-        targets: list[Target] = []
-        seen: set[Item] = set()
-        taken: list[Attempt] = []
-        for attempt in attempts:  # no two files of one item in a batch: the second has to know of the first
-            found = self._targets(attempt)
-            room = not targets or len(targets) + len(found) <= FILES
-            if room and seen.isdisjoint(target.item for target in found):
-                targets += found
-                taken.append(attempt)
-                seen |= {target.item for target in found}
-        outcomes = self._doors.drop.pull([PullJob(target.remote, target.local, CAP) for target in targets])
-        for target, outcome in zip(targets, outcomes, strict=True):
+        """Pull; publish what is whole while the rest is on its way, and take along what is placed meanwhile."""
+        hand = _Hand()
+
+        def finished(ended: Sequence[tuple[PullJob, Pulled | SyncdError]]) -> list[PullJob]:
+            hand.outcomes |= {job.local: outcome for job, outcome in ended}
+            for some in hand.whole():
+                self._publish(some, hand.outcomes, now)
+            placed = self._doors.index.attempts("placed", self._doors.clock.now(), BATCH) if hand.open else []
+            return self._jobs(hand, [each for each in placed if each.id not in hand.known])
+
+        outcomes = self._doors.drop.pull(self._jobs(hand, attempts), finished)
+        hand.outcomes |= {target.local: outcome for target, outcome in zip(hand.targets, outcomes, strict=True)}
+        finished([])  # what brought no file
+        for target, outcome in zip(hand.targets, outcomes, strict=True):
             if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
                 looks, state = target.attempt.looks, target.attempt.state
@@ -177,21 +200,44 @@ class PullLane:
                 break
         else:
             self._sites.works("drop", now)
-        checked = [self._checked(target, outcome) for target, outcome in zip(targets, outcomes, strict=True)]
+
+    def _jobs(self, hand: _Hand, attempts: Sequence[Attempt]) -> list[PullJob]:
+        """Take placements in hand, as many as may be; no two files of one item: the second has to know of the first."""
+        jobs: list[PullJob] = []
+        for attempt in attempts:
+            found = self._targets(attempt)
+            busy = {target.item for _, targets in hand.open.values() for target in targets}
+            room = not hand.open or len(busy) + len(found) <= IN_HAND
+            if room and busy.isdisjoint(target.item for target in found):
+                hand.open[attempt.id] = attempt, found
+                hand.known.add(attempt.id)
+                hand.targets += found
+                jobs += [PullJob(target.remote, target.local, CAP) for target in found]
+        return jobs
+
+    def _publish(
+        self,
+        taken: Sequence[tuple[Attempt, list[Target]]],
+        outcomes: Mapping[Path, Pulled | SyncdError],
+        now: float,
+    ) -> None:
+        targets = [target for _, found in taken for target in found]
+        checked = [self._checked(target, outcomes[target.local]) for target in targets]
         arrivals = [arrival for arrival in checked if isinstance(arrival, Arrival)]
         done: set[int] = set()
 
         def settle(published: Outcomes) -> None:
             results = iter(published)
             said = [next(results) if isinstance(each, Arrival) else each for each in checked]
-            by_attempt: dict[int, list[Result]] = {a.id: [] for a in taken}
+            by_attempt: dict[int, list[Result]] = {a.id: [] for a, _ in taken}
             for target, result in zip(targets, said, strict=True):
                 by_attempt[target.attempt.id].append((target, result))
-            done.update(each.id for each in taken if self._settled(each, by_attempt[each.id], now))
+            done.update(each.id for each, _ in taken if self._settled(each, by_attempt[each.id], now))
 
         versions = self._publisher.take(arrivals, now, settle)
         self._patients({version.item.pat_num for version in versions if isinstance(version, Version)})
-        self._clean([each for each in self._doors.index.attempts("cleaning", now) if each.id in done], now)
+        with suppress(TransientError):  # the connection went meanwhile, of which the pull tells; cleaned later
+            self.cleaner.clean([each for each in self._doors.index.attempts("cleaning", now) if each.id in done], now)
 
     def _targets(self, attempt: Attempt) -> list[Target]:
         new = self._doors.archive.new_incoming
@@ -199,7 +245,7 @@ class PullLane:
             return [Target(attempt, _item(attempt), attempt.staging.encode(), None, new())]
         folder = attempt.staging.encode()
         if attempt.method not in METHODS:  # a document of unknown name: whatever the office wrote into its own folder
-            names = self._names(folder) or []
+            names = self.cleaner.names(folder) or []
             return [Target(attempt, _item(attempt), folder + names[0], None, new())] if len(names) == 1 else []
         known, placed = self._documents(attempt.pat_num), self._named(attempt)
         twice = {name for name, times in Counter(named.file_name for named in placed).items() if times > 1}
@@ -218,12 +264,6 @@ class PullLane:
     def _documents(self, pat_num: int) -> set[int]:
         sql = "SELECT num FROM item WHERE pat_num = ? AND kind = 'document'"
         return {row["num"] for row in self._doors.index.rows(sql, pat_num)}
-
-    def _names(self, folder: bytes) -> list[bytes] | None:
-        try:
-            return self._doors.drop.names(folder)
-        except ItemError:  # there, but not to be read: removing it will fail as well, and be tried again
-            return []
 
     def _checked(self, target: Target, outcome: Pulled | SyncdError) -> Arrival | SyncdError:
         """Whether a pulled file may be archived, and as what."""
@@ -419,71 +459,6 @@ class PullLane:
             index.set_item(mount, soon, attempt.revision, again, again)
             index.duty_done(attempt.method, attempt.pat_num, attempt.num)
         return bool(images)
-
-    # --- the drop is left clean
-
-    def _clean(self, attempts: Sequence[Attempt], now: float) -> None:
-        """Remove what was staged; names without an answer are emptied again later, for late writes happen."""
-        files = [attempt for attempt in attempts if not attempt.staging.endswith("/")]
-        gone = self._doors.drop.remove([attempt.staging.encode() for attempt in files]) if files else []
-        removed = dict(zip((attempt.id for attempt in files), gone, strict=True))
-        for attempt in attempts:
-            clean = removed[attempt.id] if attempt.id in removed else self._emptied(attempt.staging.encode())
-            self._cleaned(attempt, clean, now)
-
-    def _emptied(self, folder: bytes, depth: int = 0) -> bool:
-        """Remove a folder of ours with all that the office wrote into it: a name with a slash made folders of it."""
-        names = self._names(folder)
-        if names is None:
-            return True
-        paths = [folder + name for name in names]
-        kept = [path for path, removed in zip(paths, self._doors.drop.remove(paths), strict=True) if not removed]
-        if depth < DEEPEST and all(self._emptied(path + b"/", depth + 1) for path in kept):
-            remove = self._doors.drop.remove  # by its name where somebody put another thing in its place
-            return remove([folder])[0] or remove([folder.rstrip(b"/")])[0]
-        return False
-
-    def _cleaned(self, attempt: Attempt, clean: bool, now: float) -> None:
-        index = self._doors.index
-        answered = attempt.placed_at is not None
-        if not clean:
-            wait = min(60.0 * 4**attempt.looks, DAY)
-            index.set_attempt(attempt.id, "cleaning", now + wait, looks=min(attempt.looks + 1, 8))
-            self._doors.log.warning("drop_leftover", pat_num=attempt.pat_num, method=attempt.method)
-            return
-        later = () if answered else [at for at in LATE_LOOKS if attempt.asked_at + at > now]
-        if later:
-            index.set_attempt(attempt.id, "cleaning", attempt.asked_at + later[0], looks=0)
-        else:
-            index.forget_attempt(attempt.id)
-
-    def sweep_drop(self, now: float) -> int:
-        """Once a day: remove names of ours that are older than a day and that no open attempt claims; how many."""
-        settings, index, drop = self._doors.settings, self._doors.index, self._doors.drop
-        folder = settings.drop.folder.encode()
-        if _open_to_others(*drop.look([b".", folder])):
-            self._doors.log.warning("drop_open_to_others")
-        claimed = {row["staging"].rstrip("/").encode() for row in index.rows("SELECT staging FROM attempt")}
-        stale = 0
-        for name in self._names(folder) or []:
-            day = is_staging_name(name, settings.name)
-            path = folder + b"/" + name
-            if day is None or path in claimed or not _older_than_a_day(day, now):
-                continue
-            stale += drop.remove([path])[0] or self._emptied(path + b"/")
-        index.remember("drop_swept_at", str(now))
-        if stale:
-            self._doors.log.info("drop_cleaned", count=stale)
-        return stale
-
-
-def _open_to_others(login: Seen | None, folder: Seen | None) -> bool:
-    """Whether other users of the site may enter both folders, and list or change the inner one."""
-    return bool(login and folder and login.mode & folder.mode & stat.S_IXOTH and folder.mode & 0o006)
-
-
-def _older_than_a_day(day: str, now: float) -> bool:
-    return dt.datetime.strptime(day, "%Y%m%d").replace(tzinfo=dt.UTC).timestamp() < now - 2 * DAY
 
 
 def _item(attempt: Attempt) -> Item:

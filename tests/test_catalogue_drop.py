@@ -111,7 +111,7 @@ class RealLane:
     lanes: Lanes
 
     def sweep(self) -> int:
-        return self.lanes.pull_lane.sweep_drop(self.world.clock.now())
+        return self.lanes.pull_lane.cleaner.sweep(self.world.clock.now())
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_site_that_breaks_every_reading_is_not_stormed_with_logins(tmp_path: Pat
     world = backfilling(tmp_path, small(documents=20))
     breaks: list[float] = []
 
-    def broken(jobs: Sequence[PullJob]) -> list[Pulled | SyncdError]:
+    def broken(jobs: Sequence[PullJob], finished: object = None) -> list[Pulled | SyncdError]:
         breaks.append(world.clock.now())
         return [TransientError("drop_unreachable") for _ in jobs]
 
@@ -339,7 +339,11 @@ def test_file_that_may_not_be_read_is_failing_under_its_own_name(tmp_path: Path)
     world = backfilling(tmp_path, one)
     pulled = world.drop.pull
     refused: SyncdError = ItemError("unreadable_on_drop")
-    world.drop.pull = lambda jobs: [refused for _ in jobs]  # type: ignore[method-assign]  # the site's doing
+
+    def denied(jobs: Sequence[PullJob], finished: object = None) -> list[Pulled | SyncdError]:
+        return [refused for _ in jobs]
+
+    world.drop.pull = denied  # type: ignore[method-assign]  # the site's doing
     world.run(hours=2)
     assert failing(world).keys() == {"unreadable_on_drop"}
     assert versions(world) == []

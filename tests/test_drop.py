@@ -8,7 +8,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import paramiko
@@ -389,9 +389,16 @@ def test_files_finished_before_the_cut_stay(trick: TrickSite, tmp_path: Path) ->
 
     trick.files = {f"/{n}": TrickFile(b"file") for n in range(40)}
     trick.files["/39"] = TrickFile(b"file", read=cut)
-    outcomes = trick_drop(trick).pull([job(b"%d" % n, tmp_path / f"{n}") for n in range(40)])
+    ended: list[Path] = []
+
+    def finished(some: Sequence[tuple[PullJob, Pulled | SyncdError]]) -> list[PullJob]:
+        ended.extend(job.local for job, _ in some)
+        return [job(b"39", tmp_path / "39")] if some and len(ended) == 39 else []
+
+    outcomes = trick_drop(trick).pull([job(b"%d" % n, tmp_path / f"{n}") for n in range(39)], finished)
     done = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Pulled)]
-    assert done == list(range(32))
+    assert done == list(range(39))
+    assert isinstance(outcomes[39], TransientError)
     assert {path.name for path in tmp_path.iterdir()} == {f"{n}" for n in done}
 
 

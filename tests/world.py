@@ -35,14 +35,15 @@ from syncd.demo.practice import Practice
 from syncd.demo.simulation import to_toml
 from syncd.demo.site import DropFile, MemoryDrop
 from syncd.demo.wire import Arrival
-from syncd.drop import DISK_REASONS
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.index import Index
 from syncd.logs import EVENTS, KEYS
 from syncd.mirror import IDLE, Scope
 from syncd.model import Pulled, PullJob, Seen
+from syncd.ports import Finished
 from syncd.schema import Row
 from syncd.sites import audit_head
+from syncd.transfer import DISK_REASONS
 from syncd.wiring import Lanes, build, open_audit
 from tests.truth import Expected, Findings, compare_archive
 
@@ -109,9 +110,14 @@ class DropInMemory:
         if self.site.down:
             raise TransientError("drop_unreachable")
 
-    def pull(self, jobs: Sequence[PullJob]) -> list[Pulled | SyncdError]:
-        if not jobs:
-            return []
+    def pull(self, jobs: Sequence[PullJob], finished: Finished | None = None) -> list[Pulled | SyncdError]:
+        outcomes: list[Pulled | SyncdError] = []
+        while jobs:
+            outcomes += (ended := self._pull(jobs))
+            jobs = finished(list(zip(jobs, ended, strict=True))) if finished else ()
+        return outcomes
+
+    def _pull(self, jobs: Sequence[PullJob]) -> list[Pulled | SyncdError]:
         self._talk()
         paths = [_text(job.remote) for job in jobs]
         self.poison = paths[0] if self.poison == "*" else self.poison
