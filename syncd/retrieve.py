@@ -10,22 +10,21 @@ import contextlib
 import datetime as dt
 import errno
 import hashlib
+import itertools
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from syncd.archive import Archive
-from syncd.catalog import Catalog, Filters, Row
+from syncd.catalog import Catalog
 from syncd.errors import ItemError, UsageError
-from syncd.model import Item, Kind, Version
-from syncd.naming import export_name, plain_words
+from syncd.model import Item, Version
+from syncd.naming import export_name
 
-EXPORTED: Final[frozenset[Kind]] = frozenset(("document", "mount", "mount-image", "sheet"))
 _CHUNK: Final = 1 << 20
-_CATEGORY_LETTERS: Final = 60
 _NO_LINKS: Final = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))  # as on a FAT stick
 
 
@@ -39,19 +38,6 @@ class Restored:
 
     version: int
     path: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What became of an export. `damaged`: full ids of what was left out because its file is not what it was.
-
-    `vanished`: how many items were left out because they are not in the practice's listing any more.
-    """
-
-    files: int
-    bytes: int
-    damaged: tuple[str, ...]
-    vanished: int
 
 
 def restore(
@@ -73,46 +59,6 @@ def restore(
             return Restored(number, None)
 
 
-def export(
-    catalog: Catalog, archive: Archive, patients: Iterable[int], to: Path, zone: dt.tzinfo, *, vanished: bool = False
-) -> Exported:
-    """Verified copies of the current versions of these patients' items: `TO/101/Lab Cases/2021-04-08 ... .jpg`.
-
-    Thumbnails stay out, and what left the listing unless `vanished`: it may have been another person's. Raises
-    UsageError for a patient of whom nothing is known, or when the folder cannot be written.
-    """
-    files = size = left_out = 0
-    damaged: list[str] = []
-    with _target(archive, to):
-        for pat_num in patients:
-            for row in _exportable(catalog, pat_num):
-                if row["state"] == "vanished" and not vanished:
-                    left_out += 1
-                    continue
-                folder = to / str(pat_num) / folder_name(row["category"])
-                versions = catalog.versions(Item(pat_num, row["kind"], row["num"]))
-                version = max(versions, key=lambda version: version.seq)
-                try:
-                    _copy(archive, version, folder, export_name(version), zone)
-                except _DamagedError:
-                    damaged.append(version.item.full_id)
-                else:
-                    files, size = files + 1, size + version.bytes
-    return Exported(files, size, tuple(damaged), left_out)
-
-
-def _exportable(catalog: Catalog, pat_num: int) -> Iterator[Row]:
-    rows = list(catalog.find(Filters(patient=pat_num)))
-    if not rows:
-        raise UsageError(f"patient-{pat_num}: nothing of this patient is known")
-    return (row for row in rows if row["current"] and row["kind"] in EXPORTED)
-
-
-def folder_name(category: str | None) -> str:
-    """A category as a folder's name, safe on Windows, macOS and Linux."""
-    return plain_words(category or "")[:_CATEGORY_LETTERS].rstrip(" .-") or "Without category"
-
-
 @contextlib.contextmanager
 def _target(archive: Archive, to: Path) -> Iterator[None]:
     """Around all work on the target folder: it may not be the archive, and its OSErrors are the caller's to mend."""
@@ -132,8 +78,7 @@ def _copy(archive: Archive, version: Version, folder: Path, name: str, zone: dt.
     except ItemError as error:
         raise _DamagedError from error
     with source:
-        for missing in [each for each in (*reversed(folder.parents), folder) if not each.exists()]:
-            missing.mkdir(mode=0o700)
+        _make_folder(folder)
         temporary = folder / f".syncd-{secrets.token_hex(8)}"
         try:
             _write_verified(source, version, temporary)
@@ -143,6 +88,11 @@ def _copy(archive: Archive, version: Version, folder: Path, name: str, zone: dt.
             temporary.unlink(missing_ok=True)
     _sync_folder(folder)
     return path
+
+
+def _make_folder(folder: Path) -> None:
+    for missing in [each for each in (*reversed(folder.parents), folder) if not each.exists()]:
+        missing.mkdir(mode=0o700)
 
 
 def _write_verified(source: BinaryIO, version: Version, temporary: Path) -> None:
@@ -169,15 +119,18 @@ def _read(source: BinaryIO) -> bytes:
 
 def _name_it(temporary: Path, folder: Path, name: str) -> Path:
     """Link the copy under the first name that is free: `name.jpg`, `name (2).jpg`, ..."""
-    stem, dot, extension = name.rpartition(".")
-    path, number = folder / name, 1
-    while True:
-        try:
+    for path in _names(folder, name):
+        with contextlib.suppress(FileExistsError):
             _link(temporary, path)
-            return path
-        except FileExistsError:
-            number += 1
-            path = folder / f"{stem} ({number}){dot}{extension}"
+            break
+    return path
+
+
+def _names(folder: Path, name: str) -> Iterator[Path]:
+    stem, dot, extension = name.rpartition(".")
+    yield folder / name
+    for number in itertools.count(2):
+        yield folder / f"{stem} ({number}){dot}{extension}"
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -188,7 +141,11 @@ def _link(temporary: Path, path: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def _modified_at(version: Version, zone: dt.tzinfo) -> float:

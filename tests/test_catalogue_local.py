@@ -24,6 +24,7 @@ from syncd.scrub import reindex
 from syncd.wiring import load, open_archive
 from tests.small import HOUR, Small, serving, settle, small, troubles
 from tests.test_cli import Desk
+from tests.test_copies import SCHEMA
 from tests.test_end_to_end import Site, left_on_drop
 from tests.world import World
 
@@ -124,7 +125,7 @@ def test_index_of_a_later_syncd_is_refused_and_both_schemas_are_named(world: Wor
     world.stop()
     assert run_python(MIGRATING, path, -1) == 0
     before = contents(path)
-    with pytest.raises(ConfigError, match=r"index\.db is of schema 2, this syncd knows schema 1"):
+    with pytest.raises(ConfigError, match=rf"index\.db is of schema {SCHEMA + 1}, this syncd knows schema {SCHEMA}"):
         Index(path)
     assert contents(path) == before
 
@@ -138,7 +139,7 @@ def test_every_verb_refuses_the_index_of_a_later_syncd_with_78(tmp_path: Path) -
         for words in ("run", "backfill", "status", "health", "find", "verify", "retry", "held"):
             result = desk.call(words)
             assert result.exit_code == 78, words
-            assert "schema 2" in result.stderr, words
+            assert f"schema {SCHEMA + 1}" in result.stderr, words
         assert simulation.office.arrivals == []
 
 

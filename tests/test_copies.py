@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 from syncd import copies, schema, wiring
 from syncd import index as index_module
@@ -27,6 +28,7 @@ from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
 
+SCHEMA = len(schema.migrations.pending(Database(memory=True)))  # of this syncd
 VERSIONS = "SELECT seq, pat_num, kind, num, version, sidecar, path, sha256, checksum FROM version ORDER BY seq"
 
 
@@ -268,7 +270,9 @@ def test_an_index_is_copied_before_it_is_migrated_and_only_then(world: World, re
     request.getfixturevalue("later")
     wiring.open_index(world.settings).close()
     wiring.open_index(world.settings).close()
-    assert [re.sub(r"^index-[0-9-]{10}", "", path.name) for path in copies.found(folder(world))] == ["-schema-1.db"]
+    assert [re.sub(r"^index-[0-9-]{10}", "", path.name) for path in copies.found(folder(world))] == [
+        f"-schema-{SCHEMA}.db"
+    ]
 
 
 def test_the_earlier_syncd_rebuilds_from_the_copy_before_the_migration(
@@ -282,7 +286,7 @@ def test_the_earlier_syncd_rebuilds_from_the_copy_before_the_migration(
     with contextlib.closing(wiring.open_index(world.settings)) as index:
         copies.make(index, folder(world), "9999-01-01")  # of the later syncd, and newer than all
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="this syncd knows schema 1"):
+    with pytest.raises(ConfigError, match=f"this syncd knows schema {SCHEMA}"):
         wiring.open_index(world.settings)
     assert rebuilt(world) == before
     assert world.index.value("SELECT vanished_at FROM item WHERE num = ?", gone) == 7
@@ -298,7 +302,7 @@ def test_no_reader_migrates_the_index_under_a_service_that_still_runs(
     call.__dict__["settings"] = world.settings
     with Lock(world.settings.state_path), pytest.raises(UsageError, match="restart it first"), index_if_any(call):
         pass
-    assert copies.older_schema(path) == 1
+    assert copies.older_schema(path) == SCHEMA
     with index_if_any(call) as index:
         assert index is not None
     assert copies.older_schema(path) == 0

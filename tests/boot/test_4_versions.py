@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from syncd.errors import EXIT_CONFIG
 from tests.boot.desk import Desk
 from tests.boot.machine import CLONE, USER, Machine, install_section
@@ -93,7 +95,9 @@ def test_index_of_a_later_version_is_78_and_both_are_named(machine: Machine, des
     machine.run("cp -a /var/lib/syncd/main/index.db.before-reindex /var/lib/syncd/main/index.db")
     assert machine.run(f"systemctl start {desk.unit}", check=False).returncode != 0
     assert machine.show(desk.unit, "ExecMainStatus") == str(EXIT_CONFIG)
-    assert "index.db is of schema 2, this syncd knows schema 1" in machine.journal(desk.unit, "-n 20")
+    said = re.search(r"index.db is of schema (\d+), this syncd knows schema (\d+)", machine.journal(desk.unit, "-n 20"))
+    assert said
+    assert int(said[1]) == int(said[2]) + 1
     machine.run(f"mv /root/index.db /var/lib/syncd/main/index.db; systemctl start {desk.unit}")
 
 
