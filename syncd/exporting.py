@@ -28,6 +28,7 @@ from syncd.naming import export_name, folder_name
 from syncd.retrieve import _copy, _DamagedError, _make_folder, _names, _target
 
 EXPORTED: Final[frozenset[Kind]] = frozenset(("document", "mount", "mount-image", "sheet"))
+PAGE_FILES: Final = ("gallery.html", "patients.html", "gallery.css", "gallery.js")  # package data beside this file
 PAGE, TABLE, THUMBNAILS = "index.html", "index.csv", "thumbnails"
 
 
@@ -88,8 +89,7 @@ class _Export:
         self._at, self._id = at, archive.marker_id() or ""
         self._visits: list[Visit] = []
         package = resources.files("syncd")
-        parts = ("gallery.html", "patients.html", "gallery.css", "gallery.js")
-        self._pages = Pages(*(package.joinpath(name).read_text("utf-8") for name in parts))
+        self._pages = Pages(*(package.joinpath(name).read_text("utf-8") for name in PAGE_FILES))
 
     def patient(self, pat_num: int, starts: Sequence[float]) -> None:
         """The copies, then the pages that show them."""
@@ -218,12 +218,11 @@ def _in_its_mount(row: Row, rows: list[Row]) -> Row:
     """Open Dental tells nothing of an image in a mount but its number: it is told by its mount."""
     if row["kind"] != "mount-image" or row["description"]:
         return row
-    images = sorted(
-        each["num"] for each in rows if each["kind"] == "mount-image" and each["mount_num"] == row["mount_num"]
-    )
+    inside = ("mount-image", row["mount_num"])
+    images = [each for each in rows if (each["kind"], each["mount_num"]) == inside and (each is row or not _gone(each))]
     for mount in rows:
         if (mount["kind"], mount["num"]) == ("mount", row["mount_num"]):
-            words = f"{mount['description'] or 'mount'}, image {images.index(row['num']) + 1} of {len(images)}"
+            words = f"{mount['description'] or 'mount'}, image {images.index(row) + 1} of {len(images)}"
             return row | {"description": words, "date_created": mount["date_created"], "category": mount["category"]}
     return row
 

@@ -121,7 +121,7 @@ def patients_page(pages: Pages, archive_id: str, title: str, facts: Sequence[str
     """The page above all patients, in the order given; with a column of times where a day was asked for."""
     timed = any(visit.at for visit in visits)
     head = ("time",) * timed + ("patient", "born", "PatNum", "files", "left out")
-    rows = ((visit.at,) * timed + _line(visit) for visit in visits)
+    rows = ((html.escape(visit.at),) * timed + _line(visit) for visit in visits)
     told = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
     lines = "".join(f"<tr>{''.join(f'<td>{cell}' for cell in row)}\n" for row in rows)
     heads = "".join(f"<th>{name}" for name in head)
