@@ -26,6 +26,7 @@ from syncd.gallery import Entry, Pages, Person, Visit
 from syncd.model import Item, Kind, Version
 from syncd.naming import export_name, folder_name
 from syncd.retrieve import _copy, _DamagedError, _make_folder, _names, _target
+from syncd.service import as_caller
 
 EXPORTED: Final[frozenset[Kind]] = frozenset(("document", "mount", "mount-image", "sheet"))
 PAGE_FILES: Final = ("gallery.html", "patients.html", "gallery.css", "gallery.js")  # package data beside this file
@@ -99,7 +100,6 @@ class _Export:
         if rows:
             self.refuse_foreign(folder)
             entries = self._copies(folder, rows)
-            _make_folder(folder)
             _put(folder / PAGE, gallery.patient_page(self._pages, self._id, person, entries))
             _put(folder / TABLE, "\ufeff" + gallery.table(pat_num, entries))
             self.done.page = folder / PAGE
@@ -111,7 +111,6 @@ class _Export:
 
     def overview(self, title: str, facts: Sequence[str]) -> None:
         """The page above all these patients."""
-        _make_folder(self._to)
         practice = [f"practice {self._catalog.practice}"] if self._catalog.practice else []
         told = [*practice, *facts, f"exported {self._at}"]
         _put(self._to / PAGE, gallery.patients_page(self._pages, self._id, title, told, self._visits))
@@ -183,6 +182,7 @@ class _Export:
             self.done.kept += kept
         return path
 
+    @as_caller()
     def refuse_foreign(self, folder: Path) -> None:
         """Pages are replaced only where this archive's export made them: a number means another patient elsewhere."""
         begins = gallery.first_line(self._id).encode()
@@ -200,8 +200,10 @@ class _Export:
         raise UsageError(f"--to: it holds an {PAGE} or {TABLE} that is not of this practice's export: name another")
 
 
+@as_caller()
 def _put(path: Path, text: str) -> None:
     """Make or replace one of our own pages, as a whole, durably."""
+    _make_folder(path.parent)
     temporary = path.parent / f".syncd-{secrets.token_hex(8)}"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -243,6 +245,7 @@ def _one_spelling(name: str, taken: dict[str, str]) -> str:
     return taken[key]
 
 
+@as_caller()
 def _there(version: Version, folder: Path, name: str) -> Path | None:
     """The copy of an earlier export under one of its names, if it has the bytes that were archived."""
     for path in _names(folder, name):

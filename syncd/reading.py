@@ -160,6 +160,7 @@ def export(call: Call, patients: tuple[int, ...], everybody: bool, day: str | No
     """Verified copies for people, with a gallery that opens from disk. 4 when an archived file is damaged."""
     if sum(map(bool, (patients, everybody, day))) != 1:
         raise UsageError("say whose documents: --patient, --all or --day")
+    call.copying = True
     with shelf_of(call) as (catalog, archive, settings):
         wanted, title, facts = _wanted(catalog, settings, patients, _day(call, settings, day))
         if call.dry_run:
@@ -237,6 +238,7 @@ def _would_export(call: Call, catalog: Catalog, wanted: Iterable[int], vanished:
 )
 def restore(call: Call, wanted: str, to: Path, as_of: str | None) -> int:
     """A verified copy of one item: the newest version, or what syncd had by then."""
+    call.copying = True
     with shelf_of(call) as (catalog, archive, settings):
         item, at = catalog.resolve(wanted), _moment(as_of, settings, "--as-of")
         if call.dry_run:

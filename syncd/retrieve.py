@@ -23,6 +23,7 @@ from syncd.catalog import Catalog
 from syncd.errors import ItemError, UsageError
 from syncd.model import Item, Version
 from syncd.naming import export_name
+from syncd.service import as_caller
 
 _CHUNK: Final = 1 << 20
 _NO_LINKS: Final = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))  # as on a FAT stick
@@ -62,7 +63,9 @@ def restore(
 @contextlib.contextmanager
 def _target(archive: Archive, to: Path) -> Iterator[None]:
     """Around all work on the target folder: it may not be the archive, and its OSErrors are the caller's to mend."""
-    if to.resolve().is_relative_to(archive.root.resolve()):
+    with as_caller():
+        inside = to.resolve().is_relative_to(archive.root.resolve())
+    if inside:
         raise UsageError("--to: copies cannot be put into the archive itself")
     try:
         yield
@@ -77,7 +80,7 @@ def _copy(archive: Archive, version: Version, folder: Path, name: str, zone: dt.
         source = archive.open_media(version)
     except ItemError as error:
         raise _DamagedError from error
-    with source:
+    with source, as_caller():
         _make_folder(folder)
         temporary = folder / f".syncd-{secrets.token_hex(8)}"
         try:
@@ -86,7 +89,7 @@ def _copy(archive: Archive, version: Version, folder: Path, name: str, zone: dt.
             path = _name_it(temporary, folder, name)
         finally:
             temporary.unlink(missing_ok=True)
-    _sync_folder(folder)
+        _sync_folder(folder)
     return path
 
 

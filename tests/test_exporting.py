@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime as dt
 import hashlib
@@ -9,6 +10,8 @@ import json
 import os
 import random
 import re
+import shutil
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ from syncd.exporting import Exported
 from syncd.index import Index
 from syncd.model import Item, Listed, Patient
 from syncd.naming import folder_name
+from syncd.service import become_owner
 from tests.test_retrieve import DOCUMENT, NAME, T0, ZONE, Shelf, files
 
 AT = T0 + 7 * 86_400.0
@@ -341,3 +345,37 @@ def test_thousand_random_versions_are_exported_with_equal_digests(shelf: Shelf, 
     assert {hashlib.sha256(path.read_bytes()).hexdigest() for path in made} == wanted
     told = {row["sha256"] for table in (tmp_path / "out").rglob("index.csv") for row in rows(table)}
     assert told == wanted
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_called_by_sudo_the_copies_are_the_callers_in_a_folder_that_is_closed_to_the_owner_of_the_state(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, caller = 4321, 1234
+    shelf.put(DOCUMENT, b"one")
+    shelf.index.close()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        ours, home = Path(folder) / "ours", Path(folder) / "home"
+        shutil.copytree(tmp_path, ours, ignore=lambda *_: ["export"])
+        home.mkdir(mode=0o700)
+        Path(folder).chmod(0o755)
+        os.chown(home, caller, caller)
+        for path in (ours, *ours.rglob("*")):
+            os.chown(path, owner, owner)
+        monkeypatch.setenv("SUDO_UID", str(caller))
+        monkeypatch.setenv("SUDO_GID", str(caller))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                become_owner(ours, for_good=False)
+                index = Index(ours / "index.db")
+                there = Shelf(index, Catalog(index, "main"), Archive(ours / "archive", 0))
+                export(there, [101], home / "out", title="all")
+                code = 0 if os.geteuid() == owner else 2
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        made = [home / "out", *(home / "out").rglob("*")]
+        assert len(made) == 7
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(caller, caller)}
+        assert {path.stat().st_uid for path in (ours, *ours.rglob("*"))} == {owner}
