@@ -149,8 +149,8 @@ def table(pat_num: int, entries: Iterable[Entry]) -> str:
     writer.writerow(COLUMNS)
     for entry in entries:
         row = entry.row
-        told = (row["id"], pat_num, LACKS[entry.lack], _date(row), row["category"], undated(row["description"]))
-        told = (*told, row["tooth_numbers"], row["img_type"], row["version"], row["archived_at"], row["bytes"])
+        told = [row["id"], pat_num, LACKS[entry.lack], _date(row), row["category"], undated(row["description"])]
+        told += [row["tooth_numbers"], row["img_type"], row["version"], row["archived_at"], row["bytes"]]
         writer.writerow(map(_cell, (*told, row["media_type"], row["sha256"], entry.file)))
     return paper.getvalue()
 
@@ -182,7 +182,7 @@ def _in_order(entries: Iterable[Entry]) -> list[Entry]:
     there = list(entries)
     mounts = {entry.row["num"]: entry for entry in there if entry.row["kind"] == "mount"}
     images: dict[int, list[Entry]] = {num: [] for num in mounts}
-    tops = []
+    tops = list[Entry]()
     for entry in there:
         images.get(_mount_of(entry.row), tops).append(entry)
     tops.sort(key=lambda entry: (str(entry.row["date_created"] or ""), entry.row["num"]), reverse=True)

@@ -26,7 +26,7 @@ from syncd.catalog import Catalog
 from syncd.errors import SiteError, UsageError
 from syncd.exporting import Exported
 from syncd.index import Index
-from syncd.model import Item, Listed, Patient
+from syncd.model import Item, Kind, Listed, Patient
 from syncd.naming import folder_name
 from syncd.service import become_owner
 from tests.test_retrieve import DOCUMENT, NAME, T0, ZONE, Shelf, files
@@ -333,7 +333,7 @@ def test_interrupted_at_any_moment_it_leaves_whole_files_only(
 
 def test_thousand_random_versions_are_exported_with_equal_digests(shelf: Shelf, tmp_path: Path) -> None:
     rng = random.Random(6)
-    kinds = ("document", "mount-image", "sheet")
+    kinds: tuple[Kind, ...] = ("document", "mount-image", "sheet")
     with shelf.index.transaction():
         wanted = {
             shelf.put(Item(101 + number % 7, rng.choice(kinds), number), rng.randbytes(rng.randint(1, 4000))).sha256

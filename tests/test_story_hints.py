@@ -255,24 +255,25 @@ def expected(world: World, day: str) -> list[int]:
     return [pat_num for _, pat_num in world.catalog().day(day)[1]]
 
 
-def test_appointments_of_a_day_are_kept_as_they_were_last_told(slow: World) -> None:
-    noon = datetime.fromtimestamp(slow.clock.now(), slow.settings.zone).replace(hour=12)
+def test_appointments_of_a_day_are_kept_as_they_were_last_told(tmp_path: Path) -> None:
+    world = World.start(tmp_path, 6, past=FEW, interval=60.0, hinted=True)
+    noon = datetime.fromtimestamp(world.clock.now(), world.settings.zone).replace(hour=12)
     tomorrow, in_a_week = (noon + timedelta(days=days) for days in (1, 7))
-    number = slow.practice.add_appointment(3, tomorrow.timestamp())
-    slow.practice.add_appointment(2, tomorrow.timestamp() - HOUR)
-    slow.practice.add_appointment(4, in_a_week.timestamp())
-    slow.practice.add_appointment(5, tomorrow.timestamp(), AptStatus=APT_STATUSES.index("Broken"))
-    slow.run(hours=26)
-    today = tomorrow.date().isoformat()
-    seen_at, starts = slow.catalog().day(today)
+    number = world.practice.add_appointment(3, tomorrow.timestamp())
+    world.practice.add_appointment(2, tomorrow.timestamp() - HOUR)
+    world.practice.add_appointment(4, in_a_week.timestamp())
+    world.practice.add_appointment(5, tomorrow.timestamp(), AptStatus=APT_STATUSES.index("Broken"))
+    world.run(hours=2)
+    day = tomorrow.date().isoformat()
+    seen_at, starts = world.catalog().day(day)
     assert starts == [(tomorrow.timestamp() - HOUR, 2), (tomorrow.timestamp(), 3)]
     assert seen_at is not None
-    assert slow.clock.now() - seen_at < HOUR
-    assert expected(slow, in_a_week.date().isoformat()) == [4]
-    slow.practice.delete("appointment", number)
-    slow.run(hours=1)
-    assert expected(slow, today) == [2]
-    assert slow.catalog().day("2001-01-01") == (None, [])
+    assert world.clock.now() - seen_at < HOUR
+    assert expected(world, in_a_week.date().isoformat()) == [4]
+    world.practice.delete("appointment", number)
+    world.run(hours=1)
+    assert expected(world, day) == [2]
+    assert world.catalog().day("2001-01-01") == (None, [])
 
 
 def test_days_long_past_are_forgotten(slow: World) -> None:
