@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from flit_core import buildapi
+from flit_core import buildapi  # type: ignore[import-untyped]  # it has no types
 
 from syncd.exporting import PAGE_FILES
 from tests.licences import acceptable, licence, locked
