@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE# else each of a thousand processes compiles the
 demo: $(VENV)/.ready
 	$(BIN)/syncd demo
 
-DECISIONS  := agenda answers changes config diff faces guards metrics naming notices pacing report
+DECISIONS  := agenda answers changes config diff faces gallery guards metrics naming notices pacing report
 NOTHING_LOST := archive identity index mirror scrub
 
 test: check

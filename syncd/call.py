@@ -80,6 +80,7 @@ class Call:
     verbose: int = 0
     as_json: bool = False
     dry_run: bool = False
+    copying: bool = False  # its copies belong to whoever called, not to the owner of the state
     clock: SystemClock = field(default_factory=SystemClock)
     actor: str = field(default_factory=audit.actor)  # before this process becomes the owner of the state
 
@@ -331,7 +332,7 @@ def waited(call: Call, seconds: float, look: Callable[[], str | None]) -> str | 
 @contextlib.contextmanager
 def index_if_any(call: Call) -> Iterator[Index | None]:
     """The practice's index, or None where there is none yet: a reader makes nothing."""
-    become_owner(call.settings.state_path)
+    become_owner(call.settings.state_path, for_good=not call.copying)
     path = call.settings.state_path / "index.db"
     if not path.exists():
         yield None

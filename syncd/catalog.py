@@ -175,6 +175,28 @@ class Catalog:
         """The rows of one item, as `find` has them; one at least, unless the item is unknown."""
         return list(self.find(Filters(patient=item.pat_num, kind=item.kind, num=item.num)))
 
+    def person(self, pat_num: int) -> Row:
+        """Name, birthdate (yyyy-mm-dd or empty), and `listed_at`: since when each list was read at least once more.
+
+        `listed_at` is None where a list was never read, as in a bare archive; names are empty where they are not kept.
+        """
+        (row,) = self.index.rows(_PERSON, pat_num)
+        return row | {"birthdate": "" if (row["birthdate"] or "").startswith("0001") else row["birthdate"] or ""}
+
+    def day(self, day: str) -> tuple[float | None, list[tuple[float, int]]]:
+        """When the appointments of a day (yyyy-mm-dd) were last seen, None for never; each start and its PatNum."""
+        seen_at = self.index.value("SELECT seen_at FROM appointment_day WHERE day = ?", day)
+        rows = self.index.rows("SELECT starts_at, pat_num FROM appointment WHERE day = ? ORDER BY 1, 2", day)
+        return seen_at, [(row["starts_at"], row["pat_num"]) for row in rows]
+
+    def everybody(self) -> list[int]:
+        """Every patient of whom an item is known."""
+        return self._patients(Filters())
+
+    def knows(self, pat_num: int) -> bool:
+        """Whether an item of this patient is known."""
+        return self.index.value("SELECT 1 FROM item WHERE pat_num = ? LIMIT 1", pat_num) is not None
+
     def versions(self, item: Item) -> list[Version]:
         """Every sidecar, by (version, sidecar). `listing` is the item's newest one; mount_images is not told."""
         sql = (
@@ -374,6 +396,11 @@ def drawn(index: Index, count: int, where: str, *values: object) -> list[Row]:
     return list({(row["pat_num"], row["kind"], row["num"]): row for row in found}.values())[:count]
 
 
+_PERSON: Final = (
+    "SELECT last_name, first_name, preferred, substr(birthdate, 1, 10) AS birthdate, (SELECT nullif(min(polled_at), 0)"
+    " FROM list l WHERE l.pat_num = asked.pat_num) AS listed_at FROM (SELECT ? AS pat_num) asked LEFT JOIN patient"
+    " USING (pat_num)"
+)
 _CHORE_TIMES: Final = ("scrubbed_at", "scrub_due_at", "index_copied_at", "drilled_at", "drill_due_at")
 _ARCHIVED: Final = (  # as one day of many: its index has every column
     "SELECT count(*) AS versions, coalesce(sum(version = 1), 0) AS items, coalesce(sum(bytes), 0) AS bytes,"

@@ -23,6 +23,7 @@ from syncd.listing import Lists, Step
 from syncd.model import LARGEST_KEY, Appointment, ListKey, Patient
 from syncd.pacing import office_is_open
 
+Days = tuple[str, str]  # first and last, yyyy-mm-dd in the office's time
 Hint = Literal["permissions", "feed", "count", "patients", "today", "week"]
 HINTS: Final[tuple[Hint, ...]] = ("permissions", "feed", "count", "patients", "today", "week")
 EVERY: Final[dict[Hint, float]] = {
@@ -35,6 +36,7 @@ EVERY: Final[dict[Hint, float]] = {
 }
 FEED_EVERY_CLOSED = 300.0
 BUDGET_OF_A_HINT = 0.05  # at most, where requests are rarer than one a second
+KEPT_DAYS = dt.timedelta(7)  # that appointments are kept after their day
 NIGHT = 1  # o'clock in the practice: when the patients' documents are counted
 AGING_RUN = 60  # rows at once: a nightly run over everybody, and no visits (freshness.md)
 PAGES_A_ROUND = 10
@@ -152,8 +154,9 @@ class Hints:
             return self._count_step(0)
         if hint == "patients":
             return self._patients_step(0)
-        first, last = (today, today) if hint == "today" else (today + dt.timedelta(1), today + dt.timedelta(7))
-        return self._appointments_step(hint, first.isoformat(), last.isoformat(), 0)
+        ahead = (0, 1) if hint == "today" else (2, 7)  # tomorrow's, too: it is prepared today (`export --day tomorrow`)
+        first, last = ((today + dt.timedelta(days)).isoformat() for days in ahead)
+        return self._appointments_step(hint, (first, last))
 
     # --- the change feed
 
@@ -257,23 +260,37 @@ class Hints:
         self._since = max(before, self._newest)
         return None
 
-    def _appointments_step(self, hint: Hint, first: str, last: str, offset: int) -> Step:
+    def _appointments_step(self, hint: Hint, days: Days, before: Sequence[Appointment] = ()) -> Step:
         if "appointments" not in self._trusted:
             return self._proof(hint, partial(self._doors.api.appointments, IMPOSSIBLE_DAY, IMPOSSIBLE_DAY, 0))
-        ask = partial(self._doors.api.appointments, first, last, offset)
-        return HintStep(self, hint, ask, partial(self._appointments, hint=hint, first=first, last=last, offset=offset))
+        ask = partial(self._doors.api.appointments, *days, len(before))
+        return HintStep(self, hint, ask, partial(self._appointments, hint=hint, days=days, before=before))
 
     def _appointments(
-        self, answer: Sequence[Appointment], now: float, hint: Hint, first: str, last: str, offset: int
+        self, answer: Sequence[Appointment], now: float, hint: Hint, days: Days, before: Sequence[Appointment]
     ) -> Step | None:
-        """Who is expected, and when, in the office's own time."""
-        del now
+        """Who is expected, and when, in the office's own time; kept once the last page of these days was read."""
+        seen = [*before, *answer]
+        if len(answer) >= changes.PAGE:
+            return self._appointments_step(hint, days, seen)
         zone = self._doors.settings.zone
-        starts = ((each.pat_num, local_time(each.starts, zone)) for each in answer if each.status not in WITHOUT_VISIT)
-        self.visits += [(pat_num, start) for pat_num, start in starts if start is not None]
-        if len(answer) < changes.PAGE:
-            return None
-        return self._appointments_step(hint, first, last, offset + len(answer))
+        starts = ((each, local_time(each.starts, zone)) for each in seen if each.status not in WITHOUT_VISIT)
+        visits = [(each.starts[:10], start, each.pat_num) for each, start in starts if start is not None]
+        self.visits += [(pat_num, start) for _, start, pat_num in visits]
+        self._keep([visit for visit in visits if days[0] <= visit[0] <= days[1]], days, now)
+        return None
+
+    def _keep(self, visits: Sequence[tuple[str, float, int]], days: Days, now: float) -> None:
+        """These days are now known as this answer tells them; days long past are of no more use."""
+        first, last = map(dt.date.fromisoformat, days)
+        asked = [(first + dt.timedelta(n)).isoformat() for n in range((last - first).days + 1)]
+        index, past = self._doors.index, (first - KEPT_DAYS).isoformat()
+        with index.transaction():
+            index.run("DELETE FROM appointment_day WHERE day BETWEEN ? AND ? OR day < ?", *days, past)
+            for day in asked:
+                index.run("INSERT INTO appointment_day VALUES (?, ?)", day, now)
+            for visit in visits:
+                index.run("INSERT OR IGNORE INTO appointment VALUES (?, ?, ?)", *visit)
 
     def _proof(self, hint: Hint, ask: Callable[[], Sequence[object]]) -> Step:
         """An impossible question: an answer shows that the filter is ignored, and what it would tell is nothing."""

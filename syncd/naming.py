@@ -66,7 +66,9 @@ _ARCHIVE_PATH: Final = re.compile(
     rf"/{_N}-[0-9a-f]{{12}}\.(?:(?:(?:[2-9]|[1-9][0-9]{{1,17}})\.)?json|{'|'.join(sorted(EXTENSIONS))})"
 )
 _DATE_PREFIX: Final = re.compile(r"\s*\d{1,4}[./-]\d{1,2}[./-]\d{1,4}:")  # the list's Description has one (facts.md)
-_EXPORT_BYTES: Final = 200  # of the 255 that file systems take: room for a path on Windows and for a person's suffix
+_EXPORT_BYTES: Final = 120  # with the folders above it, below the 260 letters that a path has on Windows
+_CATEGORY_LETTERS: Final = 40
+_DEVICE: Final = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)  # Windows
 
 
 def own_extension(file_name: str | None) -> str | None:
@@ -192,6 +194,17 @@ def plain_words(text: object) -> str:
     return " ".join(sanitize_filename(words, platform="universal", replacement_text=" ").split()).strip(" .-")
 
 
+def folder_name(category: str | None) -> str:
+    """A category as a folder's name, safe on Windows, macOS and Linux."""
+    name = plain_words(category or "")[:_CATEGORY_LETTERS].rstrip(" .-") or "Without category"
+    return f"_{name}" if _DEVICE.fullmatch(name) else name
+
+
+def undated(description: object) -> str:
+    """A description without the date that Open Dental's list puts before some."""
+    return _DATE_PREFIX.sub("", str(description or ""), count=1)
+
+
 def export_name(version: Version, numbered: bool = False) -> str:
     """`2021-04-08 Lab Cases - Scanned image (document-34).jpg`: safe on Windows, macOS and Linux.
 
@@ -202,7 +215,7 @@ def export_name(version: Version, numbered: bool = False) -> str:
     date = str(listing.get("DateCreated") or listing.get("DateTimeSheet") or "")[:10]
     if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", date) or date.startswith("0001"):
         date = "undated"
-    texts = (listing.get("docCategory"), _DATE_PREFIX.sub("", str(listing.get("Description") or ""), count=1))
+    texts = (listing.get("docCategory"), undated(listing.get("Description")))
     title = f"{date} {' - '.join(filter(None, (plain_words(text or '') for text in texts)))}"
     number = f" version {version.version}" if numbered else ""
     ending = f" ({version.item.id}{number}).{version.extension}"

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import click
 from click import option
 
-from syncd import errors, report, retrieve, scrub, wiring, wishes
+from syncd import errors, exporting, report, scrub, wiring, wishes
 from syncd.audit import Problem
 from syncd.call import (
     FOLDER,
@@ -35,6 +35,7 @@ from syncd.call import (
 )
 from syncd.catalog import STATES, Catalog, Filters, Row
 from syncd.checker import CODES, HARMLESS, Code, Finding, Tally
+from syncd.config import Settings
 from syncd.errors import EXIT_OK, SiteError, UsageError
 from syncd.logs import open_logs
 from syncd.model import KINDS, Version
@@ -215,29 +216,84 @@ def _details(event: Row) -> str:
 
 @verb(
     "export",
-    option("--patient", "patients", type=NUMBER, multiple=True, required=True, help="PatNum; may be repeated."),
+    option("--patient", "patients", type=NUMBER, multiple=True, help="PatNum; may be repeated."),
+    option("--all", "everybody", is_flag=True, help="Every patient."),
+    option("--day", metavar="DATE", help="Whoever has an appointment: today, tomorrow or yyyy-mm-dd."),
     option("--to", type=FOLDER, required=True, help="Folder for the copies."),
     option("--vanished", is_flag=True, help="Also what left the listings."),
     dry,
     json_too,
 )
-def export(call: Call, patients: tuple[int, ...], to: Path, vanished: bool) -> int:
-    """Verified copies of a patient's documents, with names for people. 4 when an archived file is damaged."""
+def export(call: Call, patients: tuple[int, ...], everybody: bool, day: str | None, to: Path, vanished: bool) -> int:
+    """Verified copies for people, with a gallery that opens from disk. 4 when an archived file is damaged."""
+    if sum(map(bool, (patients, everybody, day))) != 1:
+        raise UsageError("say whose documents: --patient, --all or --day")
+    call.copying = True
     with shelf_of(call) as (catalog, archive, settings):
+        wanted, title, facts = _wanted(catalog, settings, patients, _day(call, settings, day))
         if call.dry_run:
-            rows = [row for number in patients for row in catalog.find(Filters(patient=number, current=True))]
-            rows = [row for row in rows if row["kind"] in retrieve.EXPORTED]
-            sizes = [row["bytes"] for row in rows if vanished or row["state"] != "vanished"]
-            words = f"would copy {len(sizes):,} files, {report.human_bytes(sum(sizes))}"
-            return call.answer({"would_copy": len(sizes), "bytes": sum(sizes)}, words)
-        options = ["vanished"] if vanished else None
-        record(call, catalog.index, "export", pat_nums=[*patients], filters=options)
-        done = retrieve.export(catalog, archive, patients, to, settings.zone, vanished=vanished)
-    words = f"{done.files:,} files, {report.human_bytes(done.bytes)}; vanished and left out: {done.vanished:,}"
-    said = {"files": done.files, "bytes": done.bytes, "damaged": done.damaged, "vanished_left_out": done.vanished}
-    call.answer(said, words)
+            return _would_export(call, catalog, wanted, vanished)
+        options = [name for name, given in (("all", everybody), ("day", day), ("vanished", vanished)) if given]
+        pat_nums = list(wanted)
+        for first in range(0, len(pat_nums), NAMED):
+            some = pat_nums[first : first + NAMED]
+            record(call, catalog.index, "export", pat_nums=some, filters=options or None)
+        zone, now = settings.zone, call.clock.now()
+        done = exporting.export(catalog, archive, wanted, to, zone, now, vanished=vanished, title=title, facts=facts)
+    words = [f"{done.files:,} files, {report.human_bytes(done.bytes)}; vanished and left out: {done.vanished:,}"]
+    words[0] += f"; there already: {done.kept:,}" if done.kept else ""
+    words[0] += f"; not archived yet: {done.owed:,}" if done.owed else ""
+    words += [f"no documents: {', '.join(f'patient-{each}' for each in done.unknown)}"] if done.unknown else []
+    words += [*facts, f"open {plain(done.page)}"] if done.page else facts
+    said: Row = {"patients": len(wanted), "files": done.files, "bytes": done.bytes, "kept": done.kept}
+    said |= {"damaged": done.damaged, "vanished_left_out": done.vanished, "not_archived_yet": done.owed}
+    said |= {"without_documents": done.unknown, "page": str(done.page) if done.page else None}
+    call.answer(said, "\n".join(words))
     complain(errors.EXIT_DAMAGE, *(f"{name}: the archived file is damaged" for name in done.damaged))
     return errors.EXIT_DAMAGE if done.damaged else EXIT_OK
+
+
+def _day(call: Call, settings: Settings, day: str | None) -> dt.date | None:
+    """`today`, `tomorrow` or yyyy-mm-dd, as the practice's calendar has it."""
+    if day is None:
+        return None
+    today = dt.datetime.fromtimestamp(call.clock.now(), settings.zone).date()
+    try:
+        known = {"today": today, "tomorrow": today + dt.timedelta(1)}
+        return known[day] if day in known else dt.date.fromisoformat(day)
+    except ValueError as error:
+        raise UsageError("--day: write today, tomorrow, or a date like 2026-11-30") from error
+
+
+def _wanted(
+    catalog: Catalog, settings: Settings, patients: tuple[int, ...], day: dt.date | None
+) -> tuple[dict[int, list[float]], str, list[str]]:
+    """Whose documents are asked for, with the times of their appointments; title and facts of the page above them."""
+    if day is not None:
+        seen_at, starts = catalog.day(day.isoformat())
+        if seen_at is None:
+            raise UsageError(
+                f"the appointments of {day} were never seen: syncd asks for today's and the next seven days'"
+            )
+        expected: dict[int, list[float]] = {}
+        for start, pat_num in starts:
+            expected.setdefault(pat_num, []).append(start)
+        facts = f"{len(starts):,} appointments, as Open Dental had them {local(report.iso(seen_at), settings.zone)}"
+        return expected, f"{day:%A} {day}", [facts]
+    for pat_num in patients:
+        if not catalog.knows(pat_num):
+            raise UsageError(f"patient-{pat_num}: nothing of this patient is known")
+    everybody = patients or catalog.everybody()
+    title = "" if len(set(patients)) == 1 else f"{len(everybody):,} patients"
+    return {pat_num: [] for pat_num in everybody}, title, []
+
+
+def _would_export(call: Call, catalog: Catalog, wanted: Iterable[int], vanished: bool) -> int:
+    rows = [row for number in wanted for row in catalog.find(Filters(patient=number, current=True))]
+    rows = [row for row in rows if row["kind"] in exporting.EXPORTED]
+    sizes = [row["bytes"] for row in rows if vanished or row["state"] != "vanished"]
+    words = f"would copy {len(sizes):,} files, {report.human_bytes(sum(sizes))}"
+    return call.answer({"would_copy": len(sizes), "bytes": sum(sizes)}, words)
 
 
 # --- the archive against the index

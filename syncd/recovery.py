@@ -58,7 +58,11 @@ NOT_YET: Final = "ordered; it is carried out as soon as the archive can be writt
 def restore(
     call: Call, wanted: str | None, patient: int | None, to: Path, as_of: str | None, number: int | None
 ) -> int:
-    """A verified copy of one item: the newest version, what syncd had by then, or any; or a patient's past state."""
+    """A verified copy of one item, or a patient's past state.
+
+    Of an item: the newest version, what syncd had by then, or any.
+    """
+    call.copying = True
     with shelf_of(call) as (catalog, archive, settings):
         at = moment(as_of, settings, "--as-of")
         if patient is not None:

@@ -10,26 +10,26 @@ import contextlib
 import datetime as dt
 import errno
 import hashlib
+import itertools
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from syncd.archive import Archive
-from syncd.catalog import Catalog, Filters, Row
+from syncd.catalog import Catalog
 from syncd.errors import ItemError, UsageError
-from syncd.model import Item, Kind, Version
-from syncd.naming import export_name, plain_words
+from syncd.model import Item, Version
+from syncd.naming import export_name, folder_name
+from syncd.service import as_caller
 
-EXPORTED: Final[frozenset[Kind]] = frozenset(("document", "mount", "mount-image", "sheet"))
 _CHUNK: Final = 1 << 20
-_CATEGORY_LETTERS: Final = 60
 _NO_LINKS: Final = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))  # as on a FAT stick
 
 
-class _DamagedError(Exception):
+class DamagedError(Exception):
     """The archived file is not there, or has other bytes than were archived."""
 
 
@@ -51,19 +51,6 @@ class PastState:
     bytes: int
     damaged: tuple[str, ...]
     destroyed: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What became of an export. `damaged`: full ids of what was left out because its file is not what it was.
-
-    `vanished`: how many items were left out because they are not in the practice's listing any more.
-    """
-
-    files: int
-    bytes: int
-    damaged: tuple[str, ...]
-    vanished: int
 
 
 def restore(
@@ -89,10 +76,10 @@ def restore(
         raise UsageError(f"{item.full_id} {gone}" + (f" {number}" if number else "" if at is None else " by then"))
     version = _as_listed(archive, version)
     named = name or export_name(version, numbered=at is not None or number is not None)
-    with _target(archive, to):
+    with target(archive, to):
         try:
-            return Restored(version.version, _copy(archive, version, to, named, zone))
-        except _DamagedError:
+            return Restored(version.version, copy(archive, version, to, named, zone))
+        except DamagedError:
             return Restored(version.version, None)
 
 
@@ -109,13 +96,13 @@ def restore_patient(
     if not versions and not destroyed:
         raise UsageError(f"patient-{pat_num}: nothing of this patient was archived by then")
     damaged, size = [], 0
-    with _target(archive, to):
+    with target(archive, to):
         for version in versions:
             folder = to / str(pat_num) / folder_name(_category(version))
             try:
-                _copy(archive, version, folder, export_name(version, numbered=True), zone)
+                copy(archive, version, folder, export_name(version, numbered=True), zone)
                 size += version.bytes
-            except _DamagedError:
+            except DamagedError:
                 damaged.append(version.item.full_id)
     return PastState(len(versions) - len(damaged), size, tuple(damaged), tuple(item.full_id for item in destroyed))
 
@@ -130,50 +117,12 @@ def _category(version: Version) -> str:
     return str(version.listing.get("SheetType" if version.item.kind == "sheet" else "docCategory") or "")
 
 
-def export(
-    catalog: Catalog, archive: Archive, patients: Iterable[int], to: Path, zone: dt.tzinfo, *, vanished: bool = False
-) -> Exported:
-    """Verified copies of the current versions of these patients' items: `TO/101/Lab Cases/2021-04-08 ... .jpg`.
-
-    Thumbnails stay out, and what left the listing unless `vanished`: it may have been another person's. Raises
-    UsageError for a patient of whom nothing is known, or when the folder cannot be written.
-    """
-    files = size = left_out = 0
-    damaged: list[str] = []
-    with _target(archive, to):
-        for pat_num in patients:
-            for row in _exportable(catalog, pat_num):
-                if row["state"] == "vanished" and not vanished:
-                    left_out += 1
-                    continue
-                folder = to / str(pat_num) / folder_name(row["category"])
-                versions = catalog.versions(Item(pat_num, row["kind"], row["num"]))
-                version = max(versions, key=lambda version: version.seq)
-                try:
-                    _copy(archive, version, folder, export_name(version), zone)
-                except _DamagedError:
-                    damaged.append(version.item.full_id)
-                else:
-                    files, size = files + 1, size + version.bytes
-    return Exported(files, size, tuple(damaged), left_out)
-
-
-def _exportable(catalog: Catalog, pat_num: int) -> Iterator[Row]:
-    rows = list(catalog.find(Filters(patient=pat_num)))
-    if not rows:
-        raise UsageError(f"patient-{pat_num}: nothing of this patient is known")
-    return (row for row in rows if row["current"] and row["kind"] in EXPORTED)
-
-
-def folder_name(category: str | None) -> str:
-    """A category as a folder's name, safe on Windows, macOS and Linux."""
-    return plain_words(category or "")[:_CATEGORY_LETTERS].rstrip(" .-") or "Without category"
-
-
 @contextlib.contextmanager
-def _target(archive: Archive, to: Path) -> Iterator[None]:
+def target(archive: Archive, to: Path) -> Iterator[None]:
     """Around all work on the target folder: it may not be the archive, and its OSErrors are the caller's to mend."""
-    if to.resolve().is_relative_to(archive.root.resolve()):
+    with as_caller():
+        inside = to.resolve().is_relative_to(archive.root.resolve())
+    if inside:
         raise UsageError("--to: copies cannot be put into the archive itself")
     try:
         yield
@@ -182,15 +131,14 @@ def _target(archive: Archive, to: Path) -> Iterator[None]:
         raise UsageError(f"--to: the folder cannot be written ({code})") from error
 
 
-def _copy(archive: Archive, version: Version, folder: Path, name: str, zone: dt.tzinfo) -> Path:
+def copy(archive: Archive, version: Version, folder: Path, name: str, zone: dt.tzinfo) -> Path:
     """Copy under a temporary name, verify, make durable, then give it the first free one of its names."""
     try:
         source = archive.open_media(version)
     except ItemError as error:
-        raise _DamagedError from error
-    with source:
-        for missing in [each for each in (*reversed(folder.parents), folder) if not each.exists()]:
-            missing.mkdir(mode=0o700)
+        raise DamagedError from error
+    with source, as_caller():
+        make_folder(folder)
         temporary = folder / f".syncd-{secrets.token_hex(8)}"
         try:
             _write_verified(source, version, temporary)
@@ -198,8 +146,14 @@ def _copy(archive: Archive, version: Version, folder: Path, name: str, zone: dt.
             path = _name_it(temporary, folder, name)
         finally:
             temporary.unlink(missing_ok=True)
-    _sync_folder(folder)
+        _sync_folder(folder)
     return path
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those above it that are missing, for the owner only."""
+    for missing in [each for each in (*reversed(folder.parents), folder) if not each.exists()]:
+        missing.mkdir(mode=0o700)
 
 
 def _write_verified(source: BinaryIO, version: Version, temporary: Path) -> None:
@@ -213,7 +167,7 @@ def _write_verified(source: BinaryIO, version: Version, temporary: Path) -> None
         copy.flush()
         os.fsync(copy.fileno())
     if (size, digest.hexdigest()) != (version.bytes, version.sha256):
-        raise _DamagedError
+        raise DamagedError
 
 
 def _read(source: BinaryIO) -> bytes:
@@ -221,20 +175,24 @@ def _read(source: BinaryIO) -> bytes:
     try:
         return source.read(_CHUNK)
     except OSError as error:
-        raise _DamagedError from error
+        raise DamagedError from error
 
 
 def _name_it(temporary: Path, folder: Path, name: str) -> Path:
     """Link the copy under the first name that is free: `name.jpg`, `name (2).jpg`, ..."""
-    stem, dot, extension = name.rpartition(".")
-    path, number = folder / name, 1
-    while True:
-        try:
+    for path in possible_names(folder, name):
+        with contextlib.suppress(FileExistsError):
             _link(temporary, path)
-            return path
-        except FileExistsError:
-            number += 1
-            path = folder / f"{stem} ({number}){dot}{extension}"
+            break
+    return path
+
+
+def possible_names(folder: Path, name: str) -> Iterator[Path]:
+    """The names that a copy may get, in order: `name.jpg`, `name (2).jpg`, ..."""
+    stem, dot, extension = name.rpartition(".")
+    yield folder / name
+    for number in itertools.count(2):
+        yield folder / f"{stem} ({number}){dot}{extension}"
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -245,7 +203,11 @@ def _link(temporary: Path, path: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def _modified_at(version: Version, zone: dt.tzinfo) -> float:

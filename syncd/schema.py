@@ -222,6 +222,17 @@ def large_indexes(db: Database) -> None:
     db.conn.execute("CREATE INDEX list_polled ON list (polled_at)")
 
 
+@migrations()
+def appointments(db: Database) -> None:
+    """Who is expected when, as the appointments' hint saw it: `export --day`. Days are the office's own."""
+    db.conn.execute("CREATE TABLE appointment_day (day TEXT PRIMARY KEY, seen_at REAL NOT NULL) STRICT, WITHOUT ROWID")
+    db.conn.execute(
+        "CREATE TABLE appointment (day TEXT NOT NULL REFERENCES appointment_day ON DELETE CASCADE,"
+        " starts_at REAL NOT NULL, pat_num INTEGER NOT NULL, PRIMARY KEY (day, starts_at, pat_num))"
+        " STRICT, WITHOUT ROWID"
+    )
+
+
 def refuse_later(db: Database) -> None:
     """Raise ConfigError where a later syncd migrated this index: what this one would write there is not known."""
     known = {migration.name for migration in migrations.pending(Database(memory=True))}

@@ -377,8 +377,11 @@ def _read_secret(candidates: list[Path], trusted: Path | None, one_line: bool) -
     raise ValueError("no such file: create it in the folder of config.toml, then chmod 600")
 
 
-def become_owner(state_path: Path) -> None:
-    """As root, become the owner of an existing state folder, with that user's groups. Otherwise nothing changes."""
+def become_owner(state_path: Path, for_good: bool = True) -> None:
+    """As root, become the owner of an existing state folder, with that user's groups. Otherwise nothing changes.
+
+    Not `for_good`: `as_caller` finds the way back.
+    """
     try:
         owner = state_path.stat()
     except FileNotFoundError:
@@ -392,7 +395,38 @@ def become_owner(state_path: Path) -> None:
     except KeyError:  # a number without a name: systemd's DynamicUser=, seen while the service is down
         os.setgroups([])
         os.setgid(owner.st_gid)
-    os.setuid(owner.st_uid)
+    os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid if for_good else 0)
+
+
+@contextlib.contextmanager
+def as_caller() -> Iterator[None]:
+    """In here be whoever called `sudo`, or root: copies for people are theirs, and lie where they may write.
+
+    Nothing changes for a process that was not called by root, or became another user for good.
+    """
+    user, group = (int(os.environ.get(name) or 0) for name in ("SUDO_UID", "SUDO_GID"))
+    before, in_group, groups = os.geteuid(), os.getegid(), os.getgroups()
+    if 0 not in os.getresuid() or user == before:
+        yield
+        return
+    os.seteuid(0)
+    try:
+        os.setgroups(os.getgrouplist(_name_of(user), group))
+        os.setegid(group)
+        os.seteuid(user)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(in_group)
+        os.setgroups(groups)
+        os.seteuid(before)
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 @contextlib.contextmanager

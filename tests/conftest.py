@@ -31,6 +31,7 @@ _printed: list[tuple[str, str]] = []
 settings.register_profile("untimed", deadline=None)  # the machines are shared: slow is not wrong
 settings.load_profile("untimed")
 
+os.environ.pop("SUDO_UID", None)  # `sudo make test`: what the tests export stays root's
 if os.access(RAM_DISK, os.W_OK):
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(RAM_DISK))
 

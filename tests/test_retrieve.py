@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import errno
 import hashlib
 import os
@@ -12,15 +11,13 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from syncd.archive import Archive, Publication
 from syncd.catalog import Catalog
-from syncd.errors import SiteError, UsageError
+from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.model import Item, Patient, Version
-from syncd.retrieve import export, folder_name, restore
+from syncd.retrieve import restore
 
 T0 = 1_795_000_000.0
 ZONE = ZoneInfo("America/Chicago")
@@ -37,20 +34,30 @@ class Shelf:
     archive: Archive
     seq: int = 0
 
-    def put(self, item: Item, content: bytes, number: int = 1, at: float = T0, **fields: str) -> Version:
+    def put(
+        self,
+        item: Item,
+        content: bytes,
+        number: int = 1,
+        at: float = T0,
+        kind: str = "image/jpeg jpg",
+        mount_num: int | None = None,
+        **fields: str,
+    ) -> Version:
+        """Archive it; `kind`: media type and extension."""
         self.seq += 1
         listing = {"DateCreated": "2021-04-08 10:00:00", "docCategory": "BWX", "Description": "Left bitewing"} | fields
         version = Version(
             seq=self.seq,
             item=item,
-            mount_num=None,
+            mount_num=mount_num,
             version=number,
             sidecar=1,
             revision=f"r{number}",
             sha256=hashlib.sha256(content).hexdigest(),
             bytes=len(content),
-            extension="jpg",
-            media_type="image/jpeg",
+            extension=kind.split()[1],
+            media_type=kind.split(maxsplit=1)[0],
             file_name="scan.jpg",
             listed_at=at,
             placed_at=at,
@@ -85,66 +92,6 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def test_export_puts_verified_copies_into_a_folder_per_patient_and_category(shelf: Shelf, tmp_path: Path) -> None:
-    shelf.put(DOCUMENT, b"one")
-    shelf.put(Item(101, "sheet", 45), b"two", SheetType="Consent", Description="Consent form")
-    shelf.put(Item(102, "document", 7), b"three", docCategory="")
-    to = tmp_path / "new" / "out"
-    done = export(shelf.catalog, shelf.archive, [101, 102], to, ZONE)
-    assert (done.files, done.bytes, done.damaged, done.vanished) == (3, 11, (), 0)
-    assert files(to)[0] == f"101/BWX/{NAME}"
-    assert (to / "101" / "BWX" / NAME).read_bytes() == b"one"
-    assert [name.rsplit("/", 1)[0] for name in files(to)] == ["101/BWX", "101/Consent", "102/Without category"]
-
-
-def test_copies_are_private_and_bear_the_date_of_the_document(shelf: Shelf, tmp_path: Path) -> None:
-    shelf.put(DOCUMENT, b"one")
-    shelf.put(Item(101, "document", 35), b"two", DateCreated="0001-01-01 00:00:00")
-    shelf.put(Item(101, "document", 36), b"three", DateCreated="soon")
-    to = tmp_path / "new" / "out"
-    export(shelf.catalog, shelf.archive, [101], to, ZONE)
-    made = {path.read_bytes(): path.stat() for path in to.rglob("*.jpg")}
-    assert made[b"one"].st_mtime == dt.datetime(2021, 4, 8, 10, tzinfo=ZONE).timestamp()
-    assert made[b"two"].st_mtime == made[b"three"].st_mtime == T0
-    assert {stat.st_mode & 0o777 for stat in made.values()} == {0o600}
-    assert {path.stat().st_mode & 0o777 for path in (to.parent, to, to / "101", to / "101" / "BWX")} == {0o700}
-
-
-def test_export_copies_the_current_version_only(shelf: Shelf, tmp_path: Path) -> None:
-    shelf.put(DOCUMENT, b"old", 1)
-    shelf.put(DOCUMENT, b"new", 2)
-    assert export(shelf.catalog, shelf.archive, [101], tmp_path / "out", ZONE).files == 1
-    assert [path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")] == [b"new"]
-
-
-def test_thumbnails_are_not_exported(shelf: Shelf, tmp_path: Path) -> None:
-    shelf.put(DOCUMENT, b"one")
-    shelf.put(Item(101, "thumbnail", 34), b"small")
-    assert export(shelf.catalog, shelf.archive, [101], tmp_path / "out", ZONE).files == 1
-    assert files(tmp_path / "out") == [f"101/BWX/{NAME}"]
-
-
-def test_what_left_the_listing_is_counted_and_exported_only_when_asked_for(shelf: Shelf, tmp_path: Path) -> None:
-    shelf.put(DOCUMENT, b"one")
-    shelf.index.vanish(DOCUMENT, T0)
-    done = export(shelf.catalog, shelf.archive, [101], tmp_path / "a", ZONE)
-    assert (done.files, done.vanished) == (0, 1)
-    assert export(shelf.catalog, shelf.archive, [101], tmp_path / "b", ZONE, vanished=True).files == 1
-
-
-@pytest.mark.parametrize("content", [b"two", b"longer", b""])
-def test_a_damaged_file_is_named_and_left_out_and_the_rest_is_exported(
-    shelf: Shelf, tmp_path: Path, content: bytes
-) -> None:
-    shelf.damage(shelf.put(DOCUMENT, b"one"), content)
-    missing = shelf.put(Item(101, "document", 35), b"gone")
-    (shelf.archive.root / missing.path).unlink()
-    shelf.put(Item(101, "document", 36), b"sound")
-    done = export(shelf.catalog, shelf.archive, [101], tmp_path / "out", ZONE)
-    assert (done.files, done.damaged) == (1, ("101/document-34", "101/document-35"))
-    assert files(tmp_path / "out") == ["101/BWX/2021-04-08 BWX - Left bitewing (document-36).jpg"]
 
 
 def test_a_file_that_is_there_is_never_overwritten(shelf: Shelf, tmp_path: Path) -> None:
@@ -209,50 +156,9 @@ def test_a_vanished_document_can_still_be_restored(shelf: Shelf, tmp_path: Path)
     assert done.path.read_bytes() == b"one"
 
 
-def test_the_archive_itself_is_no_target(shelf: Shelf) -> None:
-    shelf.put(DOCUMENT, b"one")
-    before = files(shelf.archive.root)
-    for target in (shelf.archive.root, shelf.archive.root / "patients" / "101", shelf.archive.root / "patients" / ".."):
-        with pytest.raises(UsageError):
-            export(shelf.catalog, shelf.archive, [101], target, ZONE)
-    assert files(shelf.archive.root) == before
-
-
-def test_a_patient_of_whom_nothing_is_known_is_a_usage_error(shelf: Shelf, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="patient-999"):
-        export(shelf.catalog, shelf.archive, [999], tmp_path / "out", ZONE)
-
-
 def test_a_target_that_cannot_be_written_is_the_callers_to_mend(shelf: Shelf, tmp_path: Path) -> None:
     shelf.put(DOCUMENT, b"one")
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="ENOTDIR") as caught:
         restore(shelf.catalog, shelf.archive, DOCUMENT, tmp_path / "file" / "out", None, ZONE)
     assert str(tmp_path) not in str(caught.value)
-
-
-def test_an_archive_that_is_not_there_is_no_damage(shelf: Shelf, tmp_path: Path) -> None:
-    shelf.put(DOCUMENT, b"one")
-    (shelf.archive.root / ".syncd-archive").rename(shelf.archive.root / "elsewhere")
-    with pytest.raises(SiteError) as caught:
-        export(shelf.catalog, shelf.archive, [101], tmp_path / "out", ZONE)
-    assert caught.value.reason == "archive_missing"
-
-
-@pytest.mark.parametrize("hostile", ["../../etc", "a/b", "..", "-rf", "\u202egnp", "CON", "x\0y", ".hidden", "\n"])
-def test_a_category_cannot_leave_its_patients_folder(shelf: Shelf, tmp_path: Path, hostile: str) -> None:
-    shelf.put(DOCUMENT, b"one", docCategory=hostile)
-    export(shelf.catalog, shelf.archive, [101], tmp_path / "out", ZONE)
-    (made,) = (tmp_path / "out").rglob("*.jpg")
-    assert made.parent.parent == tmp_path / "out" / "101"
-
-
-@given(st.text(max_size=300))
-def test_every_category_becomes_one_plain_folder_name(category: str) -> None:
-    name = folder_name(category)
-    assert name
-    assert name.isprintable()
-    assert len(name.encode()) <= 255
-    assert not set(name) & set('/\\:*?"<>|')
-    assert name[0] not in ".- "
-    assert name[-1] not in ". "

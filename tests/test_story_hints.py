@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from syncd.demo.build import Past, build_practice
 from syncd.demo.clock import SimulatedClock
-from syncd.demo.schema import ALL_PERMISSIONS
+from syncd.demo.schema import ALL_PERMISSIONS, APT_STATUSES
 from syncd.demo.wire import Request, Response
 from tests.world import PLACEMENTS, START, Findings, World
 
@@ -249,3 +249,36 @@ def test_status_measures_how_fresh_the_archive_is(world: World) -> None:
 def _freshness(world: World) -> dict[str, list[float]]:
     facts = world.catalog().status_facts(world.clock.now(), zone=world.settings.zone)
     return {kind: list(delays) for kind, delays in facts.delays.items()}
+
+
+def expected(world: World, day: str) -> list[int]:
+    return [pat_num for _, pat_num in world.catalog().day(day)[1]]
+
+
+def test_appointments_of_a_day_are_kept_as_they_were_last_told(tmp_path: Path) -> None:
+    world = World.start(tmp_path, 6, past=FEW, interval=60.0, hinted=True)
+    noon = datetime.fromtimestamp(world.clock.now(), world.settings.zone).replace(hour=12)
+    tomorrow, in_a_week = (noon + timedelta(days=days) for days in (1, 7))
+    number = world.practice.add_appointment(3, tomorrow.timestamp())
+    world.practice.add_appointment(2, tomorrow.timestamp() - HOUR)
+    world.practice.add_appointment(4, in_a_week.timestamp())
+    world.practice.add_appointment(5, tomorrow.timestamp(), AptStatus=APT_STATUSES.index("Broken"))
+    world.run(hours=2)
+    day = tomorrow.date().isoformat()
+    seen_at, starts = world.catalog().day(day)
+    assert starts == [(tomorrow.timestamp() - HOUR, 2), (tomorrow.timestamp(), 3)]
+    assert seen_at is not None
+    assert world.clock.now() - seen_at < HOUR
+    assert expected(world, in_a_week.date().isoformat()) == [4]
+    world.practice.delete("appointment", number)
+    world.run(hours=1)
+    assert expected(world, day) == [2]
+    assert world.catalog().day("2001-01-01") == (None, [])
+
+
+def test_days_long_past_are_forgotten(slow: World) -> None:
+    slow.index.run("INSERT INTO appointment_day VALUES ('2001-01-01', 1.0)")
+    slow.index.run("INSERT INTO appointment VALUES ('2001-01-01', 1.0, 3)")
+    slow.run(hours=2)
+    assert slow.catalog().day("2001-01-01") == (None, [])
+    assert slow.index.value("SELECT count(*) FROM appointment") == 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+from flit_core import buildapi  # type: ignore[import-untyped]  # it has no types
 
+from syncd.exporting import PAGE_FILES
 from tests.licences import acceptable, licence, locked
 
 ROOT = Path(__file__).parent.parent
@@ -50,3 +53,9 @@ def test_nothing_is_installed_unhashed_or_built_from_source() -> None:
         assert (
             "--require-hashes --only-binary :all: -r" in line or "--no-deps --no-build-isolation --editable ." in line
         )
+
+
+def test_a_wheel_holds_the_pages_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with zipfile.ZipFile(tmp_path / buildapi.build_wheel(str(tmp_path))) as wheel:
+        assert {f"syncd/{name}" for name in PAGE_FILES} <= set(wheel.namelist())
