@@ -12,13 +12,10 @@ import random
 import re
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from syncd import exporting
 from syncd.archive import Archive
@@ -27,7 +24,6 @@ from syncd.errors import SiteError, UsageError
 from syncd.exporting import Exported
 from syncd.index import Index
 from syncd.model import Item, Kind, Listed, Patient
-from syncd.naming import folder_name
 from syncd.service import become_owner
 from tests.test_retrieve import DOCUMENT, NAME, T0, ZONE, Shelf, files
 
@@ -153,19 +149,6 @@ def test_a_category_cannot_leave_its_patients_folder(shelf: Shelf, tmp_path: Pat
     assert made.parent.parent == tmp_path / "out" / "101"
 
 
-@given(st.text(max_size=300))
-def test_every_category_becomes_one_plain_folder_name(category: str) -> None:
-    name = folder_name(category)
-    assert name
-    assert name.isprintable()
-    assert len(name) <= 41
-    assert len(name.encode()) <= 255
-    assert unicodedata.is_normalized("NFC", name)
-    assert not set(name) & set('/\\:*?"<>|')
-    assert name[0] not in ".- "
-    assert name[-1] not in ". "
-
-
 def test_the_archive_itself_is_no_target(shelf: Shelf) -> None:
     shelf.put(DOCUMENT, b"one")
     before = files(shelf.archive.root)
@@ -173,11 +156,6 @@ def test_the_archive_itself_is_no_target(shelf: Shelf) -> None:
         with pytest.raises(UsageError):
             export(shelf, [101], target)
     assert files(shelf.archive.root) == before
-
-
-@pytest.mark.parametrize("reserved", ["con", "AUX .x", "COM¹", "conin$", "LPT1.txt", "nul. "])
-def test_no_folder_bears_the_name_of_a_device_of_windows(reserved: str) -> None:
-    assert folder_name(reserved).partition(".")[0].strip().casefold() != reserved.partition(".")[0].strip().casefold()
 
 
 def test_categories_that_differ_only_in_case_or_composition_share_a_folder(shelf: Shelf, tmp_path: Path) -> None:

@@ -271,3 +271,22 @@ def test_any_bytes_are_judged_without_a_surprise(head: bytes, tail: bytes, exten
     known = {"zero_bytes", "web_page", "timeout_60s", "other_type", "no_end_marker"}
     assert set(flags) <= known
     assert answered or flags or naming.properly_ended(head, tail)
+
+
+@given(HOSTILE)
+def test_every_category_becomes_one_plain_folder_name(category: str) -> None:
+    name = naming.folder_name(category)
+    assert name
+    assert name.isprintable()
+    assert len(name) <= 41
+    assert len(name.encode()) <= 255
+    assert unicodedata.is_normalized("NFC", name)
+    assert not set(name) & set('/\\:*?"<>|')
+    assert name[0] not in ".- "
+    assert name[-1] not in ". "
+
+
+@pytest.mark.parametrize("reserved", ["con", "AUX .x", "COM¹", "conin$", "LPT1.txt", "nul. "])
+def test_no_folder_bears_the_name_of_a_device_of_windows(reserved: str) -> None:
+    stems = [name.partition(".")[0].strip().casefold() for name in (naming.folder_name(reserved), reserved)]
+    assert stems[0] != stems[1]
