@@ -13,8 +13,8 @@ from syncd.config import Settings
 from syncd.errors import EXIT_HELD, EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OK, EXIT_OWED, EXIT_TERMINATED, REASONS
 from syncd.index import FAILING_AFTER, Index
 from syncd.logs import StatusFiles
-from syncd.mirror import CLOCK_SLACK
-from syncd.pacing import spacing
+from syncd.mirror import BULK, CLOCK_SLACK, OWED
+from syncd.pacing import expected_spacing
 from syncd.ports import Clock
 from syncd.report import HOUR, Report
 from syncd.wiring import Lanes, open_pulse
@@ -24,8 +24,11 @@ HORIZON = 3600.0  # what is due within the hour is waited for
 GIVE_UP_AFTER = 3  # tries against a site that stays down, before the verb ends with that site's code
 AT_ONCE = (12, 13, EXIT_HELD)  # nobody but a person can end these
 PRECEDENCE = (12, 13, 5, EXIT_LIMIT, EXIT_HELD)
+IN_VAIN = "failures > 0 AND next_try_at > ?"  # a list that was tried, and has its time
+WHYS = ", ".join(f"'{why}'" for why in OWED + BULK)
 GLANCE = 0.2
 SHOWN_EVERY = 1.0
+SHOWN_PART = 20  # and its figures, which take longer in a large practice, at most so small a part of the time
 TOLD_EVERY = 60.0  # seconds: status.json
 GIL_TURN = (
     0.0005  # seconds: the API lane starts on time although the pull lane computes (Python's own is ten times that)
@@ -148,13 +151,13 @@ def ended(threads: Sequence[threading.Thread], seconds: float = ENDING) -> bool:
 
 def watch(look: Look, stop: Stop, over: threading.Event, show: Callable[[Progress], None]) -> int:
     """Show the progress until an exit code is decided."""
-    shown_at = float("-inf")
+    due_at = float("-inf")
     while True:
-        now = look.clock.now()
+        steady = look.clock.steady()
         code = EXIT_INTERRUPTED if over.is_set() else look.verdict(stop)
-        if code is not None or now - shown_at >= SHOWN_EVERY:
+        if code is not None or steady >= due_at:
             show(look.progress())
-            shown_at = now
+            due_at = steady + max(SHOWN_EVERY, SHOWN_PART * (look.clock.steady() - steady))
         if code is not None:
             return code
         stop.wait(GLANCE)
@@ -198,16 +201,17 @@ class Look:
 
     def _work_left(self, now: float) -> bool:
         """Whether a list was not polled yet, or anything is under way or due within the hour."""
-        if self._index.meta_time("roster_at") < self._since or self._lists()[0] < self._lists()[1]:
+        if self._index.meta_time("roster_at") < self._since:
             return True
         here = "JOIN patient USING (pat_num) WHERE left_at IS NULL"
         return any(
             self._index.value(f"SELECT 1 FROM {rows}{self._mine} LIMIT 1", *times)  # noqa: S608 - our own text
             for rows, times in (
+                (f"list {here} AND polled_at < ? AND NOT ({IN_VAIN})", (self._since, now)),
                 ("attempt WHERE state IN ('asked', 'placed', 'unanswered')", ()),
                 ("attempt WHERE state = 'cleaning' AND next_look_at <= ?", (now,)),
                 (
-                    f"duty {here} AND why != 'refetch' AND failures < ? AND next_try_at <= ?",
+                    f"duty {here} AND why IN ({WHYS}) AND busy = 0 AND failures < ? AND next_try_at <= ?",
                     (FAILING_AFTER, now + HORIZON),
                 ),
                 (f"item {here} AND thumbnail_due = 1 AND thumbnails_after_at <= ?", (now + HORIZON,)),
@@ -216,7 +220,7 @@ class Look:
 
     def _lists(self) -> tuple[int, int]:
         """Lists that were polled, or tried in vain, since the start; and all of them."""
-        tried = "polled_at >= ? OR failures > 0 AND next_try_at > ?"
+        tried = f"polled_at >= ? OR {IN_VAIN}"
         row = self._index.rows(
             f"SELECT count(*) AS lists, sum({tried}) AS tried FROM list JOIN patient USING (pat_num)"  # noqa: S608
             f" WHERE left_at IS NULL{self._mine}",
@@ -250,7 +254,7 @@ class Look:
             expected=expected,
             bytes=facts.archived_bytes,
             requests=self._requests(),
-            seconds_left=requests_left * spacing(self._settings, now, bulk=True) if polled else None,
+            seconds_left=requests_left * expected_spacing(self._settings, now, bulk=True) if polled else None,
             forecast_bytes=round(facts.mean_bytes * expected),
             waiting=waiting or "",
         )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, cast
 
 from syncd.diff import local_time
@@ -24,6 +26,7 @@ from syncd.schema import row_checksum
 Row = dict[str, Any]
 Condition = tuple[str, object]  # SQL with one mark, and the value for it
 NEVER_READ_AFTER: Final = 24  # tries in vain, a quarter of an hour or more apart, of a list that was never read
+FEW: Final = 2000  # versions: so many are drawn from as a whole
 _OPEN: Final = (  # methods by name, and not "all but thumbnails": so the table's primary key finds an item's duties
     "d.why IN ('listed', 'backfill', 'repair', 'moved', 'retry')"
     " AND d.method IN ('document', 'mount', 'mount-image', 'mount-images', 'sheet')"
@@ -189,7 +192,7 @@ class Catalog:
             **self._archived_facts(now),
             **self._list_facts(page_rows, now),
             **self._one(f"SELECT {_ODD_COUNTS} FROM item i WHERE {_ODD}", now - WEEK),
-            **self._one(_THUMBNAILS),
+            **self._one(_THUMBNAILS, "thumbnail" in self.kinds),
             **self._one(_LEFTOVERS),
             roster_read_at=self.index.meta_time("roster_at") or None,
             feed_at=self.index.meta_time("feed_at") or None,
@@ -203,14 +206,14 @@ class Catalog:
         )
 
     def _archived_facts(self, now: float) -> Row:
-        """Totals, and of each of the last seven days."""
-        days = {row["ago"]: row for row in self.index.rows(_ARCHIVED, now, DAY)}
-        total = {name: sum(row[name] for row in days.values()) for name in ("versions", "items", "bytes")}
-        said: Row = {f"archived_{name}": count for name, count in total.items()}
-        said["last_archived_at"] = max((row["last_at"] for row in days.values()), default=None)
-        week = [days.get(ago) for ago in range(7)]
-        said["archived_this_week"] = sum(row["versions"] for row in week if row)
-        return said | {"grown": tuple(row["bytes"] if row else 0 for row in week)}
+        """Totals, and of each of the last seven days; what a clock that was ahead archived counts as of today."""
+        ends = [9e99, *(now - day * DAY for day in range(1, 8)), -9e99]
+        days = [self._one(_ARCHIVED, end, start) for end, start in pairwise(ends)]
+        names = ("versions", "items", "bytes")
+        said: Row = {f"archived_{name}": sum(day[name] for day in days) for name in names}
+        said["last_archived_at"] = next((day["last_at"] for day in days if day["versions"]), None)
+        said["archived_this_week"] = sum(day["versions"] for day in days[:7])
+        return said | {"grown": tuple(day["bytes"] for day in days[:7])}
 
     def _healed_since(self, since: float) -> int:
         days: dict[str, int] = json.loads(self.index.meta("healed") or "{}")
@@ -233,9 +236,12 @@ class Catalog:
 
         What was there before the mirror is none of it: a first sync says nothing of how fresh a mirror is.
         """
-        begun = self.index.value("SELECT listed_at FROM version ORDER BY seq LIMIT 1")
+        begun = self.index.value("SELECT listed_at FROM version WHERE seq = (SELECT min(seq) FROM version)")
+        if begun is None:
+            return {}
         delays: dict[str, list[float]] = {}
-        for row in self.index.rows(_APPEARED, since):
+        day_before = dt.datetime.fromtimestamp(begun, zone) - dt.timedelta(days=1)
+        for row in self.index.rows(_APPEARED, since, f"{day_before:%Y-%m-%d}"):
             appeared = local_time(row["appeared"] or "", zone)
             if appeared is not None and appeared >= begun:
                 delays.setdefault(row["kind"], []).append(max(0.0, row["archived_at"] - appeared))
@@ -268,10 +274,26 @@ class Catalog:
         return self._one(sql, page_rows, NEVER_READ_AFTER, now - DAY)
 
 
+def drawn(index: Index, count: int, where: str, *values: object) -> list[Row]:
+    """Up to `count` versions of different items at random, of those that `where` holds of; where few are, of all.
+
+    Found by random numbers: a large table is not read as a whole.
+    """
+    first, last = (index.value(f"SELECT {end}(seq) FROM version") or 0 for end in ("min", "max"))
+    sql = f"SELECT * FROM version v WHERE seq >= ? AND {where} ORDER BY seq LIMIT ?"
+    if last - first < FEW:
+        found = index.rows(sql, first, *values, FEW)
+        secrets.SystemRandom().shuffle(found)
+    else:
+        starts = (first + secrets.randbelow(last - first) for _ in range(4 * count))
+        found = [row for start in starts for row in index.rows(sql, start, *values, 1)]
+    return list({(row["pat_num"], row["kind"], row["num"]): row for row in found}.values())[:count]
+
+
 _CHORE_TIMES: Final = ("scrubbed_at", "scrub_due_at", "index_copied_at", "drilled_at", "drill_due_at")
-_ARCHIVED: Final = (  # by days ago, all beyond a week as one
-    "SELECT max(0, min(7, CAST((? - archived_at) / ? AS INTEGER))) AS ago, count(*) AS versions, sum(version = 1) AS"
-    " items, sum(bytes) AS bytes, max(archived_at) AS last_at FROM version WHERE sidecar = 1 GROUP BY 1"
+_ARCHIVED: Final = (  # as one day of many: its index has every column
+    "SELECT count(*) AS versions, coalesce(sum(version = 1), 0) AS items, coalesce(sum(bytes), 0) AS bytes,"
+    " max(archived_at) AS last_at FROM version WHERE archived_at <= ? AND archived_at > ? AND sidecar = 1"
 )
 _ODD_COUNTS: Final = (
     "coalesce(sum(held_by > 0), 0) AS held, coalesce(sum(held_by IS NULL AND vanished_at IS NOT NULL), 0) AS"
@@ -281,19 +303,23 @@ _ODD_COUNTS: Final = (
 _HOLDS: Final = (
     "SELECT id AS guard, scope, reason, items, of_items, agreeing, made_at FROM guard WHERE state = 'held' ORDER BY id"
 )
-_THUMBNAILS: Final = (
-    "SELECT count(*) AS thumbnails_due, count(DISTINCT pat_num) AS thumbnail_calls FROM item JOIN patient"
-    " USING (pat_num) WHERE thumbnail_due = 1 AND left_at IS NULL"
+_THUMBNAILS: Final = (  # a call is also to come where an image is owed; its name is all that is known of it
+    "SELECT coalesce(sum(due), 0) AS thumbnails_due, count(DISTINCT pat_num) AS thumbnail_calls FROM (SELECT pat_num,"
+    " 1 AS due FROM item WHERE thumbnail_due = 1 UNION ALL SELECT d.pat_num, 0 FROM duty d JOIN item i USING (pat_num,"
+    f" kind, num) WHERE ? AND {_OPEN} AND d.method = 'document' AND d.failures < {FAILING_AFTER} AND lower(substr("
+    "i.file_name, -4)) IN ('.jpg', 'jpeg', '.png', '.gif', '.bmp', '.tif', 'tiff')) JOIN patient USING (pat_num)"
+    " WHERE left_at IS NULL"
 )
 _LEFTOVERS: Final = (  # files that could not be removed from the drop when last tried
     "SELECT count(*) AS drop_leftovers FROM attempt WHERE state = 'cleaning' AND looks > 0"
 )
-_APPEARED: Final = (  # each revision once: neither a repair nor a second look at the same one is news
+_APPEARED: Final = (  # each revision once: neither a repair nor a second look at the same one is news. What is older
+    # than the mirror is only left out early: a first sync's day has a hundred thousand of them
     "SELECT v.kind, v.archived_at, CASE v.kind WHEN 'mount' THEN (SELECT i.date_created FROM item i WHERE i.pat_num ="
     " v.pat_num AND i.kind = v.kind AND i.num = v.num) ELSE v.revision END AS appeared FROM version v WHERE"
-    " v.archived_at >= ? AND v.kind IN ('document', 'mount', 'sheet') AND NOT EXISTS (SELECT 1 FROM version e WHERE"
-    " e.pat_num = v.pat_num AND e.kind = v.kind AND e.num = v.num AND e.seq < v.seq AND (e.revision = v.revision OR"
-    " v.kind = 'mount'))"
+    " v.archived_at >= ? AND v.kind IN ('document', 'mount', 'sheet') AND appeared >= ? AND NOT EXISTS"
+    " (SELECT 1 FROM version e WHERE e.pat_num = v.pat_num AND e.kind = v.kind AND e.num = v.num AND e.seq < v.seq"
+    " AND (e.revision = v.revision OR v.kind = 'mount'))"
 )
 _INCIDENTS: Final = (
     "SELECT lane, reason, since_at, until_at FROM incident WHERE coalesce(until_at, 9e99) >= ? ORDER BY since_at"

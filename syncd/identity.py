@@ -6,7 +6,7 @@ verdict nothing else is asked.
 
 from __future__ import annotations
 
-from syncd import guards
+from syncd import catalog, guards
 from syncd.diff import DAY
 from syncd.errors import NoSuchMethodError, SiteError, SyncdError
 from syncd.index import Index
@@ -21,10 +21,11 @@ BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be ma
 
 def drawn(index: Index) -> list[Listed]:
     """Up to twenty random known documents, as they were listed."""
-    rows = index.rows(
-        "SELECT pat_num, num FROM item WHERE kind = 'document' AND vanished_at IS NULL"
-        " AND held_by IS NULL AND archived_revision IS NOT NULL ORDER BY random() LIMIT ?",
+    known = "SELECT 1 FROM item i WHERE i.pat_num = v.pat_num AND i.kind = v.kind AND i.num = v.num"
+    rows = catalog.drawn(
+        index,
         guards.PROBED_ITEMS,
+        f"kind = 'document' AND EXISTS ({known} AND vanished_at IS NULL AND held_by IS NULL)",
     )
     found = (index.listed(Item(row["pat_num"], "document", row["num"])) for row in rows)
     return [row for row in found if row is not None]

@@ -17,11 +17,12 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from syncd import schema
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SyncdError
 from syncd.model import Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
 from syncd.naming import is_image
-from syncd.schema import DISK, DiskErrors, Row, attempt_of, duty_of, known_of, migrations, refuse_later, row_checksum
+from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, DiskErrors, Row, row_checksum
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
 KIND_OF: Mapping[str, Kind] = {
@@ -48,17 +49,17 @@ class Index:
                 path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
             path.chmod(0o600)
             connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        self.db = Database(connection)
+        self.db, self._durable = Database(connection), True
         try:
             with DISK:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
                 if writing is None:  # a sibling's file was looked at when the first one was opened
                     self.db.enable_wal()
-                    refuse_later(self.db)
+                    schema.refuse_later(self.db)
                 with self.transaction():
-                    if writing is None and migrations.pending(self.db):
-                        migrations.apply(self.db)
+                    if writing is None and schema.migrations.pending(self.db):
+                        schema.migrations.apply(self.db)
                     # Where opening for writing fails SQLite opens for reading, for good, and only a write shows it.
                     self.db.conn.execute("DELETE FROM meta WHERE FALSE")
         except SyncdError:
@@ -74,12 +75,18 @@ class Index:
         self.db.conn.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing, durable when it returns. Nested calls join the outer one."""
+    def transaction(self, durable: bool = True) -> Iterator[None]:
+        """All or nothing, durable when it returns. Nested calls join the outer one.
+
+        Not `durable`: the disk is not waited for. A power cut may take it back, whole, with what followed it.
+        """
         if self.db.conn.in_transaction:
             yield
             return
         with self._writing, DISK:
+            if durable != self._durable:
+                self.db.conn.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
             self.db.conn.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -105,6 +112,11 @@ class Index:
         """One statement; the number of rows it changed."""
         with self.transaction():
             return self.db.conn.execute(sql, parameters).rowcount
+
+    def touch(self, sql: str, *parameters: object) -> None:
+        """One statement that a power cut may take back: what it says is seen, or done, once more."""
+        with self.transaction(durable=False):
+            self.db.conn.execute(sql, parameters)
 
     # --- what is remembered under a name
 
@@ -165,7 +177,12 @@ class Index:
         `names`: whether names and birthdates are kept. `only`: the patients this practice wants mirrored. `leaving`:
         whether who is not named has left.
         """
-        before = {r["pat_num"]: r["left_at"] for r in self.rows("SELECT pat_num, left_at FROM patient")}
+        patients = list(patients)
+        sql = "SELECT pat_num, left_at, status, stamp, last_name, first_name, preferred, birthdate FROM patient"
+        sql += " WHERE ?1 IS NULL" if leaving else " WHERE pat_num IN (SELECT value FROM json_each(?1))"
+        with DISK:
+            found = self.db.conn.execute(sql, (None if leaving else json.dumps([p.pat_num for p in patients]),))
+            before = {pat_num: told for pat_num, *told in found}
         new, back, seen = [], [], set()
         with self.transaction():
             for p in patients:
@@ -174,20 +191,14 @@ class Index:
                 seen.add(p.pat_num)
                 if p.pat_num not in before:
                     new.append(p.pat_num)
-                elif before[p.pat_num] is not None:
+                elif before[p.pat_num][0] is not None:
                     back.append(p.pat_num)
                 said = (p.last_name, p.first_name, p.preferred, p.birthdate) if names else ("", "", "", "")
-                self.db.conn.execute(
-                    "INSERT INTO patient (pat_num, status, stamp, last_name, first_name, preferred, birthdate,"
-                    " roster_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET status = excluded.status,"
-                    " stamp = excluded.stamp, last_name = excluded.last_name, first_name = excluded.first_name,"
-                    " preferred = excluded.preferred, birthdate = excluded.birthdate,"
-                    " roster_at = excluded.roster_at, left_at = NULL",
-                    (p.pat_num, p.status, p.stamp, *said, at),
-                )
+                if before.get(p.pat_num) != [None, p.status, p.stamp, *said]:
+                    self.db.conn.execute(PUT_PATIENT, (p.pat_num, p.status, p.stamp, *said, at))
                 for name in _LIST_KINDS if p.pat_num in (*new[-1:], *back[-1:]) else ():
                     self.db.conn.execute("INSERT OR IGNORE INTO list (pat_num, name) VALUES (?, ?)", (p.pat_num, name))
-            left = [n for n, left_at in before.items() if leaving and left_at is None and n not in seen]
+            left = [n for n, told in before.items() if leaving and told[0] is None and n not in seen]
             for pat_num in left:
                 self.db.conn.execute("UPDATE patient SET left_at = ? WHERE pat_num = ?", (at, pat_num))
             if leaving:
@@ -201,11 +212,15 @@ class Index:
                 self.remember("roster_at", None)
             self.apply_roster(patients, 0.0, names, None, leaving=False)
 
-    def lists(self) -> list[ListState]:
-        """Every list of a patient who is in the roster."""
-        here = "SELECT l.* FROM list l JOIN patient p USING (pat_num) WHERE p.left_at IS NULL"
-        rows = self.rows(f"{here} ORDER BY polled_at, pat_num, name")
-        return [ListState((r["pat_num"], r["name"]), r["polled_at"], r["rows"], r["newest"]) for r in rows]
+    def lists(self, only: Iterable[int] | None = None) -> list[ListState]:
+        """Every list of a patient who is in the roster. `only`: of these patients."""
+        sql = "SELECT pat_num, name, polled_at, l.rows, newest FROM list l JOIN patient p USING (pat_num) WHERE"
+        sql += " p.left_at IS NULL AND "
+        sql += "?1 IS NULL" if only is None else "pat_num IN (SELECT value FROM json_each(?1))"
+        whose = None if only is None else json.dumps(sorted(only))
+        with DISK:
+            found = self.db.conn.execute(f"{sql} ORDER BY polled_at, pat_num, name", (whose,))
+            return [ListState((pat_num, name), *told) for pat_num, name, *told in found]
 
     def polled_at(self, pat_num: int, name: ListName) -> float:
         """When the list was last read completely; 0 for never."""
@@ -222,12 +237,16 @@ class Index:
         """What the index says of one list, vanished items included."""
         kinds = _LIST_KINDS[name]
         marks = ", ".join("?" * len(kinds))
-        rows = self.rows(f"SELECT * FROM item WHERE pat_num = ? AND kind IN ({marks})", pat_num, *kinds)
-        return {known.item: known for known in map(known_of, rows)}
+        return self._known(f"kind IN ({marks}) AND pat_num = ?", *kinds, pat_num)
+
+    def _known(self, where: str, *values: object) -> dict[Item, Known]:
+        with DISK:
+            rows = self.db.conn.execute(f"{KNOWN} WHERE {where}", values)
+            return {known.item: known for known in map(schema.known_of, rows)}
 
     def known_item(self, item: Item) -> Known | None:
         """What the index says of one item."""
-        return next((known_of(row) for row in self.item_rows(item)), None)
+        return self._known("pat_num = ? AND kind = ? AND num = ?", item.pat_num, item.kind, item.num).get(item)
 
     def item_rows(self, item: Item) -> list[Row]:
         """The item's row, in a list of one or none."""
@@ -235,13 +254,16 @@ class Index:
         return self.rows("SELECT * FROM item WHERE pat_num = ? AND kind = ? AND num = ?", *key)
 
     def apply_listing(self, key: ListKey, difference: Difference, rows: int, newest: float | None, now: float) -> None:
-        """Take over one complete listing; the guards were asked before, held items carry their guard already."""
-        with self.transaction():
+        """Take over one complete listing; the guards were asked before, held items carry their guard already.
+
+        One that says nothing new is not waited for: at worst it is read once more.
+        """
+        with self.transaction(durable=not difference.nothing):
             for row in difference.changed:
                 self._put_item(row, now)
             for item in difference.back:
                 self._put_back(item)
-            why = "listed" if self.polled_at(*key) else "backfill"
+            why = "listed" if difference.owing and self.polled_at(*key) else "backfill"
             for owing in difference.owing:
                 self.owe(owing, why, now)
             for known in difference.newly_missing:
@@ -269,16 +291,7 @@ class Index:
             *(row.revision, int(is_pending(row)), row.date_created, row.stamp, category, fields.get("Description")),
             *(fields.get("ImgType"), fields.get("ToothNumbers"), row.file_name, json.dumps(dict(fields))),
         )
-        self.db.conn.execute(
-            "INSERT INTO item (revision, pending, date_created, stamp, category, description, img_type, tooth_numbers,"
-            " file_name, fields, pat_num, kind, num, first_seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET revision = excluded.revision, pending = excluded.pending, date_created ="
-            " excluded.date_created, stamp = excluded.stamp, category = excluded.category, description ="
-            " excluded.description, img_type = coalesce(excluded.img_type, img_type), tooth_numbers ="
-            " excluded.tooth_numbers, file_name = coalesce(excluded.file_name, file_name), fields = excluded.fields,"
-            " not_found = 0",
-            (*told, item.pat_num, item.kind, item.num, now),
-        )
+        self.db.conn.execute(PUT_ITEM, (*told, item.pat_num, item.kind, item.num, now))
 
     def _update(self, item: Item, assignments: str, *values: object) -> None:
         self.db.conn.execute(
@@ -370,11 +383,12 @@ class Index:
             sql = f"SELECT * FROM duty d WHERE {whose} AND {due} ORDER BY kind LIMIT 1"
             found = self.rows(sql, prefer, *whys, now)  # +why: the patient's few rows, not all that are due
             if found:
-                return duty_of(found[0])
+                return schema.duty_of(found[0])
         scope = f" AND d.pat_num IN ({', '.join(map(str, sorted(only)))})" if only is not None else ""
-        sql = f"SELECT * FROM duty d WHERE why = ? AND {due}{scope} ORDER BY next_try_at LIMIT 1"
-        found = [row for why in whys for row in self.rows(sql, why, now)]  # one by one: each follows its index
-        return duty_of(min(found, key=lambda row: row["next_try_at"])) if found else None
+        oldest = f"SELECT * FROM (SELECT * FROM duty d WHERE why = ? AND {due}{scope} ORDER BY next_try_at LIMIT 1)"
+        sql = " UNION ALL ".join([oldest] * len(whys))  # one by one: each follows its index
+        found = self.rows(f"{sql} ORDER BY next_try_at LIMIT 1", *(each for why in whys for each in (why, now)))
+        return schema.duty_of(found[0]) if found else None
 
     def owe_thumbnail(self, document: Item) -> None:
         """Due where a document's newest bytes are an image's, and not those that the newest thumbnail was made of."""
@@ -410,7 +424,7 @@ class Index:
     def duty(self, method: str, pat_num: int, num: int) -> Duty | None:
         """One duty."""
         found = self.rows("SELECT * FROM duty WHERE pat_num = ? AND method = ? AND num = ?", pat_num, method, num)
-        return duty_of(found[0]) if found else None
+        return schema.duty_of(found[0]) if found else None
 
     # --- placements
 
@@ -438,14 +452,14 @@ class Index:
         )
 
     def forget_attempt(self, attempt_id: int) -> None:
-        """Nothing of it is on the drop any more."""
-        self.run("DELETE FROM attempt WHERE id = ?", attempt_id)
+        """Nothing of it is on the drop any more. One that a power cut brings back is looked for once more."""
+        self.touch("DELETE FROM attempt WHERE id = ?", attempt_id)
 
     def attempts(self, state: str, now: float | None = None, limit: int = 1000) -> list[Attempt]:
         """Placements in one state, those whose next look is due, oldest first."""
         due = now if now is not None else float("inf")
         sql = "SELECT * FROM attempt WHERE state = ? AND next_look_at <= ? ORDER BY next_look_at, id LIMIT ?"
-        return [attempt_of(row) for row in self.rows(sql, state, due, limit)]
+        return [schema.attempt_of(row) for row in self.rows(sql, state, due, limit)]
 
     # --- what was archived
 

@@ -334,6 +334,8 @@ class Lists:
             " WHERE missing_since_at > ? AND vanished_at IS NULL AND coalesce(held_by, 1) > 0",
             max(now - 86400.0, decided_at),
         )
+        if len(recent) < guards.PRACTICE_LEAST:
+            return
         items = int(index.value("SELECT count(*) FROM item WHERE kind IN ('document', 'mount', 'sheet')") or 0)
         if guards.holds_practice(len(recent), items):
             free = [Item(r["pat_num"], r["kind"], r["num"]) for r in recent if r["held_by"] is None]

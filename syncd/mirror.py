@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from syncd import identity, wishes
@@ -28,12 +29,12 @@ from syncd.hints import Hints
 from syncd.identity import Identity
 from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step
 from syncd.model import Item, Kind, ListState, Method
-from syncd.pacing import in_window, spacing
+from syncd.pacing import Manners, in_window, share, spacing
 from syncd.placing import QUIET, Places, PlaceStep
 from syncd.sites import LANE_OF, Doors, Sites, put_times_right
 
 if TYPE_CHECKING:
-    from syncd.service import PaceFile
+    from syncd.service import Claim, PaceFile
 
 PLACED_CAP = 200  # files on the drop that are not pulled yet
 ROSTER_EVERY = 900.0
@@ -43,6 +44,7 @@ BLIPS = 2  # answers 429 in a row that are no state yet: other software shares t
 PATIENTS_MORE = 1.25  # times as many as the agenda was planned for
 POLLS_A_REFETCH = 50  # where lists are always due, as with thousands of patients: no slot would ever be idle
 IDLE = 0.5
+SHORT = 0.25  # seconds from start to start: what is done between an answer and the next request costs slots
 FIRST_TRIES = 64  # duties looked at in one turn; those found in the archive cost no request
 OWED = ("listed", "moved", "repair", "retry", "confirm")
 BULK = ("backfill",)
@@ -97,9 +99,11 @@ class ApiLane:
         self.lists = Lists(doors, sites)
         self.places = Places(doors, sites, self.lists, bulk=scope.backfill)
         self.hints = None if scope.backfill else Hints(self.lists)
-        self._planned_for = 0  # patients
+        self._planned_for = self._arrived = 0  # patients, and those who came since
         self._plan(now)
         self._prepared: Step | None = None
+        self._ahead: Step | None = None  # prepared while the office works on the one before it
+        self._manners = Manners()
         self._in_hand: tuple[Step, object] | None = None  # answered, and not recorded yet
         self._throttles = BLIPS  # 429 in a row; not 0 at first, for a row of the last process may stand
         self._clock = (now, doors.clock.steady())
@@ -115,25 +119,25 @@ class ApiLane:
     def _plan(self, now: float) -> None:
         """A new agenda, for as many patients as there are now."""
         states, api = self._lists(), self.doors.settings.api
-        self._planned_for = len({state.key[0] for state in states})
-        policy = Policy.for_interval(api.min_interval / api.share, self._planned_for, self.doors.settings.zone.key)
+        self._planned_for, self._arrived = len({state.key[0] for state in states}), 0
+        interval = api.expected_interval / api.share
+        policy = Policy.for_interval(interval, self._planned_for, self.doors.settings.zone.key)
         self.agenda = Agenda(states, Policy.once() if self.scope.backfill else policy, now)
 
-    def _lists(self) -> list[ListState]:
-        """Those of this scope; a backfill's as if never polled."""
+    def _lists(self, only: frozenset[int] | None = None) -> list[ListState]:
+        """Those of this scope, or of `only` these patients of it; a backfill's as if never polled."""
         wanted, once = self.scope.patients, self.scope.backfill
-        mine = [state for state in self.doors.index.lists() if wanted is None or state.key[0] in wanted]
+        mine = self.doors.index.lists(wanted if only is None else only if wanted is None else only & wanted)
         return [replace(s, polled_at=0.0) for s in mine if s.polled_at < self.scope.since] if once else mine
 
     def refill(self, now: float, arrived: frozenset[int]) -> None:
         """Give the agenda the lists of patients who just arrived; a new policy where there are many more by now."""
-        states = self._lists()
-        if not self.scope.backfill and len({state.key[0] for state in states}) > PATIENTS_MORE * self._planned_for:
+        self._arrived += len(arrived)
+        if not self.scope.backfill and self._arrived > (PATIENTS_MORE - 1) * self._planned_for:
             self._plan(now)
         else:
-            for state in states:
-                if state.key[0] in arrived:
-                    self.agenda.add(state, now)
+            for state in self._lists(arrived):
+                self.agenda.add(state, now)
 
     # --- one turn
 
@@ -146,28 +150,27 @@ class ApiLane:
             self._granted(verb, argument, now)
         self._sites.look_again()
         wait = self._sites.wait_until("api", "listings")
-        at_limit = self.scope.max_requests is not None and self.requests >= self.scope.max_requests
-        if wait > now or at_limit or self.doors.index.paused_until(now):
+        if wait > now or self._at_limit() or self.doors.index.paused_until(now):
             return now + IDLE
-        if isinstance(self._prepared, PlaceStep) and self._prepared.outdated(now):
-            self._prepared.abandon()  # an outage or a 429 came between: its list is read again first
-            self._prepared = None
-        if self._prepared is None:
-            self._prepared = self._guarded(lambda: self.choose(now), now)
-        if self._prepared is None:
+        if (step := self._ready(now)) is None:
             return now + IDLE
+        settings, bulk = self.doors.settings, self.scope.backfill or step.bulk
         try:
-            claim = self._pace.claim(spacing(self.doors.settings, now, self.scope.backfill or self._prepared.bulk))
+            claim = self._pace.claim(spacing(settings, now, bulk))
         except SiteError as error:  # without a pace on disk nothing is sent
             self._sites.failed(error, now)
             return now + IDLE
         if isinstance(claim, float):
             return now + claim
-        step, self._prepared = self._prepared, None
+        self._prepared = None
         self._in_hand = step, UnansweredError("api_error", "a bug came between")  # until there is an outcome
         with claim:
-            self.doors.api.when_sending(claim.hold, claim.sent)
+            self.doors.api.when_sending(claim.hold, partial(self._sent, step, claim, now))
             outcome = self._asked(step)
+            if not settings.api.is_throttled:
+                kind = step.method if isinstance(step, PlaceStep) else type(step).__name__
+                part, steady = share(settings, now, bulk), self.doors.clock.steady()
+                claim.rest(self._manners.rest(kind, claim.answered(), part, steady))
             if isinstance(outcome, TransientError) and outcome.reason == "throttled":
                 claim.throttled(outcome.retry_after)
         self.requests += 1
@@ -175,6 +178,29 @@ class ApiLane:
         self._in_hand = step, outcome
         self._record(step, outcome, done_at)
         return done_at
+
+    def _ready(self, now: float) -> Step | None:
+        """The next request, prepared. One that waited too long, or whose site is in trouble by now, is taken back."""
+        if self._prepared is None and self._ahead is not None:
+            self._prepared, self._ahead = self._ahead, None
+            if self._placing_waits(now):
+                self.close()
+        if isinstance(self._prepared, PlaceStep) and self._prepared.outdated(now):
+            self.close()  # an outage or a 429 came between: its list is read again first
+        if self._prepared is None:
+            self._prepared = self._guarded(lambda: self.choose(now), now)
+        return self._prepared
+
+    def _sent(self, step: Step, claim: Claim, now: float) -> None:
+        """The request is out. While the office writes a file the next placement is prepared, where time is short."""
+        claim.sent()
+        short = self.doors.settings.api.min_interval < SHORT and not self._at_limit(in_flight=1)
+        if isinstance(step, PlaceStep) and self._ahead is None and short:
+            whys = OWED + BULK if self.scope.backfill else OWED
+            self._ahead = self._guarded(lambda: self._owed(now, whys, tries=1), now)
+
+    def _at_limit(self, in_flight: int = 0) -> bool:
+        return self.scope.max_requests is not None and self.requests + in_flight >= self.scope.max_requests
 
     def _record(self, step: Step, outcome: object, now: float) -> None:
         """Take over the answer in hand. What cannot be taken over counts as not answered; what cannot even be written
@@ -227,9 +253,9 @@ class ApiLane:
 
     def close(self) -> None:
         """Take back what was prepared and not sent."""
-        if self._prepared is not None:
-            self._prepared.abandon()
-            self._prepared = None
+        for step in filter(None, (self._prepared, self._ahead)):
+            step.abandon()
+        self._prepared = self._ahead = None
 
     def _asked(self, step: Step) -> object:
         try:
@@ -339,9 +365,14 @@ class ApiLane:
         every = max(ROSTER_EVERY, pages * self.doors.settings.api.min_interval / ROSTER_SHARE)
         return now - read_at >= every or read_at > now
 
+    def _placing_waits(self, now: float) -> bool:
+        """Whether something is in trouble; the pull lane finds out by itself when drop and archive are back."""
+        waits = self._sites.reason("drop") or self._sites.reason("archive")
+        return bool(waits) or self._sites.wait_until("placing") > now
+
     def _may_place(self, now: float) -> bool:
-        if self._sites.reason("drop") or self._sites.reason("archive") or self._sites.wait_until("placing") > now:
-            return False  # the pull lane finds out by itself when drop and archive are back
+        if self._placing_waits(now):
+            return False
         on_drop = self.doors.index.value("SELECT count(*) FROM attempt WHERE state IN ('placed', 'asked')")
         return int(on_drop) < PLACED_CAP
 
@@ -352,10 +383,10 @@ class ApiLane:
             return step
         return self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)
 
-    def _owed(self, now: float, whys: tuple[str, ...]) -> Step | None:
+    def _owed(self, now: float, whys: tuple[str, ...], tries: int = FIRST_TRIES) -> Step | None:
         if not self._may_place(now):
             return None
-        for _ in range(FIRST_TRIES):
+        for _ in range(tries):
             duty = self.doors.index.next_duty(now, whys, self._patient, self.scope.patients)
             if duty is None:
                 break

@@ -18,6 +18,11 @@ from syncd.config import Settings, Window
 LONGEST_PAUSE: Final = 3600.0  # whatever Retry-After says, or a damaged record
 LONGEST_REQUEST: Final = 60.0  # the API answers 504 after it (facts.md)
 SLOW_ANSWER: Final = 10.0  # the vendor queues before it throttles: slow answers are a sign, too (facts.md)
+HOUR: Final = 3600.0
+ANSWERS: Final = 30  # of one kind, that tell how long they take lately
+SLOWED: Final = 3.0  # times as long as usual: the office has other work
+NOTICED: Final = 0.2  # seconds: quicker answers are no sign of work
+LONGEST_REST: Final = 10.0
 FIRST_THROTTLE: Final = 5.0
 LAST_THROTTLE: Final = 900.0
 RETRY_DELAYS: Final = (5.0, 30.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0)
@@ -57,11 +62,41 @@ def office_is_open(settings: Settings, now: float) -> bool:
     return local.weekday() < 5 and 8 <= local.hour < 17  # noqa: PLR2004 - as above
 
 
-def spacing(settings: Settings, now: float, bulk: bool) -> float:
-    """Seconds from start to start: the share in force, and half of it for bulk work outside the backfill window."""
+def share(settings: Settings, now: float, bulk: bool) -> float:
+    """The share in force, and half of it for bulk work outside the backfill window."""
     local, api, windows = datetime.fromtimestamp(now, settings.zone), settings.api, settings.backfill.window
     share = api.share if office_is_open(settings, now) else api.share_closed
-    return api.min_interval / (share / 2 if bulk and windows and not in_window(windows, local) else share)
+    return share / 2 if bulk and windows and not in_window(windows, local) else share
+
+
+def spacing(settings: Settings, now: float, bulk: bool) -> float:
+    """Seconds from start to start, at least."""
+    return settings.api.min_interval / share(settings, now, bulk)
+
+
+def expected_spacing(settings: Settings, now: float, bulk: bool) -> float:
+    """Seconds from start to start to reckon with, for plans."""
+    return settings.api.expected_interval / share(settings, now, bulk)
+
+
+class Manners:
+    """How much time an office that is not throttled has for the practice's own work, after each answer.
+
+    Its own answers tell how busy it is: of each kind of request, how long they took lately (a mean), and how long they
+    usually take: the least such mean, which may double in an hour, so that what stays slow becomes usual.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, float, float, float]] = {}  # answers, lately, usually, and when that was
+
+    def rest(self, kind: str, seconds: float, share: float, steady_now: float) -> float:
+        """Seconds to leave free after an answer that took `seconds`. `share`: of the time that is ours at most."""
+        count, lately, usual, at = self._known.get(kind, (0, seconds, seconds, steady_now))
+        count, lately = count + 1, lately + (seconds - lately) / min(count + 1, ANSWERS)
+        usual = lately if count <= ANSWERS else min(lately, usual * 2 ** ((steady_now - at) / HOUR))
+        self._known[kind] = count, lately, usual, steady_now
+        slow = max(0.0, lately - SLOWED * usual) if lately > NOTICED else 0.0
+        return max(seconds * (1 / share - 1), min(slow, LONGEST_REST))
 
 
 def next_start(pace: Pace, spacing: float, steady_now: float) -> float:
@@ -84,10 +119,14 @@ def started(pace: Pace, steady_now: float, day: str) -> Pace:
     return replace(pace, last_start=steady_now, not_before=0.0, requests_today=pace.requests_today + 1)
 
 
-def answered(pace: Pace, steady_now: float, good: bool) -> Pace:
-    """The request ended now: a slow one leaves a quarter of its duration free, a good one ends throttling."""
+def answered(pace: Pace, steady_now: float, good: bool, rest: float = 0.0) -> Pace:
+    """The request ended now: a slow one leaves a quarter of its duration free, a good one ends throttling.
+
+    `rest`: seconds to leave free at least.
+    """
     duration = steady_now - pace.last_start
-    not_before = steady_now + duration / 4 if duration > SLOW_ANSWER else 0.0
+    rest = max(rest, duration / 4 if duration > SLOW_ANSWER else 0.0)
+    not_before = steady_now + rest if rest else 0.0
     return replace(pace, not_before=not_before, throttles_in_a_row=0 if good else pace.throttles_in_a_row)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from syncd.config import Settings
 from syncd.errors import EXIT_ARCHIVE, EXIT_HELD, EXIT_REFUSED, REASONS, worded
-from syncd.pacing import spacing
+from syncd.pacing import expected_spacing
 
 State = Literal["ok", "catching_up", "degraded", "blocked", "paused", "stopped"]
 Report = dict[str, Any]
@@ -101,7 +101,8 @@ class Hold:
 class StatusFacts:
     """What the index knows at one moment. Counts are items unless named otherwise.
 
-    `owed_requests`: calls that the owed items take. `thumbnail_calls`: patients with an image whose thumbnail is due.
+    `owed_requests`: calls that the owed items take. `thumbnail_calls`: patients with an image whose thumbnail is due,
+    or will be once it is archived.
     `sweep_requests`: pages of all lists, as far as their lengths are known. `oldest_polled_at`: of the lists that were
     polled at all. `lists_unreadable`: read in vain for a day. `feed_at`: when the change feed was last read. `delays`:
     seconds from the appearance of a file to its archiving, of the last day's files, by kind. `grown`: bytes archived in
@@ -182,9 +183,9 @@ class Budget:
     def of(cls, settings: Settings, now: float) -> Budget:
         """Shares, opening hours and windows of the week to come, hour by hour."""
         hours = [now + hour * HOUR for hour in range(168)]
-        each, bulk = ([spacing(settings, at, bulk) for at in hours] for bulk in (False, True))
+        each, bulk = ([expected_spacing(settings, at, bulk) for at in hours] for bulk in (False, True))
         mean, bulk_mean = (len(hours) / sum(1 / seconds for seconds in of_hours) for of_hours in (each, bulk))
-        return cls(settings.api.min_interval, mean, bulk_mean, tuple(bulk))
+        return cls(settings.api.expected_interval, mean, bulk_mean, tuple(bulk))
 
     def seconds_for(self, requests: float) -> float:
         """How long so many requests of bulk work take from now on, in and out of opening hours and windows."""

@@ -227,7 +227,7 @@ class Claim:
 
     def __init__(self, fd: int, pace: pacing.Pace, clock: Clock, made_at: float, leads: deque[float]) -> None:
         self._fd, self._pace, self._clock, self._made_at, self._leads = fd, pace, clock, made_at, leads
-        self._throttled, self._retry_after = False, 0.0
+        self._throttled, self._retry_after, self._rest = False, 0.0, 0.0
 
     def hold(self) -> None:
         """The connection stands: note how long that took, and wait until the request may be sent."""
@@ -238,6 +238,14 @@ class Claim:
     def sent(self) -> None:
         """The request is out: the next one keeps its distance from here, however long connecting and sending took."""
         self._pace = replace(self._pace, last_start=self._clock.steady())
+
+    def answered(self) -> float:
+        """Seconds that the request has taken so far."""
+        return self._clock.steady() - self._pace.last_start
+
+    def rest(self, seconds: float) -> None:
+        """Leave so many seconds free after this answer."""
+        self._rest = seconds
 
     def throttled(self, retry_after: float | None) -> None:
         """The answer is a 429, which asked for `retry_after` seconds of quiet, or for none."""
@@ -252,7 +260,7 @@ class Claim:
         if self._throttled:
             pace = pacing.throttled(self._pace, steady, self._retry_after)
         else:
-            pace = pacing.answered(self._pace, steady, good=error is None)
+            pace = pacing.answered(self._pace, steady, error is None, self._rest)
         with contextlib.suppress(OSError):  # the answer counts for more; a disk that fails stops the next claim
             _write_pace(self._fd, pace)
         os.close(self._fd)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from syncd import copies, repair, retrieve
-from syncd.catalog import Catalog
+from syncd.catalog import Catalog, drawn
 from syncd.checker import Finding
 from syncd.errors import SiteError, UsageError
 from syncd.model import Item
@@ -22,8 +22,8 @@ from syncd.sites import Doors, Sites
 
 Mark = Literal["copy", "drill", "scrub"]
 _ANY: Final = (  # what is known to be damaged proves nothing new
-    "SELECT * FROM version v WHERE sidecar = 1 AND bytes < ? AND NOT EXISTS (SELECT 1 FROM damage d"
-    " WHERE d.pat_num = v.pat_num AND d.kind = v.kind AND d.num = v.num) ORDER BY random() LIMIT 1"
+    "sidecar = 1 AND bytes < ? AND NOT EXISTS (SELECT 1 FROM damage d WHERE d.pat_num = v.pat_num AND d.kind = v.kind"
+    " AND d.num = v.num)"
 )
 
 
@@ -78,7 +78,7 @@ def drill(doors: Doors, now: float) -> Item | None:
     if now < index.meta_time("drill_due_at") <= now + WEEK:
         return None
     room = shutil.disk_usage(doors.settings.state_path).free // 10  # the index lives on that disk
-    if not (rows := index.rows(_ANY, room)):
+    if not (rows := drawn(index, 1, _ANY, room)):
         return None
     row, item = rows[0], Item(rows[0]["pat_num"], rows[0]["kind"], rows[0]["num"])
     try:

@@ -181,7 +181,7 @@ def build(
     for_api, for_pull = lanes
     now = clock.now()
     index.run("UPDATE site SET failures = 0, next_try_at = ?", now)  # a fresh start tries everything once
-    if any(state.polled_at > now + CLOCK_SLACK for state in index.lists()):
+    if (index.value("SELECT max(polled_at) FROM list") or 0.0) > now + CLOCK_SLACK:
         put_times_right(index, now, went_back=True)
     pull_lane = PullLane(for_pull, Sites(for_pull.index, log))
     pull_lane.start(now)

@@ -85,8 +85,8 @@ def test_settings_are_frozen() -> None:
     ("mode", "url", "interval", "limit"),
     [
         ("remote", "https://api.opendental.com/api/v1", 1.1, 100),
-        ("service", "http://localhost:30223/api/v1", 0.05, 1000),
-        ("local", "http://localhost:30222/api/v1", 0.05, 1000),
+        ("service", "http://localhost:30223/api/v1", 0.01, 1000),
+        ("local", "http://localhost:30222/api/v1", 0.01, 1000),
     ],
 )
 def test_mode_sets_url_interval_and_page_size(mode: str, url: str, interval: float, limit: int) -> None:
