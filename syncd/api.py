@@ -13,6 +13,7 @@ import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -246,10 +247,9 @@ class OpenDentalApi:
     ) -> _Answer:
         """Send one request and read its whole answer, whatever its status."""
         content = bytearray()
-        self._wire.sock, end = None, time.monotonic() + self._deadline
-        timer = threading.Timer(self._deadline, self._wire.cut)
-        timer.daemon = True
-        timer.start()
+        self._wire.sock, self._wire.end = None, time.monotonic() + self._deadline
+        if not self._foreign:
+            self._wire.watched(min(1.0, self._deadline / 10))
         try:
             asked = self._blank.copy()
             asked.method, asked.url = verb, f"{self._url}{path}{'?' if params else ''}{urlencode(params or {})}"
@@ -260,7 +260,7 @@ class OpenDentalApi:
                     content += chunk
                     if len(content) > self._cap:
                         break
-            if time.monotonic() >= end:
+            if time.monotonic() >= self._wire.end:
                 raise TimeoutError  # what was cut may look like a whole answer
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise self._lost(error, placing) from error
@@ -268,7 +268,7 @@ class OpenDentalApi:
             no_room = "an answer does not fit into memory"
             raise (UnansweredError("api_error", no_room) if placing else OversizeError(no_room)) from error
         finally:
-            timer.cancel()
+            self._wire.end = float("inf")
             self._wire.close()  # nothing is kept, also where the office does not say that it will close
         if len(content) > self._cap:
             too_large = "an answer is over the size cap"
@@ -295,6 +295,8 @@ class _Wire(HTTPAdapter):
     sock: socket.socket | None = None
     hold: Callable[[], None] | None = None
     sent: Callable[[], None] | None = None
+    end = float("inf")  # of the exchange in hand, a steady time
+    _watch: threading.Thread | None = None
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
         """Have the pool make connections that show their socket."""
@@ -318,11 +320,22 @@ class _Wire(HTTPAdapter):
         pool.ConnectionCls = Shown
         return pool
 
-    def cut(self) -> None:
-        """Wake whoever reads from the socket. From another thread, so without touching the state of TLS."""
-        if self.sock is not None:
+    def watched(self, pause: float) -> None:
+        """From now on what takes too long is cut. One thread for all: to start one costs each request milliseconds."""
+        if self._watch is None:
+            self._watch = threading.Thread(target=_cut_when_late, args=(weakref.ref(self), pause), daemon=True)
+            self._watch.start()
+
+
+def _cut_when_late(wire_of: Callable[[], _Wire | None], pause: float) -> None:
+    """Wake whoever reads from the socket too long. From another thread, so without touching the state of TLS."""
+    while (wire := wire_of()) is not None:
+        sock, late = wire.sock, time.monotonic() >= wire.end
+        if late and sock is not None:
             with suppress(OSError):  # already closed
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        del wire, sock
+        time.sleep(pause)
 
 
 def _created(answer: _Answer) -> _Answer:

@@ -387,8 +387,8 @@ class Index:
         scope = f" AND d.pat_num IN ({', '.join(map(str, sorted(only)))})" if only is not None else ""
         oldest = f"SELECT * FROM (SELECT * FROM duty d WHERE why = ? AND {due}{scope} ORDER BY next_try_at LIMIT 1)"
         sql = " UNION ALL ".join([oldest] * len(whys))  # one by one: each follows its index
-        found = self.rows(f"{sql} ORDER BY next_try_at LIMIT 1", *(each for why in whys for each in (why, now)))
-        return schema.duty_of(found[0]) if found else None
+        found = self.rows(sql, *(each for why in whys for each in (why, now))) if whys else []
+        return schema.duty_of(min(found, key=lambda row: row["next_try_at"])) if found else None
 
     def owe_thumbnail(self, document: Item) -> None:
         """Due where a document's newest bytes are an image's, and not those that the newest thumbnail was made of."""

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlite_utils import Database
+
 from syncd.backfill import Look, Stop, Wanted
 from syncd.demo.clock import SimulatedClock
 from syncd.demo.practice import Practice
+from syncd.schema import migrations
 from tests.world import START, World
 
 DAY = 86_400.0
 HOUR = 3600.0
 METHODS = ("document", "mount", "mount-images", "sheet", "thumbnails")
+SCHEMA = len(migrations.pending(Database(memory=True)))  # the number of the index's schema
 LEAST = 6  # placements that the small practice needs: two documents, a mount, its images, a sheet, thumbnails
 
 

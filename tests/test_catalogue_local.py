@@ -22,7 +22,7 @@ from syncd.index import Index
 from syncd.schema import Row
 from syncd.scrub import reindex
 from syncd.wiring import load, open_archive
-from tests.small import HOUR, Small, serving, settle, small, troubles
+from tests.small import HOUR, SCHEMA, Small, serving, settle, small, troubles
 from tests.test_cli import Desk
 from tests.test_end_to_end import Site, left_on_drop
 from tests.world import World
@@ -58,10 +58,13 @@ Index(path).close()
 CREATING = """
 import os, signal, sys
 from pathlib import Path
+from sqlite_utils import Migrations
 from syncd import schema
 from syncd.index import Index
 
 schema._TABLES = ";\\n".join(schema._TABLES.split(";\\n")[: int(sys.argv[2])])
+schema.migrations = Migrations("syncd")
+schema.migrations(name="first_tables")(schema.first_tables)
 schema.migrations(name="death")(lambda db: os.kill(os.getpid(), signal.SIGKILL))
 Index(Path(sys.argv[1]))
 """
@@ -124,7 +127,7 @@ def test_index_of_a_later_syncd_is_refused_and_both_schemas_are_named(world: Wor
     world.stop()
     assert run_python(MIGRATING, path, -1) == 0
     before = contents(path)
-    with pytest.raises(ConfigError, match=r"index\.db is of schema 2, this syncd knows schema 1"):
+    with pytest.raises(ConfigError, match=rf"index\.db is of schema {SCHEMA + 1}, this syncd knows schema {SCHEMA}"):
         Index(path)
     assert contents(path) == before
 
@@ -138,7 +141,7 @@ def test_every_verb_refuses_the_index_of_a_later_syncd_with_78(tmp_path: Path) -
         for words in ("run", "backfill", "status", "health", "find", "verify", "retry", "held"):
             result = desk.call(words)
             assert result.exit_code == 78, words
-            assert "schema 2" in result.stderr, words
+            assert f"schema {SCHEMA + 1}" in result.stderr, words
         assert simulation.office.arrivals == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import sqlite3
@@ -20,13 +19,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syncd import mirror, wishes
+from syncd import mirror
 from syncd.catalog import Catalog, Filters
 from syncd.diff import Owing, compare
 from syncd.errors import SiteError
 from syncd.index import Index
 from syncd.model import KINDS, Attempt, Duty, Item, Listed, ListName, Method, Patient, PlacedName, Version
-from tests.small import serving, small
+from tests.small import SCHEMA
 
 T0 = 1_795_000_000.0
 WHYS = mirror.OWED
@@ -112,7 +111,7 @@ def test_migrations_are_applied_once(index: Index) -> None:
     for _ in range(2):
         index.sibling().close()
     assert index.rows("SELECT name, sql FROM sqlite_schema ORDER BY name") == tables
-    assert index.value("SELECT count(*) FROM _sqlite_migrations") == 1
+    assert index.value("SELECT count(*) FROM _sqlite_migrations") == SCHEMA
 
 
 OPENING = """
@@ -135,7 +134,7 @@ def test_processes_that_open_a_new_index_at_once_all_get_it(tmp_path: Path) -> N
     ends = [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
     assert ends == [("", 0)] * 3
     index = Index(path)
-    assert index.value("SELECT count(*) FROM _sqlite_migrations") == 1
+    assert index.value("SELECT count(*) FROM _sqlite_migrations") == SCHEMA
     assert [index.meta(str(number)) for number in range(3)] == ["here"] * 3
     index.close()
 
@@ -762,37 +761,6 @@ def traced(index: Index, statements: set[str]) -> None:
     index.db.conn.set_trace_callback(statements.add)
 
 
-def test_no_statement_of_a_lane_reads_a_whole_table(tmp_path: Path) -> None:
-    one = small()
-    world = serving(tmp_path, one)
-    ran: set[str] = set()
-    traced(world.lanes.api_lane.doors.index, ran)
-    world.run(hours=1)  # the identity check, roster, lists, placements, thumbnails, idle slots
-    one.practice.edit_document(one.document)
-    one.practice.delete_document(one.letter)
-    wishes.make(world.index, "backfill", None, world.clock.now())
-    world.run(hours=30)  # a new version, an absence confirmed, mounts fetched again
-    world.stop()
-    index = Index(tmp_path / "state" / "index.db")
-    verbs = ("SELECT", "UPDATE", "DELETE", "INSERT")
-    shapes = {re.sub(r"'[^']*'|[0-9.]+", "?", sql): sql for sql in ran if sql.startswith(verbs)}
-    queries = set(shapes.values())
-    daily = {sql for sql in queries if "random()" in sql}
-    assert len(daily) >= 1
-    assert all("LIMIT 20" in sql for sql in daily)
-    for words in ("thumbnail_due = 1 AND p.", "i.refetch_at <=", "FROM duty d WHERE why", "+why", "FROM attempt WHERE"):
-        assert any(words in sql for sql in queries), words
-    whole = {
-        sql: line
-        for sql in queries - daily
-        for line in plan(index, sql)
-        if line in WHOLE
-        or ("SCAN" in line and " USING " not in line and line.split()[1] in {"item", "version", "duty"})
-    }
-    index.close()
-    assert whole == {}
-
-
 @pytest.mark.parametrize(("whys", "prefer"), [(WHYS, None), (("refetch",), None), (WHYS, 101)])
 def test_the_next_duty_is_found_without_sorting_all_that_are_due(
     index: Index, whys: tuple[str, ...], prefer: int | None
@@ -821,3 +789,21 @@ def test_a_turns_questions_follow_their_indexes(index: Index) -> None:
     asked = [sql for sql in ran if sql.startswith(("SELECT", "UPDATE", "DELETE"))]
     assert len(asked) >= 8
     assert [(sql, line) for sql in asked for line in plan(index, sql) if "SCAN" in line] == []
+
+
+def test_touch_does_not_wait_for_the_disk_and_the_next_transaction_does(index: Index) -> None:
+    asked: list[str] = []
+    index.db.conn.set_trace_callback(asked.append)
+    index.touch("DELETE FROM meta WHERE key = ?", "x")
+    index.remember("x", "1")
+    index.touch("DELETE FROM meta WHERE key = ?", "y")
+    assert [sql for sql in asked if "PRAGMA" in sql] == [
+        *("PRAGMA synchronous=NORMAL", "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL")
+    ]
+
+
+def test_touch_inside_a_transaction_is_as_durable_as_that(index: Index) -> None:
+    with index.transaction():
+        index.touch("INSERT INTO meta VALUES ('x', '1')")
+        assert index.value("PRAGMA synchronous") == 2
+    assert index.meta("x") == "1"

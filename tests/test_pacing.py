@@ -73,6 +73,65 @@ def test_opening_hours_are_local_wherever_the_machine_thinks_it_is() -> None:
     assert pacing.spacing(settings(), datetime.now(UTC).timestamp(), bulk=False) == 2.0
 
 
+def test_unthrottled_plans_reckon_with_the_offices_own_time() -> None:
+    service = parse(
+        TEXT.replace('[api]\nmin_interval = "1s"', '[api]\nmode = "service"'),
+        name="main",
+        folder=Path("/etc/syncd/main"),
+        environ={},
+    )
+    night = at("2026-11-20 19:00").timestamp()
+    assert pacing.spacing(service, night, bulk=False) == pytest.approx(0.0125)
+    assert pacing.expected_spacing(service, night, bulk=False) == pytest.approx(0.0625)
+    assert pacing.expected_spacing(settings(), night, bulk=False) == pacing.spacing(settings(), night, bulk=False)
+
+
+def answers(manners: pacing.Manners, seconds: float, many: int, since: float = 0.0, share: float = 1.0) -> list[float]:
+    return [manners.rest("document", seconds, share, since + place * seconds) for place in range(many)]
+
+
+def test_an_office_that_answers_as_usual_is_asked_without_a_rest() -> None:
+    manners = pacing.Manners()
+    assert set(answers(manners, 0.04, 100) + answers(manners, 0.1, 200)) == {0.0}
+    assert {manners.rest("mount", 3.0, 1.0, 0.0) for _ in range(50)} == {0.0}  # another kind, another usual
+
+
+def test_share_of_an_unthrottled_office_is_of_its_time() -> None:
+    assert answers(pacing.Manners(), 0.04, 3, share=0.5) == [0.04] * 3
+    assert answers(pacing.Manners(), 0.5, 2, share=0.25) == [1.5] * 2
+
+
+def test_an_office_that_slows_down_is_left_time_for_its_own_work() -> None:
+    manners = pacing.Manners()
+    answers(manners, 0.05, 100)
+    rests = answers(manners, 1.0, 100, since=5.0)
+    assert rests[0] == 0.0, "one slow answer is no sign"
+    assert rests == sorted(rests)
+    assert 0.6 < rests[-1] <= 1.0
+    assert answers(manners, 0.05, 200, since=105.0)[-1] == 0.0, "it is as quick as it was: so are we"
+
+
+def test_what_stays_slow_becomes_usual_within_hours() -> None:
+    manners = pacing.Manners()
+    answers(manners, 0.1, 100)
+    assert answers(manners, 1.0, 100, since=10.0)[-1] > 0.5
+    for hour in range(6):
+        late = answers(manners, 1.0, 100, since=3600.0 * (hour + 1))
+    assert late[-1] == 0.0
+
+
+def test_rest_of_a_slow_office_is_bounded() -> None:
+    manners = pacing.Manners()
+    answers(manners, 0.3, 100)
+    assert answers(manners, 60.0, 100, since=30.0)[-1] == pacing.LONGEST_REST
+
+
+def test_rest_counts_from_the_answer() -> None:
+    pace = pacing.started(Pace(), 500.0, "2026-11-20")
+    assert pacing.next_start(pacing.answered(pace, 501.0, good=True, rest=0.5), 1.0, 501.0) == 501.5
+    assert pacing.next_start(pacing.answered(pace, 540.0, good=True, rest=0.5), 1.0, 540.0) == 550.0
+
+
 def test_first_request_starts_at_once_and_the_next_after_the_spacing() -> None:
     assert pacing.next_start(Pace(), 1.0, 500.0) <= 500.0
     pace = pacing.started(Pace(), 500.0, "2026-11-20")
