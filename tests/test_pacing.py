@@ -115,9 +115,9 @@ def test_what_stays_slow_becomes_usual_within_hours() -> None:
     manners = pacing.Manners()
     answers(manners, 0.1, 100)
     assert answers(manners, 1.0, 100, since=10.0)[-1] > 0.5
-    for hour in range(6):
-        late = answers(manners, 1.0, 100, since=3600.0 * (hour + 1))
-    assert late[-1] == 0.0
+    later = [answers(manners, 1.0, 100, since=3600.0 * hour)[-1] for hour in range(1, 7)]
+    assert later == sorted(later, reverse=True)
+    assert later[-1] == 0.0
 
 
 def test_rest_of_a_slow_office_is_bounded() -> None:

@@ -76,27 +76,28 @@ def in_flight(arrivals: Sequence[Arrival]) -> Facts:
 # --- under a simulated clock
 
 
-def simulated(patients: int, interval: float) -> Facts:
+def simulated(patients: int, interval: float) -> tuple[Facts, list[str]]:
     """The lanes in this process, over the real API door, index and archive; the drop is in memory."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         world = World.start(Path(folder), patients, backfill=True, interval=interval)
         begun = time.process_time()
         world.run()
         cpu = time.process_time() - begun
-        world.check()
+        differs = world.findings()
         arrivals, versions = world.office.arrivals, world.index.value("SELECT count(*) FROM version")
         fewest = least(world.practice)
         facts = counted(len(arrivals), fewest) | paced(arrivals, interval, [each.at for each in arrivals])
         facts["plan, of the least"] = planned_by(world) / fewest
         world.stop()
-        return facts | {"files": versions, "CPU, s per 1,000 files": 1000 * cpu / versions}
+        facts |= {"files": versions, "CPU, s per 1,000 files": 1000 * cpu / versions}
+        return facts, differs.wrong + differs.lacking
 
 
 def planned_by(world: World) -> int:
     """The requests that `plan` would tell once every list is read and nothing placed, with those sent for that."""
     again = World.start(world.folder / "again", practice=world.practice, backfill=True, interval=1.0)
     again.index.run("INSERT INTO site VALUES ('placing', 'placements_refused', '', 0, 9e12, 1)")
-    again.run(until=lambda: not again.catalog().status_facts(again.clock.now()).lists_never_polled)
+    again.run(until=lambda: again.index.value("SELECT min(polled_at) FROM list"))
     told = again.catalog().status_facts(again.clock.now()).requests_to_come + len(again.office.arrivals)
     again.stop()
     return told
@@ -236,7 +237,7 @@ def main() -> int:
     base, problems = Path(tempfile.mkdtemp(prefix="backfill-")), list[str]()
     base.chmod(0o755)  # the account logs in below it
     cases: dict[str, Callable[[], tuple[Facts, list[str]]]] = {
-        "simulated": lambda: (simulated(asked.patients, 1.0), []),
+        "simulated": lambda: simulated(asked.patients, 1.0),
         "real": lambda: throttled(asked, base / "real"),
         "unthrottled": lambda: unthrottled(asked.documents, base / "unthrottled", OFFICE),
     }
@@ -247,7 +248,7 @@ def main() -> int:
         problems += found
         sys.stdout.write(f"{name}\n")
         for fact, value in facts.items():
-            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+            shown = f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4f}"
             sys.stdout.write(f"  {fact:28}{shown:>12}\n")
         sys.stdout.write(f"  {'missing, wrong, misfiled':28}{len(found):>12}\n")
     sys.stdout.write("".join(f"{problem}\n" for problem in problems[:20]))

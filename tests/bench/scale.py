@@ -125,8 +125,10 @@ def _patient(index: Index, pat_num: int, rows: int) -> None:
     )
     for name in ("documents", "sheets"):
         newest = START - random.Random(pat_num).uniform(1.0, 900.0) * DAY
-        told = (pat_num, name, polled_at, rows, newest)  # type: ignore[assignment] - another statement's
-        index.db.conn.execute("INSERT INTO list (pat_num, name, polled_at, rows, newest) VALUES (?, ?, ?, ?, ?)", told)
+        index.db.conn.execute(
+            "INSERT INTO list (pat_num, name, polled_at, rows, newest) VALUES (?, ?, ?, ?, ?)",
+            (pat_num, name, polled_at, rows, newest),
+        )
 
 
 def _row(pat_num: int, number: int, place: int, draw: random.Random) -> tuple[tuple[object, ...], Version]:
