@@ -31,6 +31,7 @@ MINUTE: Final = 60.0
 HOUR: Final = 3600.0
 DAY: Final = 86_400.0
 BLOCK: Final = 900.0  # no time zone changes its offset within a quarter of an hour
+BLOCKS: Final = 1000  # remembered: ten days
 PAGE_ROWS: Final = 100  # the vendor's largest page
 FINENESS: Final = 6.0  # queues for a factor e of slopes
 # A list's floor begins early: by night at three quarters of it, so that few fall due while people are awake, when
@@ -460,33 +461,40 @@ class _Clock(Hours):
         self._speeds = speeds
         self._passed = tuple(accumulate(speeds, initial=0.0))
         self._zone = ZoneInfo(time_zone)
-        self._block: tuple[float, float, float] = 0.0, 0.0, 0.0  # start and end, s; hours at the start
-        self._speed = 0.0
+        self._block: tuple[float, float, float] = 0.0, 0.0, 0.0  # start, s; hours at the start; speed
+        self._blocks: dict[float, tuple[float, float, float]] = {}  # by their start
 
     def hours(self, now: float) -> float:
         """Operational hours at `now`. It may fall by a moment's worth when summer time ends, at night."""
-        start, end, hours = self._block
-        if not start <= now < end:
+        start, hours, speed = self._block
+        if not start <= now < start + BLOCK:
             start = now // BLOCK * BLOCK
-            local = datetime.fromtimestamp(start, UTC).astimezone(self._zone)
-            weeks, day = divmod(local.toordinal() - 1, 7)  # day 1 of the calendar was a Monday
-            hour = 24 * day + local.hour
-            self._speed = self._speeds[hour]
-            hours = weeks * self._passed[-1] + self._passed[hour] + self._speed * local.minute / 60
-            self._block = start, start + BLOCK, hours
-        return hours + self._speed * (now - start) / HOUR
+            self._block = start, hours, speed = self._blocks.get(start) or self._block_at(start)
+        return hours + speed * (now - start) / HOUR
+
+    def _block_at(self, start: float) -> tuple[float, float, float]:
+        local = datetime.fromtimestamp(start, UTC).astimezone(self._zone)
+        weeks, day = divmod(local.toordinal() - 1, 7)  # day 1 of the calendar was a Monday
+        hour = 24 * day + local.hour
+        speed = self._speeds[hour]
+        hours = weeks * self._passed[-1] + self._passed[hour] + speed * local.minute / 60
+        if len(self._blocks) > BLOCKS:
+            self._blocks.clear()
+        self._blocks[start] = block = start, hours, speed
+        return block
 
     def speed(self, now: float) -> float:
         """1.0 while the practice is open, next to nothing at night."""
         self.hours(now)
-        return self._speed
+        return self._block[2]
 
     def when(self, hours: float, now: float, limit: float) -> float:
         """The time when so many operational hours will have passed, or `limit` where that is earlier."""
         while now < limit:
             lacking = hours - self.hours(now)
             end = now // BLOCK * BLOCK + BLOCK
-            if lacking <= self._speed * (end - now) / HOUR:
-                return min(limit, now + max(0.0, lacking) / self._speed * HOUR) if lacking > 0 else now
+            speed = self._block[2]
+            if lacking <= speed * (end - now) / HOUR:
+                return min(limit, now + max(0.0, lacking) / speed * HOUR) if lacking > 0 else now
             now = end
         return limit

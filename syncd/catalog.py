@@ -265,11 +265,13 @@ class Catalog:
         names: list[ListName] = ["documents"] if self.kinds - {"sheet"} else []
         wanted = ", ".join(f"'{name}'" for name in (*names, *(["sheets"] if "sheet" in self.kinds else [])))
         sql = (
-            "SELECT count(*) AS lists, count(DISTINCT pat_num) AS patients, coalesce(sum(l.rows / ? + 1), 0) AS"
-            " sweep_requests, coalesce(sum(polled_at = 0), 0) AS lists_never_polled, coalesce(sum(l.rows), 0) AS items,"
+            "SELECT count(*) AS lists, coalesce(sum(l.rows / ? + 1), 0) AS sweep_requests,"
+            " (SELECT count(*) FROM patient WHERE left_at IS NULL) AS patients,"
+            " coalesce(sum(polled_at = 0), 0) AS lists_never_polled, coalesce(sum(l.rows), 0) AS items,"
             " min(nullif(polled_at, 0)) AS oldest_polled_at, max(nullif(polled_at, 0)) AS last_listed_at,"
             " coalesce(sum(failures > 0 AND (polled_at > 0 OR failures >= ?) AND polled_at < ?), 0) AS lists_unreadable"
-            f" FROM list l JOIN patient USING (pat_num) WHERE left_at IS NULL AND l.name IN ({wanted})"
+            f" FROM list l WHERE l.name IN ({wanted}) AND l.pat_num NOT IN"
+            " (SELECT pat_num FROM patient WHERE left_at IS NOT NULL)"
         )
         return self._one(sql, page_rows, NEVER_READ_AFTER, now - DAY)
 

@@ -127,13 +127,16 @@ def is_pending(row: Listed) -> bool:
 
 
 def _owing(row: Listed, before: Known | None, kinds: Collection[Kind], now: float) -> Iterable[Owing]:
-    item, at = row.item, now + settle_wait(row.stamp, row.server_time)
+    item, methods = row.item, list[Method]()
     if item.kind in kinds and (before is None or before.archived_revision != row.revision):
-        method: Method = "mount" if item.kind == "mount" else "sheet" if item.kind == "sheet" else "document"
-        yield Owing(method, item, row.revision, at)
+        methods.append("mount" if item.kind == "mount" else "sheet" if item.kind == "sheet" else "document")
     wants_images = item.kind == "mount" and "mount-image" in kinds
     if wants_images and (before is None or before.images_revision != row.revision):
-        yield Owing("mount-images", item, row.revision, at)
+        methods.append("mount-images")
+    if not methods:
+        return ()
+    at = now + settle_wait(row.stamp, row.server_time)
+    return [Owing(method, item, row.revision, at) for method in methods]
 
 
 def stamp_age(stamp: str, server_time: str) -> float | None:

@@ -262,8 +262,10 @@ class Lists:
         self.doors.log.debug("list_polled", pat_num=key[0], list=key[1], rows=len(rows))
 
     def _newest(self, rows: Sequence[Listed]) -> float | None:
-        times = (local_time(row.stamp or row.date_created, self.doors.settings.zone) for row in rows)
-        return max((time for time in times if time is not None), default=None)
+        """The youngest stamp as a time. Stamps sort as texts; those that are no times are passed over."""
+        stamps = sorted({row.stamp or row.date_created for row in rows}, reverse=True)
+        times = (local_time(stamp, self.doors.settings.zone) for stamp in stamps)
+        return next((time for time in times if time is not None), None)
 
     def _moved_here(self, found: Difference, known: dict[Item, Known], now: float) -> None:
         created = {row.item: row.date_created for row in found.changed}

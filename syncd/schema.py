@@ -175,17 +175,17 @@ def duty_of(row: Row) -> Duty:
 
 
 KNOWN = (  # a row of table item, as far as a comparison needs it: what `known_of` takes
-    "SELECT pat_num, kind, num, revision, archived_revision, images_revision, coalesce(date_created, ''),"
-    " missing_since_at, held_by, pending, vanished_at IS NOT NULL, not_found FROM item"
+    "SELECT pat_num, kind, num, revision, archived_revision, images_revision, coalesce(date_created, ''), pending,"
+    " missing_since_at, vanished_at IS NOT NULL, held_by, not_found FROM item"
 )
 
 
 def known_of(row: Sequence[Any]) -> Known:
     """A row of KNOWN. Thousands a second: by place, not by name."""
-    pat_num, kind, num, revision, archived, images, created, missing, held_by, pending, vanished, not_found = row
-    flags = {"pending": bool(pending), "vanished": bool(vanished), "not_found": bool(not_found)}
+    pat_num, kind, num, revision, archived, images, created, pending, missing, vanished, held_by, not_found = row
+    flags = pending == 1, vanished == 1, not_found == 1
     item = Item(pat_num, kind, num)
-    return Known(item, revision, archived, images, created, missing_since_at=missing, held_by=held_by, **flags)
+    return Known(item, revision, archived, images, created, flags[0], missing, flags[1], held_by, flags[2])
 
 
 PUT_ITEM = (  # what a listing says
