@@ -191,7 +191,7 @@ class Catalog:
 
     def everybody(self) -> list[int]:
         """Every patient of whom an item is known."""
-        return self._patients(Filters())
+        return list(self._patients(Filters()))
 
     def knows(self, pat_num: int) -> bool:
         """Whether an item of this patient is known."""

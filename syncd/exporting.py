@@ -169,7 +169,7 @@ class _Export:
         versions = self._catalog.versions(Item(row["pat_num"], row["kind"], row["num"]))
         return max(versions, key=lambda version: version.seq)
 
-    def copy(self, version: Version, folder: Path, name: str, *, counted: bool) -> Path | None:
+    def _copied(self, version: Version, folder: Path, name: str, *, counted: bool) -> Path | None:
         path = _there(version, folder, name)
         kept = path is not None
         try:

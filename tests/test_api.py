@@ -33,7 +33,7 @@ from syncd.errors import (
     TransientError,
     UnansweredError,
 )
-from syncd.model import Item, PlacedName, Pulled, PullJob, Upload, Uploaded
+from syncd.model import FieldValue, Item, PlacedName, Pulled, PullJob, Upload, Uploaded
 
 EXAMPLE: list[dict[str, Any]] = [
     {
@@ -560,7 +560,12 @@ def test_single_document_tells_whose_it_is(office: Office) -> None:
     assert b"GET /api/v1/documents/34 HTTP" in office.requests[0]
 
 
-SENT = {"DocCategory": 14, "ToothNumbers": "1-3,8", "PrintHeading": "true", "Description": "Left"}
+SENT: dict[str, FieldValue] = {
+    "DocCategory": 14,
+    "ToothNumbers": "1-3,8",
+    "PrintHeading": "true",
+    "Description": "Left",
+}
 
 
 def test_an_upload_answers_the_new_number_and_what_was_not_taken(office: Office) -> None:

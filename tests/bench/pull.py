@@ -404,7 +404,7 @@ def cuts(site: OpenSshSite, files: Path, disk: Path) -> None:
         with delayed(site.port, 2.0, max(MIB, sum(sizes) // 20), seed) as port:
             count, seconds = lane(Place(site, port, folder), target, names)
         archive = Archive(target / "archive", 0)
-        found = [each for each in archive.walk() if not isinstance(each, str)]
+        found = [each for each in archive.walk() if isinstance(each, Version)]
         lost = [each for each in found if not archive.intact(each)]
         logins = (site.root.parent / "sshd.log").read_text().count("Accepted")
         whole = (

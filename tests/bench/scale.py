@@ -36,7 +36,19 @@ from syncd.demo.site import MemoryDrop
 from syncd.diff import compare
 from syncd.index import Index
 from syncd.mirror import Scope
-from syncd.model import Appointment, FieldValue, Item, Kind, Listed, ListName, Page, Patient, PlacedName, Version
+from syncd.model import (
+    Appointment,
+    FieldValue,
+    Item,
+    Kind,
+    Listed,
+    ListName,
+    Page,
+    Patient,
+    PlacedName,
+    Uploaded,
+    Version,
+)
 from syncd.report import Budget, Surroundings, status
 from syncd.schema import row_checksum
 from syncd.scrub import reindex, verify
@@ -197,6 +209,9 @@ class Still:
 
     def when_sending(self, hold: Callable[[], None], sent: Callable[[], None]) -> None:
         del hold, sent
+
+    def upload_document(self, pat_num: int, staging: str, fields: Mapping[str, FieldValue]) -> Uploaded:
+        raise NotImplementedError
 
     def list_documents(self, pat_num: int, offset: int, limit: int) -> Page:
         return self._page(pat_num, "document", offset, limit)
