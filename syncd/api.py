@@ -10,12 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-import socket
-import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -24,8 +20,7 @@ from urllib.parse import urlencode, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import BaseAdapter, HTTPAdapter
-from urllib3.connectionpool import HTTPConnectionPool
+from requests.adapters import BaseAdapter
 
 from syncd.diff import revision
 from syncd.errors import (
@@ -53,6 +48,7 @@ from syncd.model import (
     Uploaded,
 )
 from syncd.pacing import parse_retry_after
+from syncd.wire import Wire
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 CHUNK: Final = 64 * 1024
@@ -128,7 +124,7 @@ class OpenDentalApi:
         self._placement = placement
         self._deadline, self._cap, self._foreign = deadline, size_cap, adapter is not None
         # Not a `requests.Session`: no redirect is followed, no cookie kept, nothing comes from the environment.
-        self._wire = _Wire()
+        self._wire = Wire()
         self._adapter: BaseAdapter = adapter or self._wire
         self._verify = str(ca_bundle) if ca_bundle else True
         headers = {
@@ -309,55 +305,6 @@ class OpenDentalApi:
         why = getattr(next(iter(error.args), None), "reason", None)  # as requests wraps it
         unknown = isinstance(why, urllib3.exceptions.NameResolutionError)
         return TransientError("name_unknown" if unknown else "api_unreachable", urlsplit(self._url).hostname or "")
-
-
-class _Wire(HTTPAdapter):
-    """The network, with a view of the socket in flight: None until connected (with TLS: until trusted)."""
-
-    sock: socket.socket | None = None
-    hold: Callable[[], None] | None = None
-    sent: Callable[[], None] | None = None
-    end = float("inf")  # of the exchange in hand, a steady time
-    _watch: threading.Thread | None = None
-
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
-        """Have the pool make connections that show their socket."""
-        pool: HTTPConnectionPool = super().get_connection_with_tls_context(*args, **kwargs)
-        wire, usual = self, type(pool).ConnectionCls
-
-        class Shown(usual):  # type: ignore[misc,valid-type]  # plain or with TLS, as the pool is
-            def connect(self) -> None:
-                super().connect()
-                wire.sock = self.sock
-                if wire.hold:
-                    wire.hold()
-
-            def request(self, *args: Any, **kwargs: Any) -> None:
-                try:
-                    super().request(*args, **kwargs)
-                finally:
-                    if wire.sent:
-                        wire.sent()
-
-        pool.ConnectionCls = Shown
-        return pool
-
-    def watched(self, pause: float) -> None:
-        """From now on what takes too long is cut. One thread for all: to start one costs each request milliseconds."""
-        if self._watch is None:
-            self._watch = threading.Thread(target=_cut_when_late, args=(weakref.ref(self), pause), daemon=True)
-            self._watch.start()
-
-
-def _cut_when_late(wire_of: Callable[[], _Wire | None], pause: float) -> None:
-    """Wake whoever reads from the socket too long. From another thread, so without touching the state of TLS."""
-    while (wire := wire_of()) is not None:
-        sock, late = wire.sock, time.monotonic() >= wire.end
-        if late and sock is not None:
-            with suppress(OSError):  # already closed
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        del wire, sock
-        time.sleep(pause)
 
 
 def _created(answer: _Answer) -> _Answer:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
 from syncd.folders import (
@@ -37,8 +37,8 @@ from syncd.folders import (
     translated,
     write,
 )
-from syncd.model import TOMBSTONE, Item, Kind, Patient, Tombstone, Version
-from syncd.naming import archive_path_is_ours
+from syncd.layout import PATIENT_KEYS, patient_in, patients_in, read_version, scan, tombstone_in, walk_patient
+from syncd.model import TOMBSTONE, Item, Patient, Tombstone, Version
 from syncd.sidecar import (
     SCHEMA_VERSION,
     decode,
@@ -47,8 +47,6 @@ from syncd.sidecar import (
     path_is_ours,
     sidecar_content,
     tombstone_content,
-    tombstone_from,
-    version_from_sidecar,
 )
 
 MARKER: Final = ".syncd-archive"
@@ -58,7 +56,6 @@ NOT_IN_GROUP: Final = (
     " the service the drop-in that the README names"
 )
 _MEDIA: Final = re.compile(r"([1-9][0-9]{0,17})-[0-9a-f]{12}\.(?!json$)[a-z0-9]+")
-_PATIENT: Final = {"pat_num", "last_name", "first_name", "preferred", "birthdate", "status"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,59 +64,6 @@ class Publication:
 
     version: Version
     source: Path | None
-
-
-def _read_version(relative: str, folder: int) -> Version | None:
-    """A sound sidecar of this very place whose file is there with its size, else None."""
-    try:
-        version = version_from_sidecar(read_json(Path(relative).name, folder))
-    except ValueError:
-        return None
-    whole = size_of(Path(version.path).name, folder) == version.bytes
-    return version if whole and version.sidecar_path == relative else None
-
-
-def _scan(folders: Folders, relative: str) -> list[Version | Tombstone | str]:
-    """One item's folder: its versions in order, then the paths of all else; or its tombstone, and nothing beside it."""
-    if (tombstone := _read_tombstone(folders, relative)) is not None:
-        return [tombstone]
-    paths = {f"{relative}/{name}" for name in folders.entries(relative)}
-    found = (_read_version(path, folders.get(relative)) for path in paths if path.endswith(".json"))
-    versions = sorted(filter(None, found), key=lambda version: (version.version, version.sidecar))
-    claimed = {path for version in versions for path in (version.path, version.sidecar_path)}
-    return [*versions, *sorted(paths - claimed)]
-
-
-def _read_tombstone(folders: Folders, relative: str) -> Tombstone | None:
-    if TOMBSTONE not in folders.entries(relative):
-        return None
-    kind, _, num = Path(relative).name.rpartition("-")
-    item = Item(int(relative.split("/")[1]), cast("Kind", kind), int(num))
-    return tombstone_from(read_json(TOMBSTONE, folders.get(relative)), item)
-
-
-def _read_patient(folders: Folders, pat_num: int) -> Patient | None:
-    content = read_json("patient.json", folders.get(f"patients/{pat_num}"))
-    if content.keys() != _PATIENT or content.pop("pat_num") != pat_num:
-        return None
-    fields = {key: value for key, value in content.items() if isinstance(value, str)}
-    return Patient(pat_num=pat_num, stamp="", **fields) if fields == content else None
-
-
-def _patients(folders: Folders) -> dict[str, bool]:
-    """What lies in `patients`, and whether it is a patient's folder."""
-    entries = folders.entries("patients").items()
-    return {name: is_folder and archive_path_is_ours(f"patients/{name}/patient.json") for name, is_folder in entries}
-
-
-def _walk_patient(folders: Folders, pat_num: int) -> Iterator[Version | Tombstone | str]:
-    for name, is_folder in folders.entries(f"patients/{pat_num}").items():
-        path = f"patients/{pat_num}/{name}"
-        if is_folder and archive_path_is_ours(f"{path}/1-{'0' * 12}.bin"):
-            yield from _scan(folders, path)
-            folders.close(path)
-        elif name != "patient.json" or _read_patient(folders, pat_num) is None:
-            yield path
 
 
 @dataclass(slots=True)
@@ -184,7 +128,7 @@ def _commit(folders: Folders, draft: _Draft) -> None:
             raise ItemError("io_error", "the file of this sidecar is not archived")
         name = Path(version.sidecar_path).name
         there = size_of(name, folder)
-        known = _read_version(version.sidecar_path, folder)
+        known = read_version(version.sidecar_path, folder)
         if there is not None and (known is None or known.revision != version.revision):
             raise ItemError("io_error", "another sidecar has this number")
     folders.touched.add(version.folder)
@@ -332,7 +276,7 @@ class Archive:
     def read_item(self, item: Item) -> list[Version]:
         """Every sound sidecar whose file is there with its size, by (version, sidecar)."""
         with self._opened() as folders:
-            found = _scan(folders, f"patients/{item.pat_num}/{item.id}")
+            found = scan(folders, f"patients/{item.pat_num}/{item.id}")
         return [each for each in found if isinstance(each, Version)]
 
     def highest_version(self, item: Item) -> int:
@@ -374,7 +318,7 @@ class Archive:
     def read_tombstone(self, item: Item) -> Tombstone | None:
         """What says that the item was destroyed; None where it was not."""
         with self._opened() as folders:
-            return _read_tombstone(folders, f"patients/{item.pat_num}/{item.id}")
+            return tombstone_in(folders, f"patients/{item.pat_num}/{item.id}")
 
     def bury(self, tombstone: Tombstone) -> None:
         """The one deletion: put the tombstone into the item's folder, durably, then remove all else that is there, and
@@ -383,7 +327,7 @@ class Archive:
         item = tombstone.item
         place, aside = f"patients/{item.pat_num}/{item.id}", f"damaged/{item.pat_num}/{item.id}"
         with self._opened() as folders, translated():
-            if _read_tombstone(folders, place) != tombstone:
+            if tombstone_in(folders, place) != tombstone:
                 folders.get(place, make=True)
                 folders.settle(place)
                 put(folders, tombstone_content(tombstone), place, TOMBSTONE)
@@ -458,7 +402,7 @@ class Archive:
     def patients(self) -> list[int]:
         """Every PatNum that has a folder, rising."""
         with self._opened() as folders:
-            return sorted(int(name) for name, is_patient in _patients(folders).items() if is_patient)
+            return sorted(int(name) for name, is_patient in patients_in(folders).items() if is_patient)
 
     def walk(self) -> Iterator[Version | Tombstone | str]:
         """Everything, for rebuilding the index: versions in order, tombstones, and paths of all else as str.
@@ -467,14 +411,14 @@ class Archive:
         """
         with self._opened() as folders:
             yield from sorted(folders.entries("").keys() - ROOT_NAMES)
-            yield from (f"patients/{name}" for name, is_patient in _patients(folders).items() if not is_patient)
+            yield from (f"patients/{name}" for name, is_patient in patients_in(folders).items() if not is_patient)
         for pat_num in self.patients():
             with self._opened() as folders:
-                yield from _walk_patient(folders, pat_num)
+                yield from walk_patient(folders, pat_num)
 
     def write_patient(self, patient: Patient) -> bool:
         """Put who the patient is beside the documents, atomically; False when that is there already."""
-        content: dict[str, object] = {key: getattr(patient, key) for key in _PATIENT}
+        content: dict[str, object] = {key: getattr(patient, key) for key in PATIENT_KEYS}
         with self._opened() as folders:
             folder = f"patients/{patient.pat_num}"
             if read_json("patient.json", folders.get(folder, make=True)) == content:
@@ -487,12 +431,12 @@ class Archive:
     def read_patient(self, pat_num: int) -> Patient | None:
         """Who the patient is, as last written; `stamp` is not kept and is empty. None where there is no such file."""
         with self._opened() as folders:
-            return _read_patient(folders, pat_num) if folders.entries(f"patients/{pat_num}") else None
+            return patient_in(folders, pat_num) if folders.entries(f"patients/{pat_num}") else None
 
     def mount_images(self, pat_num: int, mount_num: int) -> list[Version]:
         """Every archived version of every image that was ever in this mount."""
         with self._opened() as folders:
-            found = [each for each in _walk_patient(folders, pat_num) if isinstance(each, Version)]
+            found = [each for each in walk_patient(folders, pat_num) if isinstance(each, Version)]
         return [version for version in found if version.mount_num == mount_num]
 
     def write_incoming(self, path: Path, content: bytes) -> str:

@@ -10,7 +10,6 @@ import datetime as dt
 import json
 import secrets
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, cast
 
@@ -18,31 +17,14 @@ from syncd.diff import local_time
 from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
 from syncd.model import DESTROYED, KINDS, Item, Kind, ListName, Version
-from syncd.naming import folded, parse_id
+from syncd.naming import parse_id
 from syncd.report import DAY, WEEK, Chore, Hold, Incident, StatusFacts, Trouble, iso
 from syncd.schema import row_checksum
+from syncd.search import MANY, ODD, OPEN, STATE, Filters, item_conditions, whose
 
 Row = dict[str, Any]
-Condition = tuple[str, object]  # SQL with one mark, and the value for it
 NEVER_READ_AFTER: Final = 24  # tries in vain, a quarter of an hour or more apart, of a list that was never read
 FEW: Final = 2000  # versions: so many are drawn from as a whole
-_OPEN: Final = (  # methods by name, and not "all but thumbnails": so the table's primary key finds an item's duties
-    "d.why IN ('listed', 'backfill', 'repair', 'moved', 'retry')"
-    " AND d.method IN ('document', 'mount', 'mount-image', 'mount-images', 'sheet')"
-)
-_ODD: Final = "vanished_at IS NOT NULL OR pending = 1 OR held_by IS NOT NULL"  # as the index item_odd has it
-_TRIES: Final = (
-    "(SELECT max(d.failures) FROM duty d WHERE d.pat_num = i.pat_num AND d.kind = i.kind AND d.num = i.num"
-    f" AND {_OPEN})"
-)
-# The state of an item, in this order; `status_facts` counts by the same rules.
-STATE: Final = (
-    "CASE WHEN i.held_by > 0 THEN 'held' WHEN i.vanished_at IS NOT NULL THEN 'vanished'"
-    f" WHEN i.pending = 1 THEN 'pending_at_source' WHEN {_TRIES} >= {FAILING_AFTER} THEN 'failing'"
-    f" WHEN {_TRIES} IS NOT NULL OR i.current_version IS NULL OR (i.kind IN ('document', 'mount', 'sheet')"
-    " AND i.archived_revision IS NOT i.revision) THEN 'owed' ELSE 'archived' END"
-)
-STATES: Final = ("archived", "vanished", "owed", "failing", "pending_at_source", "held")
 _ITEM: Final = (
     "i.pat_num, i.kind, i.num, i.mount_num, i.category, i.description, i.img_type, i.tooth_numbers, i.date_created,"
     " i.file_name, i.became, i.current_version, i.first_seen_at, i.revision AS listed_revision"
@@ -56,44 +38,8 @@ _NEWEST_REVISION: Final = (  # a newer revision with equal bytes is one more sid
     " AND n.version = v.version ORDER BY n.sidecar DESC LIMIT 1) AS newest_revision"
 )
 _FOUND: Final = f"SELECT {_ITEM}, {_VERSION}, {_NEWEST_REVISION}, {STATE} AS state"
-_NAMED: Final = (  # MATERIALIZED is for CTEs only; LIMIT -1 has each name folded once, and not for each word
-    "(SELECT pat_num, birthdate, folded(last_name || ' ' || first_name || ' ' || preferred) AS name FROM patient"
-    " LIMIT -1)"
-)
-_TEETH: Final = "',' || replace(upper(i.tooth_numbers), ' ', '') || ','"
-_TRIGRAMS: Final = 50
-_MANY: Final = 50_000
-_STATE_INDEX: Final = {  # where a state that is rare is found without asking everybody
-    **dict.fromkeys(("vanished", "held", "pending_at_source"), f"item WHERE {_ODD}"),
-    "failing": f"duty WHERE failures >= {FAILING_AFTER}",
-}
 _OF_ITEM: Final = "pat_num = ? AND kind = ? AND num = ?"
 _SAME_ITEM: Final = "v.pat_num = i.pat_num AND v.kind = i.kind AND v.num = i.num"
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """What `find` looks for; all that are given must hold.
-
-    `name`: every word of it in last, first or preferred name; `category` and `text` (description): a part; in any
-    case of letters, without accents. `born` and `dated` (the document's own date): yyyy, yyyy-mm or yyyy-mm-dd.
-    `tooth`: 1 to 32, A to T. `since` (included) and `until` (excluded): seconds since the epoch, of archived_at.
-    `current`: only the newest version of each item.
-    """
-
-    patient: int | None = None
-    num: int | None = None
-    name: str | None = None
-    born: str | None = None
-    kind: Kind | None = None
-    category: str | None = None
-    text: str | None = None
-    dated: str | None = None
-    tooth: str | None = None
-    state: str | None = None
-    since: float | None = None
-    until: float | None = None
-    current: bool = False
 
 
 class Catalog:
@@ -107,7 +53,7 @@ class Catalog:
 
         Reads one patient at a time: memory stays flat, and a slow reader of the output holds no snapshot open.
         """
-        wheres, values = _item_conditions(filters)
+        wheres, values = item_conditions(filters)
         mirrored = ", ".join(f"'{kind}'" for kind in sorted(self.kinds))
         sql = (
             f"{_FOUND} FROM item i LEFT JOIN version v ON {_SAME_ITEM} AND v.sidecar = 1 WHERE i.pat_num = ?"
@@ -122,9 +68,9 @@ class Catalog:
 
         Where none can, or very many are found, it is everybody, one by one: the first rows then come as soon.
         """
-        sql, values = _whose(filters)
+        sql, values = whose(filters)
         found = self.index.rows(sql, *values) if sql else []
-        if sql and (not found or found[0]["rows"] < _MANY):
+        if sql and (not found or found[0]["rows"] < MANY):
             yield from (row["pat_num"] for row in found)
             return
         pat_num = -1
@@ -272,7 +218,7 @@ class Catalog:
             told = {"event": "archived" if v.sidecar == 1 else "revised", "seq": v.seq, "version": v.version}
             told |= {"sidecar": v.sidecar, "revision": v.revision, "sha256": v.sha256, "bytes": v.bytes}
             events.append((v.archived_at, told | {"method": v.method, "flags": list(v.flags)}))
-        sql = f"SELECT * FROM duty d WHERE pat_num = ? AND kind = ? AND num = ? AND {_OPEN}"
+        sql = f"SELECT * FROM duty d WHERE pat_num = ? AND kind = ? AND num = ? AND {OPEN}"
         for row in self.index.rows(sql, item.pat_num, item.kind, item.num):
             told = {name: row[name] for name in ("method", "why", "revision", "failures", "failure")}
             events.append((row["since_at"], {"event": "owed", **told, "next_try_at": iso(row["next_try_at"])}))
@@ -295,7 +241,7 @@ class Catalog:
             **self._owed_facts(),
             **self._archived_facts(now),
             **self._list_facts(page_rows, now),
-            **self._one(f"SELECT {_ODD_COUNTS} FROM item i WHERE {_ODD}", now - WEEK),
+            **self._one(f"SELECT {_ODD_COUNTS} FROM item i WHERE {ODD}", now - WEEK),
             **self._one(_THUMBNAILS, "thumbnail" in self.kinds),
             **self._one(_LEFTOVERS),
             roster_read_at=self.index.meta_time("roster_at") or None,
@@ -417,7 +363,7 @@ _HOLDS: Final = (
 _THUMBNAILS: Final = (  # a call is also to come where an image is owed; its name is all that is known of it
     "SELECT coalesce(sum(due), 0) AS thumbnails_due, count(DISTINCT pat_num) AS thumbnail_calls FROM (SELECT pat_num,"
     " 1 AS due FROM item WHERE thumbnail_due = 1 UNION ALL SELECT d.pat_num, 0 FROM duty d JOIN item i USING (pat_num,"
-    f" kind, num) WHERE ? AND {_OPEN} AND d.method = 'document' AND d.failures < {FAILING_AFTER} AND lower(substr("
+    f" kind, num) WHERE ? AND {OPEN} AND d.method = 'document' AND d.failures < {FAILING_AFTER} AND lower(substr("
     "i.file_name, -4)) IN ('.jpg', 'jpeg', '.png', '.gif', '.bmp', '.tif', 'tiff')) JOIN patient USING (pat_num)"
     " WHERE left_at IS NULL"
 )
@@ -444,64 +390,10 @@ def _open_items(having: str = "TRUE") -> str:
     """
     return (
         "SELECT d.pat_num, d.kind, d.num, max(d.failures) AS failures, d.failure, d.since_at, d.next_try_at,"
-        f" count(*) AS calls FROM duty d JOIN patient p USING (pat_num) WHERE {_OPEN} AND p.left_at IS NULL AND"
-        f" (d.pat_num, d.kind, d.num) NOT IN (SELECT pat_num, kind, num FROM item WHERE {_ODD})"
+        f" count(*) AS calls FROM duty d JOIN patient p USING (pat_num) WHERE {OPEN} AND p.left_at IS NULL AND"
+        f" (d.pat_num, d.kind, d.num) NOT IN (SELECT pat_num, kind, num FROM item WHERE {ODD})"
         f" GROUP BY d.pat_num, d.kind, d.num HAVING {having}"
     )
-
-
-def _where(conditions: Iterable[Condition]) -> tuple[str, list[object]]:
-    """The conditions whose value is not None, as SQL behind a WHERE, and their values."""
-    given = [(sql, value) for sql, value in conditions if value is not None]
-    return "".join(f" AND {sql}" for sql, _ in given), [value for _, value in given]
-
-
-def _whose(filters: Filters) -> tuple[str, list[object]]:
-    """A query for the patients who can have what is looked for, and its values; empty: everybody has to be asked."""
-    words = folded(filters.name or "").replace(",", " ").split()
-    named: list[Condition] = [("instr(name, ?) > 0", word) for word in words]
-    where, values = _where([("pat_num = ?", filters.patient), ("instr(birthdate, ?) = 1", filters.born), *named])
-    sql = f"SELECT pat_num FROM {_NAMED} WHERE TRUE{where}" if where else ""
-    if filters.patient is not None and len(values) == 1:
-        return "SELECT ? AS pat_num, 1 AS rows", values  # also one whom no roster names any more
-    text, state = folded(filters.text or ""), _STATE_INDEX.get(filters.state or "")
-    if text and filters.patient is None:
-        matching, texts = _texts(text)
-        of_those = f" AND +pat_num IN ({sql})" if sql else ""  # +: never each text with each patient
-        sql, values = f"SELECT pat_num FROM described WHERE description IN ({matching}){of_those}", [*texts, *values]
-    elif not sql and filters.since is not None:
-        sql, values = "SELECT pat_num FROM version WHERE archived_at >= ?", [filters.since]
-    elif not sql and state:
-        sql = f"SELECT pat_num FROM {state}"
-    # Materialized: else a whole table is read, in the order that is asked for.
-    found = f"WITH found AS MATERIALIZED ({sql} LIMIT {_MANY})"
-    counted = "SELECT DISTINCT pat_num, (SELECT count(*) FROM found) AS rows FROM found ORDER BY pat_num"
-    return (f"{found} {counted}", values) if sql else ("", [])
-
-
-def _texts(text: str) -> tuple[str, list[object]]:
-    """A query for the descriptions that hold a folded text, and its values.
-
-    Trigrams only narrow: a few are enough. They are quoted, so nothing in a text is syntax; NUL is never in one.
-    """
-    trigrams = dict.fromkeys(text[start : start + 3] for start in range(min(len(text) - 2, _TRIGRAMS)))
-    if not trigrams:
-        return "SELECT id FROM description WHERE instr(folded, ?) > 0", [text]
-    match = " ".join('"{}"'.format(each.replace('"', '""')) for each in trigrams)
-    sql = "SELECT id FROM description_text JOIN description d ON d.id = description_text.rowid"
-    return f"{sql} WHERE description_text MATCH ? AND instr(d.folded, ?) > 0", [match, text]
-
-
-def _item_conditions(filters: Filters) -> tuple[str, list[object]]:
-    """What a search says of an item or a version."""
-    category, text = (folded(part or "") or None for part in (filters.category, filters.text))
-    tooth = f",{filters.tooth.upper()}," if filters.tooth else None
-    conditions: list[Condition] = [("i.kind = ?", filters.kind), ("i.num = ?", filters.num)]
-    conditions += [("instr(folded(i.category), ?) > 0", category), ("instr(folded(i.description), ?) > 0", text)]
-    conditions += [("instr(i.date_created, ?) = 1", filters.dated), (f"instr({_TEETH}, ?) > 0", tooth)]
-    conditions += [("v.archived_at >= ?", filters.since), ("v.archived_at < ?", filters.until)]
-    where, values = _where([*conditions, (f"({STATE}) = ?", filters.state)])
-    return f"{where} AND v.version = i.current_version" if filters.current else where, values
 
 
 def _version(row: Row) -> Version:

@@ -20,12 +20,13 @@ from typing import Final
 
 from syncd import gallery
 from syncd.archive import Archive
-from syncd.catalog import Catalog, Filters, Row
+from syncd.catalog import Catalog, Row
 from syncd.errors import UsageError
 from syncd.gallery import Entry, Pages, Person, Visit
 from syncd.model import Item, Kind, Version
 from syncd.naming import export_name, folder_name
 from syncd.retrieve import DamagedError, copy, make_folder, possible_names, target
+from syncd.search import Filters
 from syncd.service import as_caller
 
 EXPORTED: Final[frozenset[Kind]] = frozenset(("document", "mount", "mount-image", "sheet"))

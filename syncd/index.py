@@ -22,7 +22,7 @@ from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SyncdError
 from syncd.model import DESTROYED, Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
 from syncd.naming import folded, is_image
-from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, DiskErrors, Row, row_checksum
+from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, DiskErrors, Row
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
 KIND_OF: Mapping[str, Kind] = {
@@ -483,30 +483,15 @@ class Index:
         if self.is_destroyed(item):
             return
         with self.transaction():
-            cursor = self.db.conn.execute(
-                "INSERT OR IGNORE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(version.seq, item.pat_num, item.kind, item.num, version.version, version.sidecar),
-                    *(version.revision, version.sha256, version.bytes, version.extension, version.media_type),
-                    *(version.path, version.listed_at, version.placed_at, version.archived_at, version.method),
-                    *(json.dumps(version.flags), version.source_revision, now, row_checksum(version)),
-                ),
-            )
+            cursor = self.db.conn.execute(schema.PUT_VERSION, schema.version_values(version, now))
             if cursor.rowcount:
                 facts = {name: getattr(version, name) for name in ("seq", "version", "sidecar", "sha256")}
                 self.record("stored", now, entry=f"seq-{version.seq}", item=item.full_id, **facts)
             if not self.item_rows(item):
                 self.put_archived_item(version)
-            self.db.conn.execute(
-                "UPDATE item SET archived_revision = ?, current_version = ?, current_seq = ?, sha256 = ?, bytes = ?,"
-                " media_type = ?, archived_at = ?, mount_num = coalesce(?, mount_num), not_found = 0"
-                " WHERE pat_num = ? AND kind = ? AND num = ? AND coalesce(current_seq, 0) <= ?",
-                (
-                    *(version.revision, version.version, version.seq, version.sha256, version.bytes),
-                    *(version.media_type, version.archived_at, version.mount_num),
-                    *(item.pat_num, item.kind, item.num, version.seq),
-                ),
-            )
+            told = (version.revision, version.version, version.seq, version.sha256, version.bytes, version.media_type)
+            key = (item.pat_num, item.kind, item.num, version.seq)
+            self.db.conn.execute(schema.IS_NEWEST, (*told, version.archived_at, version.mount_num, *key))
 
     def put_archived_item(self, version: Version) -> None:
         """The item as the listing in a sidecar has it."""

@@ -15,11 +15,11 @@ from typing import Final
 
 from syncd import __version__
 from syncd.archive import Archive
-from syncd.catalog import STATE
 from syncd.config import Settings
 from syncd.errors import SiteError
 from syncd.index import FAILING_AFTER, Index
 from syncd.report import iso
+from syncd.search import STATE
 
 SCHEMA_VERSION: Final = 1
 PATH: Final = "published/index.db"

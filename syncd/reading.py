@@ -33,7 +33,7 @@ from syncd.call import (
     verb,
     written,
 )
-from syncd.catalog import STATES, Catalog, Filters, Row
+from syncd.catalog import Catalog, Row
 from syncd.checker import CODES, HARMLESS, Code, Finding, Tally
 from syncd.config import Settings
 from syncd.errors import EXIT_OK, SiteError, UsageError
@@ -41,6 +41,7 @@ from syncd.logs import open_logs
 from syncd.model import KINDS, Version
 from syncd.repair import OUTCOMES, mend
 from syncd.screen import emit, emit_json, local, nobody_reads, plain
+from syncd.search import STATES, Filters
 from syncd.service import Lock, become_owner, owner_id
 from syncd.sites import audit_head
 

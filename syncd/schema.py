@@ -256,6 +256,17 @@ def row_checksum(version: Version) -> str:
     return _checksum((*place, *content, *times, version.method, json.dumps(version.flags), version.source_revision))
 
 
+def version_values(version: Version, checked_at: float) -> tuple[object, ...]:
+    """A row of table version, in the order of its columns."""
+    item = version.item
+    return (
+        *(version.seq, item.pat_num, item.kind, item.num, version.version, version.sidecar),
+        *(version.revision, version.sha256, version.bytes, version.extension, version.media_type),
+        *(version.path, version.listed_at, version.placed_at, version.archived_at, version.method),
+        *(json.dumps(version.flags), version.source_revision, checked_at, row_checksum(version)),
+    )
+
+
 def row_is_sound(row: Row) -> bool:
     """Whether a row of table version is what was once written."""
     names = "seq pat_num kind num version sidecar path revision sha256 bytes extension media_type listed_at placed_at"
@@ -296,6 +307,12 @@ PUT_ITEM = (  # what a listing says
     " excluded.description, img_type = coalesce(excluded.img_type, img_type), tooth_numbers ="
     " excluded.tooth_numbers, file_name = coalesce(excluded.file_name, file_name), fields = excluded.fields,"
     " not_found = 0"
+)
+PUT_VERSION = f"INSERT OR IGNORE INTO version VALUES ({', '.join('?' * 20)})"
+IS_NEWEST = (  # of an item, unless a higher seq is there
+    "UPDATE item SET archived_revision = ?, current_version = ?, current_seq = ?, sha256 = ?, bytes = ?,"
+    " media_type = ?, archived_at = ?, mount_num = coalesce(?, mount_num), not_found = 0"
+    " WHERE pat_num = ? AND kind = ? AND num = ? AND coalesce(current_seq, 0) <= ?"
 )
 PUT_PATIENT = (
     "INSERT INTO patient (pat_num, status, stamp, last_name, first_name, preferred, birthdate,"

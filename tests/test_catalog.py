@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from syncd.catalog import Catalog, Filters
+from syncd.catalog import Catalog
 from syncd.diff import Owing, compare
 from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
 from syncd.model import KINDS, Duty, Item, Kind, Listed, ListName, Patient, Upload, Version
 from syncd.report import DAY, iso
+from syncd.search import Filters
 
 T0 = 1_795_000_000.0
 DOCUMENT, SHEET = Item(101, "document", 34), Item(101, "sheet", 45)

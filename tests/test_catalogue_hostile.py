@@ -17,11 +17,11 @@ from typing import cast
 import pytest
 
 import syncd
-from syncd.catalog import Filters
 from syncd.logs import open_logs
 from syncd.model import KINDS, Item
 from syncd.naming import EXTENSIONS, archive_path_is_ours, extension_of, own_extension, plain_words, staging_name
 from syncd.screen import table
+from syncd.search import Filters
 from tests.small import DAY
 from tests.world import START, RecordedLog, World
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from syncd.api import OpenDentalApi
-from syncd.catalog import Filters
 from syncd.demo.build import Past
 from syncd.demo.clock import SimulatedClock
 from syncd.demo.practice import Practice
@@ -28,6 +27,7 @@ from syncd.listing import join
 from syncd.model import Item, Listed, Page
 from syncd.naming import parse_id
 from syncd.scrub import reindex
+from syncd.search import Filters
 from syncd.wiring import open_archive
 from tests.small import DAY, HOUR, serving, small, troubles
 from tests.wire import api_at, listening, read_request

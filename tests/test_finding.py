@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syncd.catalog import STATES, Catalog, Filters
+from syncd.catalog import Catalog
 from syncd.errors import SiteError, UsageError
 from syncd.index import Index
 from syncd.model import Item, Patient
 from syncd.naming import folded
 from syncd.publishing import Arrival, Publisher
+from syncd.search import STATES, Filters
 from tests.small import serving, small
 from tests.test_catalog import DOCUMENT, T0, Practice, found, listed, practice
 
@@ -162,7 +163,8 @@ def test_what_is_found_in_very_many_places_is_looked_for_patient_by_patient(
     for pat_num in (101, 102):
         practice.list(pat_num, listed(Item(pat_num, "document", pat_num)))
     once = found(practice, text="bitewing")
-    monkeypatch.setattr("syncd.catalog._MANY", 1)
+    monkeypatch.setattr("syncd.search.MANY", 1)
+    monkeypatch.setattr("syncd.catalog.MANY", 1)
     assert found(practice, text="bitewing") == once == ["101/document-101", "102/document-102"]
 
 

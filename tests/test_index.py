@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from syncd import mirror
-from syncd.catalog import Catalog, Filters
+from syncd.catalog import Catalog
 from syncd.diff import Owing, compare
 from syncd.errors import SiteError
 from syncd.index import Index
 from syncd.model import KINDS, Attempt, Duty, Item, Listed, ListName, Method, Patient, PlacedName, Version
+from syncd.search import Filters
 from tests.small import SCHEMA
 
 T0 = 1_795_000_000.0

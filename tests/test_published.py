@@ -18,11 +18,11 @@ import pytest
 
 from syncd import published, scrub
 from syncd.archive import Archive
-from syncd.catalog import Filters
 from syncd.checker import Tally, check
 from syncd.errors import SiteError
 from syncd.model import Item
 from syncd.schema import Row
+from syncd.search import Filters
 from tests.small import DAY, Small, serving, small, troubles
 from tests.test_cli import README
 from tests.world import World

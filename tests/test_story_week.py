@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from syncd import wishes
-from syncd.catalog import Filters
 from syncd.demo.build import Past
 from syncd.demo.practice import Practice
 from syncd.demo.schema import NEVER
 from syncd.model import KINDS, Item
+from syncd.search import Filters
 from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not

@@ -25,7 +25,7 @@ from typing import BinaryIO, Self
 
 from syncd import config
 from syncd.api import OpenDentalApi, PlacementSite
-from syncd.catalog import Catalog, Filters
+from syncd.catalog import Catalog
 from syncd.config import Settings
 from syncd.demo.adapter import OfficeAdapter
 from syncd.demo.build import Past, build_practice
@@ -42,6 +42,7 @@ from syncd.mirror import IDLE, Scope
 from syncd.model import Pulled, PullJob, Seen
 from syncd.ports import Finished
 from syncd.schema import Row
+from syncd.search import Filters
 from syncd.sites import audit_head
 from syncd.transfer import DISK_REASONS
 from syncd.wiring import Lanes, build, open_audit

@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from syncd import wiring
 from syncd.backfill import Stop
-from syncd.catalog import Catalog, Filters, Row
+from syncd.catalog import Catalog, Row
 from syncd.config import Settings
 from syncd.demo.build import Past
 from syncd.demo.practice import Practice
 from syncd.demo.simulation import Simulation
 from syncd.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OWED, EXIT_TERMINATED
 from syncd.model import Item
+from syncd.search import Filters
 from syncd.service import Lock
 
 POLL: Final = 0.2

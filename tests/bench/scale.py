@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import median
 
 from syncd.archive import Archive
-from syncd.catalog import Catalog, Filters
+from syncd.catalog import Catalog
 from syncd.checker import Tally
 from syncd.config import Settings
 from syncd.demo.clock import SimulatedClock
@@ -52,6 +52,7 @@ from syncd.model import (
 from syncd.report import Budget, Surroundings, status
 from syncd.schema import row_checksum
 from syncd.scrub import reindex, verify
+from syncd.search import Filters
 from syncd.sidecar import sidecar_content
 from syncd.wiring import Lanes, build
 from tests.world import START, DropInMemory, RecordedLog, make_settings
