@@ -489,9 +489,7 @@ class Index:
                 self.record("stored", now, entry=f"seq-{version.seq}", item=item.full_id, **facts)
             if not self.item_rows(item):
                 self.put_archived_item(version)
-            told = (version.revision, version.version, version.seq, version.sha256, version.bytes, version.media_type)
-            key = (item.pat_num, item.kind, item.num, version.seq)
-            self.db.conn.execute(schema.IS_NEWEST, (*told, version.archived_at, version.mount_num, *key))
+            self.db.conn.execute(schema.IS_NEWEST, schema.newest_values(version))
 
     def put_archived_item(self, version: Version) -> None:
         """The item as the listing in a sidecar has it."""

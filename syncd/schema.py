@@ -267,6 +267,13 @@ def version_values(version: Version, checked_at: float) -> tuple[object, ...]:
     )
 
 
+def newest_values(version: Version) -> tuple[object, ...]:
+    """The values of IS_NEWEST."""
+    item = version.item
+    told = (version.revision, version.version, version.seq, version.sha256, version.bytes, version.media_type)
+    return (*told, version.archived_at, version.mount_num, item.pat_num, item.kind, item.num, version.seq)
+
+
 def row_is_sound(row: Row) -> bool:
     """Whether a row of table version is what was once written."""
     names = "seq pat_num kind num version sidecar path revision sha256 bytes extension media_type listed_at placed_at"
@@ -308,7 +315,7 @@ PUT_ITEM = (  # what a listing says
     " excluded.tooth_numbers, file_name = coalesce(excluded.file_name, file_name), fields = excluded.fields,"
     " not_found = 0"
 )
-PUT_VERSION = f"INSERT OR IGNORE INTO version VALUES ({', '.join('?' * 20)})"
+PUT_VERSION = f"INSERT OR IGNORE INTO version VALUES ({', '.join('?' * 20)})"  # noqa: S608 - marks only
 IS_NEWEST = (  # of an item, unless a higher seq is there
     "UPDATE item SET archived_revision = ?, current_version = ?, current_seq = ?, sha256 = ?, bytes = ?,"
     " media_type = ?, archived_at = ?, mount_num = coalesce(?, mount_num), not_found = 0"
