@@ -18,12 +18,14 @@ from syncd.archive import Archive
 from syncd.config import Settings
 from syncd.errors import SiteError
 from syncd.index import FAILING_AFTER, Index
+from syncd.model import Item
 from syncd.report import iso
 from syncd.search import STATE
 
 SCHEMA_VERSION: Final = 1
 PATH: Final = "published/index.db"
 _KEY: Final = "published"
+_JULIAN_1970: Final = 2440587.5
 # No STRICT: a program may bring an older SQLite. The comments are kept in the file, and Datasette shows them.
 _SCHEMA: Final = """
 CREATE TABLE meta (             -- of this file: practice, time_zone, published_at, last_seq, syncd, schema_version
@@ -118,6 +120,21 @@ _CONTENT: Final = (  # cheap, also where there are a million: whether the file w
     f" (SELECT json_array(count(*), sum(failures >= {FAILING_AFTER}), max(since_at)) FROM duty),"
     " (SELECT json_array(count(*), max(found_at)) FROM damage)"
 )
+
+
+def vanished(root: Path) -> list[tuple[Item, float, str | None]]:
+    """What had vanished when an archive's copy was made, since when, and what it became; nothing without a sound copy.
+
+    For an index that is made anew: sidecars do not tell it.
+    """
+    sql = f"SELECT pat_num, kind, num, (julianday(vanished_at) - {_JULIAN_1970}) * 86400, became FROM vanished"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{(root / PATH).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        ) as db:
+            return [(Item(*key), at, became) for *key, at, became in db.execute(sql).fetchall()]
+    except sqlite3.Error:
+        return []
 
 
 def publish(index: Index, archive: Archive, settings: Settings, now: float) -> bool:

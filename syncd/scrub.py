@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, cast
 
-from syncd import checker, copies, destroy, repair
+from syncd import checker, copies, destroy, published, repair
 from syncd.archive import Archive
 from syncd.checker import Finding, Tally
 from syncd.config import Settings
@@ -62,8 +62,12 @@ def adopt_newer(doors: Doors, now: float) -> int:
 
 
 def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) -> Findings:
-    """Record every version of the archive that the index does not know, patient by patient."""
+    """Record every version of the archive that the index does not know, patient by patient.
+
+    An index that knew none takes what had vanished from the archive's published copy.
+    """
     findings, last = Findings(), 0
+    new = index.value("SELECT 1 FROM version LIMIT 1") is None
     tombstones: list[Tombstone] = []
     patients = [patient for patient in map(archive.read_patient, archive.patients()) if patient is not None]
     known = {row["pat_num"] for row in index.rows("SELECT pat_num FROM patient")}
@@ -83,6 +87,9 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
         for tombstone in tombstones:
             destroy.learn(index, tombstone)
             last = max(last, tombstone.seq)
+        for item, at, became in published.vanished(archive.root) if new else ():
+            gone = "vanished_at = coalesce(vanished_at, ?), missing_since_at = ?, became = coalesce(became, ?)"
+            index.set_item(item, f"{gone}, thumbnail_due = 0", at, at, became)
         index.reserve_seqs(0, above=max(last, archive.last_seq()))
     return findings
 

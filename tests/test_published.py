@@ -18,8 +18,10 @@ import pytest
 
 from syncd import published, scrub
 from syncd.archive import Archive
+from syncd.catalog import Catalog
 from syncd.checker import Tally, check
 from syncd.errors import SiteError
+from syncd.index import Index
 from syncd.model import Item
 from syncd.schema import Row
 from syncd.search import Filters
@@ -266,3 +268,26 @@ def test_a_disk_that_is_full_while_it_is_written_says_so(world: World, monkeypat
     with pytest.raises(SiteError) as refusal:
         published.publish(world.index, Archive(world.archive, 0), world.settings, world.clock.now())
     assert refusal.value.reason == "archive_full"
+
+
+@pytest.mark.parametrize("copy", ["sound", "damaged"])
+def test_an_index_made_from_the_archive_alone_knows_what_had_vanished(
+    lived: tuple[World, Small], tmp_path: Path, copy: str
+) -> None:
+    world, one = lived
+    shutil.copytree(world.archive, tmp_path / "archive")
+    if copy == "damaged":
+        (tmp_path / "archive" / published.PATH).chmod(0o600)
+        (tmp_path / "archive" / published.PATH).write_bytes(b"noise" * 1000)
+    with closing(Index(tmp_path / "index.db")) as index:
+        scrub.adopt_all(index, Archive(tmp_path / "archive", reserve=0), world.settings, world.clock.now())
+        then, now = (
+            {row["full_id"] for row in each.find(Filters()) if row["state"] == "vanished"}
+            for each in (world.catalog(), Catalog(index))
+        )
+        at = index.value("SELECT vanished_at FROM item WHERE num = ? AND kind = 'document'", one.letter)
+    assert now == (then if copy == "sound" else set())
+    if copy == "sound":
+        assert then
+        known = world.index.value("SELECT vanished_at FROM item WHERE num = ? AND kind = 'document'", one.letter)
+        assert at == pytest.approx(known, abs=0.01)

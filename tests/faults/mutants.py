@@ -468,7 +468,7 @@ MUTANTS = (
     ),
     Mutant(
         "an older version becomes the current one",
-        "syncd/index.py",
+        "syncd/schema.py",
         ' AND coalesce(current_seq, 0) <= ?"',
         ' AND ? > 0"',
         "tests/test_index.py",
