@@ -395,6 +395,8 @@ class Archive:
             target = folders.get("published", make=True)
             folders.settle("published")
             settle_file(folders, draft.name, draft.stat().st_size)
+            with translated():
+                sync_file(folders, draft.name)
             os.replace(draft.name, "index.db", src_dir_fd=folders.get("incoming"), dst_dir_fd=target)
             folders.touched.add("published")
             folders.sync()

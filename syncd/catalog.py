@@ -81,7 +81,7 @@ class Catalog:
         """The last sequence number that this index gave out, or adopted with a whole archive; not of single rows."""
         return int(self.index.meta("last_seq") or 0)
 
-    def follow(self, after: int, noted: int = 0, limit: int = 1000) -> list[Row]:
+    def follow(self, after: int, noted: int = 0, *, limit: int = 1000) -> list[Row]:
         """The next versions with new bytes whose `seq` is above `after`, rising. UsageError for a seq of the future.
 
         `noted`: the archive's last_seq, read before. Where the index knows less, it was put back from a copy: until the

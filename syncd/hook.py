@@ -74,7 +74,7 @@ class Hook:
         if (until := self._sites.wait_until("hook")) > now:
             return until
         told = Told.remembered(self._index) or Told(0)
-        rows, count, problem = [*self._late(told), *self._catalog.follow(told.seq, AT_ONCE)], 0, ""
+        rows, count, problem = [*self._late(told), *self._catalog.follow(told.seq, limit=AT_ONCE)], 0, ""
         for row in rows:
             problem = "" if over() else self._call(row, over)
             if problem or over():
@@ -108,7 +108,7 @@ class Hook:
         """Versions with a lower number than was told already: published before a crash, recorded only now."""
         sql = "SELECT seq FROM version WHERE sidecar = 1 AND seq IN (SELECT value FROM json_each(?)) ORDER BY seq"
         late = self._index.rows(sql, json.dumps(told.missing))
-        return [row for each in late for row in self._catalog.follow(each["seq"] - 1, 1)]
+        return [row for each in late for row in self._catalog.follow(each["seq"] - 1, limit=1)]
 
     def _after(self, told: Told, done: Sequence[int]) -> Told:
         last = max(told.seq, *done)

@@ -42,7 +42,7 @@ class Doomed:
         state = self.world.settings.state_path
         copies.make(self.world.index, state / "copies", "2026-01-01")
         (state / "index.db.before-reindex").write_bytes((state / "copies" / "index-2026-01-01.db").read_bytes())
-        (self.world.archive / "published").mkdir(exist_ok=True)
+        (self.world.archive / "published").mkdir(mode=0o700, exist_ok=True)
         (self.world.archive / "published" / "index.db").write_bytes(SECRET.encode())
 
     def media(self) -> list[bytes]:
