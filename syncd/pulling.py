@@ -170,8 +170,9 @@ class PullLane:
         for attempt in unanswered:
             self._judge(attempt, now)
         cleaning = index.attempts("cleaning", now, 4 * BATCH)
-        self.cleaner.clean(cleaning, now)
-        if not cleaning and now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
+        if cleaning:  # an idle turn writes nothing
+            self.cleaner.clean(cleaning, now)
+        elif now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
             self.cleaner.sweep(now)
         return bool(unanswered or cleaning or staged)
 
