@@ -290,3 +290,34 @@ def test_every_category_becomes_one_plain_folder_name(category: str) -> None:
 def test_no_folder_bears_the_name_of_a_device_of_windows(reserved: str) -> None:
     stems = [name.partition(".")[0].strip().casefold() for name in (naming.folder_name(reserved), reserved)]
     assert stems[0] != stems[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        (" 11/5/2025: Left", "Left"),
+        ("05.11.2025: Left", "Left"),
+        ("2025-11-05: Left", "Left"),
+        ("11/5/25: Left", "Left"),
+        ("11/6/2025: Left", "11/6/2025: Left"),
+        ("Left: 11/5/2025", "Left: 11/5/2025"),
+        ("", ""),
+    ],
+)
+def test_only_the_date_that_the_list_puts_before_a_description_is_taken_off(text: str, bare: str) -> None:
+    assert naming.bare_description(text, "2025-11-05 08:16:46") == bare
+
+
+@pytest.mark.parametrize(
+    ("text", "found_as"),
+    [
+        ("Zoë MÜLLER", "zoe muller"),
+        ("STRASSE", "strasse"),
+        ("Straße", "strasse"),
+        ("a\0b", "a b"),
+        ("é\0\ud800", "e ?"),
+    ],
+)
+def test_texts_are_searched_without_case_and_accents_and_sqlite_can_hold_them(text: str, found_as: str) -> None:
+    assert naming.folded(text) == found_as
+    naming.folded(text).encode()

@@ -15,7 +15,6 @@ from syncd.archive import Archive
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.model import Item
-from syncd.naming import bare_description
 from syncd.schema import Row
 from syncd.scrub import reindex
 from tests.small import DAY, Small, small
@@ -244,22 +243,6 @@ def test_the_mirror_itself_never_calls_a_method_that_writes(tmp_path: Path, allo
     assert writing <= {("PUT", "/queries/ShortQuery")}
     assert ("POST", "/documents/DownloadSftp") in methods
     mirror.world.stop()
-
-
-@pytest.mark.parametrize(
-    ("text", "bare"),
-    [
-        (" 11/5/2025: Left", "Left"),
-        ("05.11.2025: Left", "Left"),
-        ("2025-11-05: Left", "Left"),
-        ("11/5/25: Left", "Left"),
-        ("11/6/2025: Left", "11/6/2025: Left"),
-        ("Left: 11/5/2025", "Left: 11/5/2025"),
-        ("", ""),
-    ],
-)
-def test_only_the_date_that_the_list_puts_before_a_description_is_taken_off(text: str, bare: str) -> None:
-    assert bare_description(text, "2025-11-05 08:16:46") == bare
 
 
 def test_texts_stay_in_the_index_only_while_they_are_needed(gone: Gone) -> None:
