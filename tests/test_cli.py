@@ -71,6 +71,7 @@ class Desk:
     @contextlib.contextmanager
     def process(self, *words: str) -> Iterator[subprocess.Popen[str]]:
         line = [sys.executable, "-m", "syncd.cli", "-c", str(self.file), *words]
+        line = ["env", "--default-signal=INT", *line]  # whoever started the tests in the background ignores Ctrl-C
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
                 yield process

@@ -35,4 +35,6 @@ class Lot:
 
         put(sqlite3, "connect", opened)
         put(secrets, "token_hex", lambda size=32: rng.randbytes(size).hex())
+        put(secrets, "randbelow", rng.randrange)
+        put(secrets, "SystemRandom", lambda: rng)
         put(uuid, "uuid4", lambda: uuid.UUID(int=rng.getrandbits(128), version=4))

@@ -33,7 +33,8 @@ mount --bind {room}/lib /var/lib; mount --bind {room}/log /var/log
 echo ready; exec sleep 1000
 """
 # A Python below somebody's home is not readable for the practice's user: what it imports late is imported here.
-SYNCD = "import encodings.idna, encodings.utf_8_sig, syncd.cli; syncd.cli.main()"
+LATE = "encodings.idna, encodings.utf_8_sig, apscheduler.schedulers.background, structlog, syncd.api, syncd.drop"
+SYNCD = f"import {LATE}, syncd.cli; syncd.cli.main()"
 
 
 class Server:
