@@ -53,6 +53,8 @@ from syncd.wire import Wire
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 CHUNK: Final = 64 * 1024
 RAW_MARK, URL_MARK = "_rawBase64_", "_download_"
+_DIGITS: Final = re.compile("0|[1-9][0-9]{0,18}")
+_UNFIT: Final = re.compile("[\0\ud800-\udfff]")
 
 # The fields of the two list methods (api-documents, api-sheets): whole numbers, texts.
 DOCUMENT_NUMBERS = ("DocNum", "MountNum", "PatNum", "DocCategory", "ProvNum")
@@ -357,7 +359,7 @@ def _number(row: Row, name: str) -> int | None:
     value = row.get(name)
     if value is None or value == "":
         return None
-    if isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,18}", value, re.ASCII):
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = int(value)
     if type(value) is not int or not 0 <= value <= LARGEST_KEY:
         raise ListingError(f"{name} is not a whole number")
@@ -379,7 +381,7 @@ def _text(row: Row, name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise ListingError(f"{name} is not a text")
-    return re.sub("[\0\ud800-\udfff]", "\ufffd", value)
+    return _UNFIT.sub("\ufffd", value) if _UNFIT.search(value) else value
 
 
 def _plain(value: object) -> str:
@@ -391,7 +393,7 @@ def _plain(value: object) -> str:
 
 
 def _last_part(path: str) -> str:
-    return re.split(r"[\\/]", path)[-1]
+    return path.replace("\\", "/").rpartition("/")[2]
 
 
 def _fields(row: Row, numbers: tuple[str, ...], texts: tuple[str, ...], required: str, pat_num: int) -> Fields:
@@ -404,14 +406,16 @@ def _fields(row: Row, numbers: tuple[str, ...], texts: tuple[str, ...], required
 
 
 def _listed(kind: Kind, num: int, fields: Fields, stamp: str, created: str, upload: Upload | None = None) -> Listed:
-    text = {name: str(value or "") for name, value in fields.items()}
+    def text(name: str) -> str:
+        return str(fields.get(name) or "")
+
     return Listed(
-        item=Item(int(text["PatNum"]), kind, num),
-        revision=revision(kind, text[stamp], fields),
-        stamp=text[stamp],
-        date_created=text[created],
-        server_time=text.get("serverDateTime", ""),
-        file_name=text.get("FileName") or _last_part(text.get("filePath", "")) or None,
+        item=Item(int(text("PatNum")), kind, num),
+        revision=revision(kind, text(stamp), fields),
+        stamp=text(stamp),
+        date_created=text(created),
+        server_time=text("serverDateTime"),
+        file_name=text("FileName") or _last_part(text("filePath")) or None,
         fields=fields,
         upload=upload,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -42,7 +42,7 @@ class Pace:
 
     def to_json(self) -> str:
         """One line for `from_json`."""
-        return json.dumps(asdict(self))
+        return json.dumps({name: getattr(self, name) for name, _ in _KINDS})
 
     @classmethod
     def from_json(cls, text: str) -> Pace:
@@ -51,9 +51,11 @@ class Pace:
             pace = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
             return cls()
-        pairs = zip(astuple(pace), astuple(cls()), strict=True)
-        sound = all(type(read) is type(fresh) for read, fresh in pairs)
+        sound = all(type(getattr(pace, name)) is kind for name, kind in _KINDS)
         return pace if sound and pace.last_start >= 0 and pace.not_before >= 0 else cls()  # false for NaN
+
+
+_KINDS: Final = [(each.name, type(each.default)) for each in fields(Pace)]
 
 
 def office_is_open(settings: Settings, now: float) -> bool:

@@ -60,14 +60,6 @@ def leaks(said: Iterator[tuple[str, str]], secrets: set[str]) -> list[str]:
     return [f"{where}: {found[0]!r}" for where, text in said if (found := pattern.search(text))]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where `make test` names what is TRACED, --cov leaves all other tests alone: a trace doubles their time."""
-    if traced := os.environ.get("TRACED", "").split():
-        for item in items:
-            if item.path.stem.removeprefix("test_") not in traced:
-                item.add_marker(pytest.mark.no_cover)
-
-
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Keep what one test printed on stderr."""
     _printed.extend((f"stderr of {report.nodeid}", text) for name, text in report.sections if "stderr" in name)

@@ -3,6 +3,7 @@ import datetime
 import hashlib
 import json
 import os
+import random
 import re
 import select
 import shutil
@@ -349,6 +350,36 @@ def test_follower_goes_on_in_an_index_made_anew_and_ends_once_nobody_reads(desk:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == errors.EXIT_INTERRUPTED
+
+
+FOLLOWERS = 50
+
+
+def test_follower_killed_at_fifty_random_moments_beside_a_daemon_misses_no_version(desk: Desk) -> None:
+    """It keeps the last seq that it read whole, as the README says, and asks for what comes after that."""
+    rng, office, seen = random.Random(7), desk.simulation.practice, list[int]()
+    patients = [row["PatNum"] for row in office.rows("SELECT PatNum FROM patient")]
+    with desk.process("run"):
+        desk.wait_for_lock("run")
+        for _ in range(FOLLOWERS):
+            for _ in range(rng.randrange(3)):
+                office.add_document(rng.choice(patients), "pdf")
+            with desk.process("find", "--json", "--follow", "--after", str(seen[-1] if seen else 0)) as process:
+                assert process.stdout is not None
+                read, dies_at = b"", time.monotonic() + rng.uniform(0.0, 1.5)
+                while (left := dies_at - time.monotonic()) > 0 and select.select([process.stdout], [], [], left)[0]:
+                    if not (more := os.read(process.stdout.fileno(), rng.choice((7, 200, 5000)))):
+                        break
+                    read += more
+                process.kill()
+                seen += [json.loads(line)["seq"] for line in read.split(b"\n")[:-1]]
+        desk.json("backfill")
+    with desk.process("find", "--json", "--follow", "--after", str(seen[-1])) as process:
+        assert process.stdout is not None
+        expected = sorted(row["seq"] for row in desk.found() if row["seq"])
+        seen += [json.loads(process.stdout.readline())["seq"] for _ in expected[len(seen) :]]
+    assert seen == expected
+    assert len(seen) > FOLLOWERS
 
 
 # --- how it is

@@ -26,7 +26,7 @@ from syncd.model import Item
 from syncd.schema import Row
 from syncd.search import Filters
 from tests.small import DAY, Small, serving, small, troubles
-from tests.test_cli import README
+from tests.test_cli import README, Desk, practice, wait_until
 from tests.world import World
 
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
@@ -257,6 +257,24 @@ def test_questions_of_the_readme_are_answered_by_sqlite_and_by_datasette(
         assert sum(row["bytes"] for row in rows) == total
     else:
         assert [row["pat_num"] for row in rows] == [one.patient]
+
+
+@pytest.mark.slow
+def test_datasette_answers_beside_a_running_daemon_that_puts_a_new_one_in_its_place(tmp_path: Path) -> None:
+    with practice() as simulation:
+        desk, office = Desk(simulation, tmp_path), simulation.practice
+        path = desk.archive / published.PATH
+        for _ in range(2):
+            office.add_document(office.rows("SELECT PatNum FROM patient")[0]["PatNum"], "png")
+            desk.json("backfill")
+            before = path.stat().st_ino if path.exists() else None
+            with desk.process("run"):
+                wait_until(lambda before=before: path.exists() and path.stat().st_ino != before)
+                answers = [asked(path, question) for question in QUESTIONS]
+                assert [served(path, question) for question in QUESTIONS] == answers
+                assert desk.json("status")["state"] != "stopped"
+            total = sum(row["bytes"] for row in desk.found())
+            assert [sum(row["bytes"] for row in rows) for rows in answers if rows and "category" in rows[0]] == [total]
 
 
 def test_readme_has_three_questions() -> None:

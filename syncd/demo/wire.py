@@ -93,7 +93,10 @@ def json_response(value: object, status: int = 200, **headers: str) -> Response:
     """An answer with a JSON body; explanations are JSON strings. Line ends inside strings come as spaces, as the
     vendor's do.
     """
-    body = json.dumps(_one_line(value)).encode()
+    text = json.dumps(value)
+    if any(end in text for end in (r"\r", r"\n")):
+        text = json.dumps(_one_line(value))
+    body = text.encode()
     return Response(status, body, {"Content-Type": "application/json; charset=utf-8", **headers})
 
 
