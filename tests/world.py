@@ -279,10 +279,12 @@ class World:
     ) -> None:
         """Take turns for so long, or until the condition holds; with neither until both lanes have nothing to do.
 
-        `tick`: at most so many seconds between two turns while idle (default: grows up to `nap`).
+        `tick`: at most so many seconds between two turns while idle (default: grows up to `nap`, or to a hundredth of
+        the time where that is longer, and an hour at most).
         """
         self.expected.note(self.practice)
         span = hours * 3600.0 + seconds
+        nap = self.nap if until is not None else max(self.nap, min(3600.0, span / 100))
         end = self.clock.now() + (span or 40 * 86_400.0)
         idle = itertools.count()
         while self.clock.now() < end and not (until is not None and until()):
@@ -290,7 +292,7 @@ class World:
             if wait is None:
                 if not span and until is None and self.at_rest():
                     break
-                wait = tick or min(self.nap, self.first_nap * 4.0 ** min(next(idle), 10))
+                wait = tick or min(nap, nap / self.nap * self.first_nap * 4.0 ** min(next(idle), 10))
             else:
                 idle = itertools.count()
             self.clock.advance(min(wait, max(0.0, end - self.clock.now())))
