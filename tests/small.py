@@ -63,8 +63,8 @@ def backfilling(folder: Path, one: Small) -> World:
 
 
 def serving(folder: Path, one: Small) -> World:
-    """The daemon's lanes, one request in thirty seconds."""
-    return World.start(folder, practice=one.practice)
+    """The daemon's lanes, one request a minute."""
+    return World.start(folder, practice=one.practice, interval=60.0)
 
 
 def settle(world: World, days: float = 1.2, without_thumbnails: bool = False) -> None:

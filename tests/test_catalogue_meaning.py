@@ -160,13 +160,13 @@ def check_page(liar: Liar, name: str, body: Json) -> None:
     json.dumps([dict(row.fields) for row in rows], ensure_ascii=False).encode()
 
 
-@settings(max_examples=900)
+@settings(max_examples=400)
 @given(body=st.lists(changed(DOCUMENT), max_size=3))
 def test_page_of_documents_is_believed_exactly_where_each_row_is_proven(liar: Liar, body: Json) -> None:
     check_page(liar, "documents", body)
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(body=st.lists(changed(SHEET), max_size=3))
 def test_page_of_sheets_is_believed_exactly_where_each_row_is_proven(liar: Liar, body: Json) -> None:
     check_page(liar, "sheets", body)
@@ -377,7 +377,8 @@ def test_stamp_that_moves_at_each_poll_makes_no_version_and_at_most_49_placement
 def test_megabytes_in_a_note_go_into_the_archive_and_not_into_the_index(world: World) -> None:
     pat, content = world.practice.add_patient(), bytes(range(256)) * 20_000
     doc = world.practice.add_raw_document(pat, content, ".bin")
-    world.run(hours=2)
+    world.run(until=lambda: world.media(pat, "document", doc))
+    world.sweep()
     world.check()
     assert world.media(pat, "document", doc) == [content]
     assert sum(path.stat().st_size for path in world.settings.state_path.iterdir()) < 2_000_000

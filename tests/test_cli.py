@@ -366,7 +366,7 @@ def test_follower_killed_at_fifty_random_moments_beside_a_daemon_misses_no_versi
                 office.add_document(rng.choice(patients), "pdf")
             with desk.process("find", "--json", "--follow", "--after", str(seen[-1] if seen else 0)) as process:
                 assert process.stdout is not None
-                read, dies_at = b"", time.monotonic() + rng.uniform(0.0, 1.5)
+                read, dies_at = b"", time.monotonic() + rng.uniform(0.1, 0.9)
                 while (left := dies_at - time.monotonic()) > 0 and select.select([process.stdout], [], [], left)[0]:
                     if not (more := os.read(process.stdout.fileno(), rng.choice((7, 200, 5000)))):
                         break

@@ -32,6 +32,7 @@ from syncd.metrics import exposition
 from syncd.model import PullJob
 from syncd.notices import Memory, look
 from syncd.report import Budget, Report, Surroundings, status
+from tests.test_cli import wait_until
 from tests.world import START, RecordedLog, World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
@@ -275,7 +276,9 @@ def test_commands_say_nothing_that_names_anybody(tmp_path: Path, fault: str | No
             db.execute("DELETE FROM version WHERE kind != 'document'")
             db.commit()
         daemon = subprocess.Popen([SYNCD, "-v", "-c", config, "run"], stdout=-1, stderr=-1, text=True)
-        time.sleep(4.0)
+        time.sleep(2.0)
+        log = tmp_path / "main" / "log" / "syncd.log"
+        wait_until(lambda: fault or "drill_failed" in log.read_text())
         for verb in (("status",), ("status", "--json", "--failing"), ("health",), ("held",)):
             call(*verb)
         daemon.send_signal(signal.SIGTERM)

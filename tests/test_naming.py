@@ -211,7 +211,7 @@ def test_export_name_copes_with_missing_and_odd_fields(listing: dict[str, FieldV
     assert naming.export_name(version(listing)) == name
 
 
-@settings(max_examples=2_000)  # of three strings each
+@settings(max_examples=700)  # of three strings each
 @given(date=HOSTILE, category=HOSTILE, description=HOSTILE, extension=st.sampled_from(sorted(naming.EXTENSIONS)))
 @example("", "CON", "NUL.txt", "pdf")
 @example("2021-04-08", "\u202egpj", "é" * 300, "jpg")
@@ -225,7 +225,7 @@ def test_export_name_is_safe_on_every_system(date: str, category: str, descripti
     assert all(c == " " or unicodedata.category(c)[0] not in "CZ" for c in name)
 
 
-@settings(max_examples=5_000)
+@settings(max_examples=1_000)
 @given(HOSTILE)
 @example("K.jpg\u202egpj")
 def test_hostile_name_leaves_nothing_but_an_extension(file_name: str) -> None:
@@ -261,7 +261,7 @@ def test_everything_else_is_foreign(path: str) -> None:
     assert not naming.archive_path_is_ours(path)
 
 
-@settings(max_examples=2_000)
+@settings(max_examples=700)
 @given(st.binary(max_size=512), st.binary(max_size=64), st.sampled_from(sorted(naming.EXTENSIONS)), st.booleans())
 def test_any_bytes_are_judged_without_a_surprise(head: bytes, tail: bytes, extension: str, answered: bool) -> None:
     try:

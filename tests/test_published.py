@@ -265,10 +265,11 @@ def test_datasette_answers_beside_a_running_daemon_that_puts_a_new_one_in_its_pl
         desk, office = Desk(simulation, tmp_path), simulation.practice
         path = desk.archive / published.PATH
         for _ in range(2):
+            before = path.stat().st_ino if path.exists() else None
             office.add_document(office.rows("SELECT PatNum FROM patient")[0]["PatNum"], "png")
             desk.json("backfill")
-            before = path.stat().st_ino if path.exists() else None
             with desk.process("run"):
+                desk.wait_for_lock("run")
                 wait_until(lambda before=before: path.exists() and path.stat().st_ino != before)
                 answers = [asked(path, question) for question in QUESTIONS]
                 assert [served(path, question) for question in QUESTIONS] == answers

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `ma
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    world = World.start(tmp_path, interval=10.0, nap=900.0)
+    world = World.start(tmp_path, interval=30.0, nap=900.0)
     yield world
     world.stop()
 
@@ -250,7 +250,7 @@ OTHER = Past(documents=8, mounts=0, sheets=2, deleted=0.0, raw=0, urls=0)
 @pytest.fixture
 def swapped(tmp_path: Path) -> Iterator[World]:
     """The key leads to another practice's database from the next start on."""
-    world = World.start(tmp_path, 3, past=OTHER, interval=10.0, nap=900.0)
+    world = World.start(tmp_path, 3, past=OTHER, interval=30.0, nap=900.0)
     world.run(hours=3)
     world.check()
     world.swap_practice(build_practice(3, 77, world.clock, past=OTHER, name="other"))
@@ -364,7 +364,7 @@ def test_other_database_is_found_at_the_daily_comparison(tmp_path: Path) -> None
 @pytest.fixture
 def restored(tmp_path: Path) -> Iterator[World]:
     """The practice was restored from a backup that lacks a third of its documents."""
-    world = World.start(tmp_path, interval=10.0, nap=900.0)
+    world = World.start(tmp_path, interval=30.0, nap=900.0)
     pat = world.practice.add_patient()
     for _ in range(20):
         world.practice.add_document(pat, "txt")

@@ -37,7 +37,7 @@ HOSTILE = [
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    world = World.start(tmp_path, interval=30.0, nap=600.0)
+    world = World.start(tmp_path, interval=90.0, nap=600.0)
     yield world
     world.stop()
 

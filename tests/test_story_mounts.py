@@ -20,7 +20,7 @@ DAY = 24.0
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A daemon on an empty practice, one request a minute."""
-    world = World.start(tmp_path, interval=60.0, nap=600.0)
+    world = World.start(tmp_path, interval=120.0, nap=600.0)
     yield world
     world.stop()
 

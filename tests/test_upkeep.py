@@ -22,7 +22,7 @@ def one() -> Small:
 
 @pytest.fixture
 def world(tmp_path: Path, one: Small) -> Iterator[World]:
-    started = World.start(tmp_path, practice=one.practice, sync={"kinds": ["document"]})
+    started = World.start(tmp_path, practice=one.practice, interval=300.0, sync={"kinds": ["document"]})
     started.run()
     started.log.lines.clear()
     yield started
