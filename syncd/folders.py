@@ -11,8 +11,8 @@ import json
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
@@ -216,8 +216,31 @@ def sync_file(folders: Folders, name: str) -> None:
 
 
 def side_by_side(work: Callable[[T], R], things: Sequence[T]) -> list[R]:
-    """What each gave, in order. Many at once, for a disk makes many things durable in the time of one."""
+    """What each gave, in order. Many at once, for a disk makes many things durable in the time of one.
+
+    Raises what the first that failed did. Where the machine has no room for another thread, those there are do it.
+    """
     if len(things) < MANY:
         return list(map(work, things))
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        return list(threads.map(work, things))
+    given, failed = dict[int, R](), dict[int, BaseException]()
+    places = iter(range(len(things)))  # each is drawn once, whichever thread asks
+
+    def take_some() -> None:
+        for place in places:
+            try:
+                given[place] = work(things[place])
+            except BaseException as error:  # noqa: BLE001 - raised below, in the thread that asked
+                failed[place] = error
+
+    others = [threading.Thread(target=take_some) for _ in range(AT_ONCE - 1)]
+    started = list[threading.Thread]()
+    with contextlib.suppress(RuntimeError):
+        for thread in others:
+            thread.start()
+            started.append(thread)
+    take_some()
+    for thread in started:
+        thread.join()
+    if failed:
+        raise failed[min(failed)]
+    return [given[place] for place in range(len(things))]

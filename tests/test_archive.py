@@ -11,6 +11,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from syncd.archive import Archive, Publication
 from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
+from syncd.folders import side_by_side
 from syncd.model import KINDS, Item, Patient, Version
 from syncd.naming import EXTENSIONS
 from syncd.sidecar import sidecar_content, version_from_sidecar
@@ -636,3 +638,31 @@ def test_sidecar_that_lacks_a_field_is_refused(key: str) -> None:
     del content[key]
     with pytest.raises(ValueError, match="schema"):
         version_from_sidecar(content)
+
+
+@pytest.mark.parametrize("room", [0, 3, 100])
+def test_what_is_made_durable_side_by_side_is_done_once_each_however_few_threads_there_are(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a memory limit no thread can be started; the one that asks does what nobody else does."""
+    start, left = threading.Thread.start, [room]
+
+    def started(thread: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", started)
+    done: list[int] = []
+
+    def work(number: int) -> int:
+        done.append(number)
+        if number in (7, 30):
+            raise OSError(errno.EIO, str(number))
+        return -number
+
+    assert side_by_side(lambda number: -number, range(40)) == [-number for number in range(40)]
+    with pytest.raises(OSError, match="7"):
+        side_by_side(work, range(40))
+    assert sorted(done) == list(range(40))

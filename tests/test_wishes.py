@@ -223,7 +223,7 @@ def test_a_wish_for_a_backfill_polls_the_lists_it_names_next(tmp_path: Path) -> 
     world.run()
     sent = len(world.office.arrivals)
     wishes.make(world.index, "backfill", [one.other], world.clock.now())
-    world.run(seconds=120)
+    world.run(seconds=240)
     polled = [str(each.params.get("PatNum")) for each in world.office.arrivals[sent:] if "PatNum" in each.params]
     world.stop()
     assert polled[:2] == [str(one.other)] * 2
