@@ -196,11 +196,13 @@ def real(
     versions = sum(bool(row["path"]) for row in found)
     times = [each.steady for each in arrivals]
     problems = wrong(simulation.practice, archive, found)
+    pulls = (begun + seconds - arrivals[-1].steady - arrivals[-1].duration) / seconds
     facts = counted(len(arrivals), least(simulation.practice, page)) | paced(arrivals, interval, times)
     again = syncd(config, "backfill", "--no-progress")[0]
     placed = [each for each in simulation.office.arrivals[len(arrivals) :] if each.path in PLACEMENTS]
     facts |= {"placements of a second one": len(placed), "seconds": seconds, "files": versions}
     facts |= {"CPU, s per 1,000 files": 1000 * cpu / max(1, versions), "peak, MB": peak} | in_flight(arrivals)
+    facts["pulls add to the wall time"] = pulls  # all that is done after the last answer, with the end of the process
     problems += [f"exit code {each.returncode}: {each.stderr[-500:]}" for each in (first, again) if each.returncode]
     return facts, problems
 
