@@ -49,6 +49,8 @@ SHORT = 0.25  # seconds from start to start: what is done between an answer and 
 FIRST_TRIES = 64  # duties looked at in one turn; those found in the archive cost no request
 OWED = ("listed", "moved", "repair", "retry", "confirm")
 BULK = ("backfill",)
+REFETCH = ("refetch",)
+EVERY_WHY = OWED + BULK + REFETCH
 
 
 @dataclass
@@ -111,6 +113,7 @@ class ApiLane:
         self._refetch_after = 0.0
         self._polls = 0  # since the last refetch
         self._bulk_next = True
+        self._due: tuple[str, ...] = ()  # the reasons for which anything is due, as the last decision found them
         self._patient: int | None = None
         self._quiet = 0.0 if scope.backfill else QUIET
         self.identity = Identity(doors, sites)
@@ -198,8 +201,11 @@ class ApiLane:
         claim.sent()
         short = self.doors.settings.api.min_interval < SHORT and not self._at_limit(in_flight=1)
         if isinstance(step, PlaceStep) and self._ahead is None and short:
-            whys = OWED + BULK if self.scope.backfill else OWED
-            self._ahead = self._guarded(lambda: self._owed(now, whys, tries=1), now)
+            self._ahead = self._guarded(lambda: self._next_owed(now), now)
+
+    def _next_owed(self, now: float) -> Step | None:
+        self._due = self._whys_due(now)
+        return self._owed(now, OWED + BULK if self.scope.backfill else OWED, tries=1)
 
     def _at_limit(self, in_flight: int = 0) -> bool:
         return self.scope.max_requests is not None and self.requests + in_flight >= self.scope.max_requests
@@ -330,6 +336,7 @@ class ApiLane:
         return self._useful(now)
 
     def _useful(self, now: float) -> Step | None:
+        self._due = self._whys_due(now)
         if self._roster_due(now):
             return RosterStep(self.lists, self.lists.limit)
         if self.hints is not None and (step := self.hints.due(now)) is not None:
@@ -390,8 +397,14 @@ class ApiLane:
             return step
         return self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)
 
+    def _whys_due(self, now: float) -> tuple[str, ...]:
+        """For which reasons any duty is due; mostly for none, and then this is the only question."""
+        one = "SELECT * FROM (SELECT why FROM duty WHERE why = ? AND busy = 0 AND next_try_at <= ? LIMIT 1)"
+        asked = (each for why in EVERY_WHY for each in (why, now))
+        return tuple(row["why"] for row in self.doors.index.rows(" UNION ALL ".join([one] * len(EVERY_WHY)), *asked))
+
     def _owed(self, now: float, whys: tuple[str, ...], tries: int = FIRST_TRIES) -> Step | None:
-        if not self._may_place(now):
+        if not set(whys) & set(self._due) or not self._may_place(now):
             return None
         for _ in range(tries):
             duty = self.doors.index.next_duty(now, whys, self._patient, self.scope.patients)
@@ -415,7 +428,7 @@ class ApiLane:
             return None
         self._quiet = QUIET
         index = self.doors.index
-        duty = index.next_duty(now, ("refetch",), None, None)
+        duty = index.next_duty(now, REFETCH, None, None) if REFETCH[0] in self._due else None
         if duty is not None:
             return self.places.prepare(duty, now)
         for row in index.rows(
@@ -430,5 +443,6 @@ class ApiLane:
             for method, kind in (("document", "document"),) if item.kind == "document" else methods:
                 if kind in self.doors.settings.sync.kinds:
                     index.owe(Owing(method, item, row["revision"], now), "refetch", now)
-        duty = index.next_duty(now, ("refetch",), None, None)
+                    self._due += REFETCH
+        duty = index.next_duty(now, REFETCH, None, None) if REFETCH[0] in self._due else None
         return self.places.prepare(duty, now) if duty is not None else None
