@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -144,6 +145,12 @@ def complain(code: int, *messages: str) -> int:
         for message in messages:
             click.echo(f"syncd: {message}", err=True)
     return code
+
+
+def complain_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """For `threading.excepthook`: a library's thread that ended says its type and places, too, and never a text."""
+    if ended.exc_value is not None:
+        complain(errors.EXIT_INTERNAL, f"a thread ended: {_place(ended.exc_value)}")
 
 
 def _place(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from syncd.call import (
     Call,
     cli,
     complain,
+    complain_of_thread,
     dry,
     duration,
     granted,
@@ -461,6 +462,7 @@ def demo(call: Call, patients: int) -> int:
 def main() -> None:
     """The entry point."""
     open_closed_streams()
+    threading.excepthook = complain_of_thread
     cli(prog_name="syncd")
 
 

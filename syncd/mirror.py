@@ -50,6 +50,10 @@ FIRST_TRIES = 64  # duties looked at in one turn; those found in the archive cos
 OWED = ("listed", "moved", "repair", "retry", "confirm")
 BULK = ("backfill",)
 REFETCH = ("refetch",)
+THUMBNAILS_DUE = (
+    "SELECT 1 FROM item JOIN patient USING (pat_num)"
+    " WHERE thumbnail_due = 1 AND thumbnails_after_at <= ? AND left_at IS NULL LIMIT 1"
+)
 EVERY_WHY = OWED + BULK + REFETCH
 
 
@@ -426,8 +430,9 @@ class ApiLane:
     def _due_refetch(self, now: float) -> Step | None:
         if self.scope.backfill or now < self._refetch_after or not self._may_place(now):
             return None
-        self._quiet = QUIET
         index = self.doors.index
+        if self._quiet != QUIET and not index.value(THUMBNAILS_DUE, now):  # nobody looks on any more
+            self._quiet = QUIET
         duty = index.next_duty(now, REFETCH, None, None) if REFETCH[0] in self._due else None
         if duty is not None:
             return self.places.prepare(duty, now)

@@ -155,6 +155,15 @@ def test_internal_error_tells_type_and_place_but_not_its_text() -> None:
     assert "Abendroth" not in result.output
 
 
+def test_thread_of_a_library_that_ends_tells_type_and_place_but_not_its_text() -> None:
+    thread = "threading.Thread(target=int, args=('Abendroth',)).start()"
+    fail = f"import threading; from syncd import cli; cli.cli = lambda **_: {thread}; cli.main()"
+    done = subprocess.run([sys.executable, "-c", fail], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("syncd: a thread ended: ValueError at")
+    assert "Abendroth" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_interrupt_ends_with_130() -> None:
     group = Verbs("syncd")
 

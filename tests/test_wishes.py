@@ -229,6 +229,25 @@ def test_a_wish_for_a_backfill_polls_the_lists_it_names_next(tmp_path: Path) -> 
     assert polled[:2] == [str(one.other)] * 2
 
 
+def test_thumbnails_of_a_wished_backfill_do_not_wait_though_a_slot_passed_without_a_look_at_them(
+    tmp_path: Path,
+) -> None:
+    """Somebody looks on until none is due; where the question for them takes long it is not asked in every slot."""
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    one.practice.replace_bytes(one.document)
+    world.run(until=lambda: len(world.media(one.patient, "document", one.document)) > 1)
+    sent = len(world.sent("/documents/Thumbnails"))
+    wishes.make(world.index, "backfill", None, world.clock.now())
+    world.lanes.api_lane.places._thumbnails_after = world.clock.steady() + 360.0
+    for pat_num in (one.patient, one.other):
+        world.lanes.api_lane.agenda.remove(pat_num)  # no list is worth a request: idle slots
+    world.run(seconds=600)
+    world.stop()
+    assert len(world.sent("/documents/Thumbnails")) == sent + 1
+
+
 def test_a_wished_repair_brings_a_removed_file_back(tmp_path: Path) -> None:
     one = small()
     world = serving(tmp_path, one)
