@@ -232,15 +232,17 @@ def side_by_side(work: Callable[[T], R], things: Sequence[T]) -> list[R]:
             except BaseException as error:  # noqa: BLE001 - raised below, in the thread that asked
                 failed[place] = error
 
-    others = [threading.Thread(target=take_some) for _ in range(AT_ONCE - 1)]
     started = list[threading.Thread]()
-    with contextlib.suppress(RuntimeError):
-        for thread in others:
-            thread.start()
-            started.append(thread)
-    take_some()
-    for thread in started:
-        thread.join()
+    try:
+        with contextlib.suppress(RuntimeError):
+            for _ in range(AT_ONCE - 1):
+                thread = threading.Thread(target=take_some)
+                thread.start()
+                started.append(thread)
+        take_some()
+    finally:  # none works on in folders that are closed by then
+        for thread in started:
+            thread.join()
     if failed:
         raise failed[min(failed)]
     return [given[place] for place in range(len(things))]

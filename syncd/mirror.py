@@ -436,18 +436,18 @@ class ApiLane:
         duty = index.next_duty(now, REFETCH, None, None) if REFETCH[0] in self._due else None
         if duty is not None:
             return self.places.prepare(duty, now)
-        for row in index.rows(
+        rows = index.rows(
             "SELECT i.* FROM item i JOIN patient p USING (pat_num) WHERE i.refetch_at <= ?"
             " AND i.vanished_at IS NULL AND i.missing_since_at IS NULL AND i.pending = 0 AND p.left_at IS NULL"
             " ORDER BY i.refetch_at LIMIT 1",
             now,
-        ):
+        )
+        for row in rows:
             item = Item(row["pat_num"], row["kind"], row["num"])
             index.set_item(item, "refetch_at = NULL")
             methods: tuple[tuple[Method, Kind], ...] = (("mount", "mount"), ("mount-images", "mount-image"))
             for method, kind in (("document", "document"),) if item.kind == "document" else methods:
                 if kind in self.doors.settings.sync.kinds:
                     index.owe(Owing(method, item, row["revision"], now), "refetch", now)
-                    self._due += REFETCH
-        duty = index.next_duty(now, REFETCH, None, None) if REFETCH[0] in self._due else None
+        duty = index.next_duty(now, REFETCH, None, None) if rows else None
         return self.places.prepare(duty, now) if duty is not None else None
