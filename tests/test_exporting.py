@@ -25,6 +25,7 @@ from syncd.exporting import Exported
 from syncd.index import Index
 from syncd.model import Item, Kind, Listed, Patient
 from syncd.service import become_owner
+from tests.faults.mounts import lack
 from tests.test_retrieve import DOCUMENT, NAME, T0, ZONE, Shelf, files
 
 AT = T0 + 7 * 86_400.0
@@ -325,10 +326,10 @@ def test_thousand_random_versions_are_exported_with_equal_digests(shelf: Shelf, 
     assert told == wanted
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 def test_called_by_sudo_the_copies_are_the_callers_in_a_folder_that_is_closed_to_the_owner_of_the_state(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lack(["root"] if os.geteuid() else [])  # only root becomes somebody else
     owner, caller = 4321, 1234
     shelf.put(DOCUMENT, b"one")
     shelf.index.close()

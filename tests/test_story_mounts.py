@@ -19,7 +19,7 @@ DAY = 24.0
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A daemon on an empty practice, one request a minute."""
+    """A daemon on an empty practice, one request in two minutes."""
     world = World.start(tmp_path, interval=120.0, nap=600.0)
     yield world
     world.stop()

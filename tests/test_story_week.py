@@ -25,7 +25,7 @@ FULL = Past(documents=6, mounts=1.5, sheets=3, raw=0.02, urls=0.02, old_sheets=0
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A daemon on an empty practice, one request a minute."""
+    """A daemon on an empty practice, one request in two minutes."""
     world = World.start(tmp_path, interval=120.0, nap=600.0)
     yield world
     world.stop()
