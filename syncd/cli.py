@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -463,6 +464,7 @@ def main() -> None:
     """The entry point."""
     open_closed_streams()
     threading.excepthook = complain_of_thread
+    gc.freeze()  # what was imported stays, and need not be looked through again and again
     cli(prog_name="syncd")
 
 

@@ -38,6 +38,7 @@ from syncd.sftp import (
     RMDIR,
     U64,
     WRITE,
+    Pieces,
     Session,
     Watch,
     names_in,
@@ -50,10 +51,26 @@ from syncd.transfer import Transfer
 NEW_FILE: Final = struct.pack(">III", 0x02 | 0x08 | 0x20, 4, 0o600)  # write, create, not there yet; its mode
 SSH_PORT: Final = 22
 WINDOW: Final = 32 << 20  # bytes that the site may send before we have taken them in
+WIRE: Final = 256 << 10  # bytes taken in at once
 TELL_EVERY: Final = 1.0  # seconds after which whoever takes the files is told that there are none
 BAD_KEY: Final = (OSError, ValueError, TypeError, LookupError, paramiko.SSHException, paramiko.pkey.UnknownKeyType)
 Outcome = Pulled | SyncdError
 T = TypeVar("T")
+
+
+class _Wire(socket.socket):
+    """A socket that takes in all that has come, for paramiko asks twice for each packet, and each time all other
+    threads may be served before it is.
+    """
+
+    _held = memoryview(b"")
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """The next bytes; of what came before them, if there is any."""
+        if not self._held:
+            self._held = memoryview(super().recv(WIRE, flags))
+        taken, self._held = bytes(self._held[:size]), self._held[size:]
+        return taken
 
 
 class _Connection:
@@ -210,7 +227,8 @@ class SftpDrop:
             raise
 
     def _connected(self) -> Session:
-        wire = socket.create_connection(self._address, self._connect_timeout)
+        wire = _Wire(fileno=socket.create_connection(self._address, self._connect_timeout).detach())
+        wire.settimeout(self._connect_timeout)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._timeout * 1000))
         transport = paramiko.Transport(wire, default_window_size=WINDOW, default_max_packet_size=256 << 10)
@@ -245,6 +263,7 @@ class SftpDrop:
             raise SiteError("drop_refused", "the site wants another proof besides")
         transport.set_keepalive(15)
         channel = transport.open_session(timeout=self._connect_timeout)
+        channel.in_buffer = Pieces()
         channel.invoke_subsystem("sftp")
         return channel
 

@@ -26,7 +26,6 @@ from syncd.sftp import (
     NO_SUCH_FILE,
     OPEN,
     READ,
-    READ_SIZE,
     READING,
     U64,
     Packet,
@@ -41,7 +40,7 @@ LARGE_HANDLES: Final = 8  # of them, for large files: small ones pass
 TURN: Final = MIB  # bytes asked of one file before it is the next one's turn
 AHEAD: Final = 256  # files looked at, read, or waiting for whoever takes them
 LEAST_UNDER_WAY, FIRST_UNDER_WAY, MOST_UNDER_WAY = MIB // 4, 4 * MIB, 16 * MIB  # bytes
-NEAR, FAR = 0.25, 1.0  # seconds that a reading may take longer than the fastest: below, more at once; above, less
+NEAR, FAR = 0.05, 1.0  # seconds that a reading may take longer than the fastest: below, more at once; above, less
 T = TypeVar("T")
 Errand = Callable[["Session | None"], None]
 
@@ -152,7 +151,7 @@ class Pulling:
             send(OPEN, ready.path + U64.pack(1 << 32), partial(self._opened, ready))  # for reading, no attributes
         while self._reading and self._under_way < self._allowed:
             transfer = self._reading[0]
-            for offset, length in islice(transfer.readings, TURN // READ_SIZE):
+            for offset, length in islice(transfer.readings(self._session.read_size), TURN // self._session.read_size):
                 self._read(transfer, offset, length)
             self._reading.rotate(-1)
             if transfer.all_asked:

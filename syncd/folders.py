@@ -56,11 +56,17 @@ def translated(otherwise: str = "") -> Iterator[None]:
 
 def open_regular(name: str, folder: int) -> io.BufferedReader:
     """A regular file, for reading. Raises OSError, also for a symlink, a pipe or a folder of that name."""
+    return os.fdopen(_opened(name, folder)[0], "rb")
+
+
+def _opened(name: str, folder: int) -> tuple[int, int]:
+    """A regular file: its descriptor, its bytes."""
     descriptor = os.open(name, READ, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    seen = os.fstat(descriptor)
+    if not stat.S_ISREG(seen.st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return descriptor, seen.st_size
 
 
 def size_of(name: str, folder: int) -> int | None:
@@ -198,21 +204,26 @@ def put(folders: Folders, content: Mapping[str, object], relative: str, name: st
 
 def settle_file(folders: Folders, name: str, size: int) -> None:
     """Make a pulled file's mode final. Raises ItemError where it is not of this size."""
-    with open_regular(name, folders.get("incoming")) as file:
-        if os.fstat(file.fileno()).st_size != size:
+    descriptor, there = _opened(name, folders.get("incoming"))
+    try:
+        if there != size:
             raise ItemError("io_error", "the pulled file has another size")
-        folders.own(file.fileno(), 0o400)
+        folders.own(descriptor, 0o400)
+    finally:
+        os.close(descriptor)
 
 
 def sync_file(folders: Folders, name: str) -> None:
     """Make a file of incoming durable. One whose fsync failed is thrown away, never synced again."""
     incoming = folders.get("incoming")
-    with open_regular(name, incoming) as file:
-        try:
-            os.fsync(file.fileno())
-        except OSError:
-            remove(name, incoming)
-            raise
+    descriptor, _ = _opened(name, incoming)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        remove(name, incoming)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def side_by_side(work: Callable[[T], R], things: Sequence[T]) -> list[R]:

@@ -35,6 +35,7 @@ KIND_OF: Mapping[str, Kind] = {
     "confirm": "document",
 }
 LONGEST_BREAK = 7 * 86_400.0  # seconds that requests may be paused
+STATEMENTS = 512  # kept compiled: of 128 each would be dropped before it is used again
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 
 
@@ -48,7 +49,9 @@ class Index:
             if not path.exists():  # its -wal and -shm take over its mode. An open file is left alone: closing it here
                 path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
             path.chmod(0o600)
-            connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                path, timeout=30, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS
+            )
         connection.create_function("folded", 1, lambda text: folded(text or ""), deterministic=True)
         self.db, self._durable = Database(connection), True
         try:

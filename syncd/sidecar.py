@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -37,8 +37,9 @@ def _moment(text: str) -> float:
 
 def sidecar_content(version: Version) -> dict[str, object]:
     """What a sidecar holds: the version, flat, and a checksum over all of it."""
-    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(version)}
-    content |= content.pop("item")
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    content |= {field.name: getattr(version, field.name) for field in fields(Version)}  # asdict() copies the listing
+    content |= asdict(content.pop("item"))
     content |= {key: iso(content[key]) for key in _TIMES}
     content |= {key: list(content[key]) for key in ("flags", "mount_images") if content[key] is not None}
     content["listing"] = dict(content["listing"])
@@ -92,11 +93,11 @@ def version_from_sidecar(content: Mapping[str, object]) -> Version:
     if _checksum(content) != content["checksum"]:
         raise ValueError("a field was changed after it was written")
     unwanted = {"schema_version", "checksum"}
-    fields: dict[str, Any] = {key: value for key, value in content.items() if key not in unwanted}
-    fields["item"] = Item(fields.pop("pat_num"), fields.pop("kind"), fields.pop("num"))
-    fields |= {key: _moment(fields[key]) for key in _TIMES} | {"flags": tuple(fields["flags"])}
-    fields["mount_images"] = None if fields["mount_images"] is None else tuple(fields["mount_images"])
-    version = Version(**fields)
+    told: dict[str, Any] = {key: value for key, value in content.items() if key not in unwanted}
+    told["item"] = Item(told.pop("pat_num"), told.pop("kind"), told.pop("num"))
+    told |= {key: _moment(told[key]) for key in _TIMES} | {"flags": tuple(told["flags"])}
+    told["mount_images"] = None if told["mount_images"] is None else tuple(told["mount_images"])
+    version = Version(**told)
     sound = (
         path_is_ours(version)
         and version.bytes > 0

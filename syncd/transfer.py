@@ -6,8 +6,9 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import BinaryIO, Final
+from contextlib import suppress
+from io import FileIO
+from typing import Final
 
 from syncd.errors import FailureClass, ItemError, SiteError, SyncdError, TransientError
 from syncd.model import Pulled, PullJob, Seen
@@ -16,7 +17,6 @@ from syncd.sftp import (
     DATA,
     EOF,
     NO_SUCH_FILE,
-    READ_SIZE,
     STATUS,
     U32,
     Packet,
@@ -45,7 +45,7 @@ class Transfer:
         self.outcome: Pulled | SyncdError | None = None
         self.waits_for = 0  # replies
         self.refused_once = False
-        self._local: BinaryIO | None = None
+        self._local: FileIO | None = None
         self._asked = self._written = 0
         self._overtaking = dict[int, bytes]()  # by offset
         self._digest, self._head, self._tail = hashlib.sha256(), b"", b""
@@ -79,11 +79,13 @@ class Transfer:
         """Whether no more READs are to be sent."""
         return bool(self.outcome) or self._asked > self.seen.size
 
-    @property
-    def readings(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) of each READ to come, the last one a byte past the end. A refused file is left at once."""
+    def readings(self, most: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of each READ to come, of `most` bytes, the last one a byte past the end.
+
+        A refused file is left at once.
+        """
         while not self.all_asked:
-            offset, length = self._asked, min(READ_SIZE, self.seen.size - self._asked) or 1
+            offset, length = self._asked, min(most, self.seen.size - self._asked) or 1
             self._asked += length
             yield offset, length
 
@@ -110,9 +112,13 @@ class Transfer:
         return length - len(content)
 
     def _write(self, content: memoryview) -> None:
-        with disk():
-            self._local = self._local or os.fdopen(os.open(self.job.local, CREATE, 0o600), "wb")
-            self._local.write(content)
+        try:
+            self._local = self._local or os.fdopen(os.open(self.job.local, CREATE, 0o600), "wb", buffering=0)
+            left = content
+            while left:
+                left = left[self._local.write(left) :]
+        except OSError as error:
+            raise of_the_disk(error) from error
         self._digest.update(content)
         self._written += len(content)
         if len(self._head) < HEAD:
@@ -127,8 +133,10 @@ class Transfer:
     def confirmed(self) -> None:
         """All replies came: what was not refused is Pulled."""
         if not self.outcome and self._local:
-            with disk():
+            try:
                 self._local.close()
+            except OSError as error:
+                raise of_the_disk(error) from error
             self.outcome = Pulled(self.seen.size, self._digest.hexdigest(), self.seen.mtime, self._head, self._tail)
 
     def discard(self) -> None:
@@ -140,10 +148,6 @@ class Transfer:
                 self.job.local.unlink()
 
 
-@contextmanager
-def disk() -> Iterator[None]:
-    """An error of the local disk is our own."""
-    try:
-        yield
-    except OSError as error:
-        raise SiteError(DISK_REASONS.get(error.errno or 0, "disk_error"), os.strerror(error.errno or 0)) from error
+def of_the_disk(error: OSError) -> SiteError:
+    """An error of the local disk as one of ours."""
+    return SiteError(DISK_REASONS.get(error.errno or 0, "disk_error"), os.strerror(error.errno or 0))

@@ -183,7 +183,7 @@ def test_connection_cut_at_any_byte_leaves_no_part_and_the_next_pull_is_whole(
 
 @pytest.mark.parametrize(
     "fault",
-    [*(Fault("silence", at) for at in (0, 1, 100_000)), Fault("silence", 1_900, down=False), Fault("drip", 100_000)],
+    [*(Fault("silence", at) for at in (0, 1, 100_000)), Fault("silence", 1_600, down=False), Fault("drip", 100_000)],
     ids=lambda fault: f"{fault.kind} {fault.at}",
 )
 def test_half_open_or_dripping_connection_is_given_up_in_time(

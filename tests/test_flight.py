@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from syncd.drop import SftpDrop
 from syncd.errors import ItemError, SyncdError, TransientError
 from syncd.model import Pulled, PullJob
-from syncd.sftp import CLOSE, LSTAT, OPEN, READ, Session, Watch
+from syncd.sftp import CLOSE, EXTENDED, LIMITS, LSTAT, OPEN, READ, Session, Watch
 
 KIB, MIB = 1024, 1024 * 1024
 REMOVE = 13
@@ -37,7 +37,10 @@ KEY = paramiko.ECDSAKey.generate()
 
 @dataclass
 class Site:
-    """An SFTP server on one socket. `most`: bytes in one DATA; `handles`: open at most; `meddle` sees each reply."""
+    """An SFTP server on one socket. `most`: bytes in one DATA; `handles`: open at most; `meddle` sees each reply.
+
+    `limits`: how many bytes it says that it answers in one DATA; None: it does not say.
+    """
 
     files: dict[bytes, bytes]
     most: int = 1 << 20
@@ -47,6 +50,7 @@ class Site:
     meddle: Callable[[int, bytes], bytes | None] = lambda kind, reply: reply
     asked: list[tuple[int, bytes]] = field(default_factory=list)
     most_open: int = 0
+    limits: int | None = None
 
     def serve(self, wire: socket.socket) -> None:
         self._open: dict[bytes, bytes] = {}
@@ -77,9 +81,12 @@ class Site:
             return bytes([101]) + number + struct.pack(">III", code, 0, 0)
 
         if kind == 1:
-            return bytes([2]) + body + b"\0\0\0\3"
+            offers = struct.pack(">I", len(LIMITS)) + LIMITS + struct.pack(">I", 1) + b"1"
+            return bytes([2]) + b"\0\0\0\3" + (b"" if self.limits is None else offers)
         name = body[4 : 4 + struct.unpack_from(">I", body)[0]]
         self.asked.append((kind, name))
+        if kind == EXTENDED:
+            return bytes([201]) + number + struct.pack(">QQQQ", MIB, self.limits or 0, 0, 0)
         if kind == LSTAT:
             if name not in self.files:
                 return status(2)
@@ -145,12 +152,19 @@ SIZES = st.lists(st.sampled_from([1, 63, 64, 511, 512, 513, 32767, 32768, 32769,
 
 
 @settings(max_examples=25)
-@given(SIZES, st.integers(0, 99), st.sampled_from([900, 10_000, MIB]), st.sampled_from([0, 1000]), st.integers(1, 9))
+@given(
+    SIZES,
+    st.integers(0, 99),
+    st.sampled_from([900, 10_000, MIB]),
+    st.sampled_from([0, 1000]),
+    st.integers(1, 9),
+    st.sampled_from([None, 0, 1000, 65_536, 261_120, 1 << 63]),
+)
 def test_every_file_is_whole_in_whatever_order_and_pieces_the_answers_come(
-    sizes: list[int], seed: int, most: int, piece: int, handles: int
+    sizes: list[int], seed: int, most: int, piece: int, handles: int, limits: int | None
 ) -> None:
     files = {b"%d" % number: random.Random(number).randbytes(size) for number, size in enumerate(sizes)}
-    site = Site(files, most, handles, random.Random(seed), piece)
+    site = Site(files, most, handles, random.Random(seed), piece, limits=limits)
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(WireDrop(site)) as drop:
         outcomes = drop.pull(jobs(Path(folder), list(files)))
         assert wrong(Path(folder), files, outcomes) == []
@@ -251,6 +265,31 @@ def test_false_answer_at_any_step_loses_no_byte_and_no_time(tmp_path: Path, fals
             assert list(tmp_path.iterdir()) == []
             outcome = drop.pull(jobs(tmp_path, [b"a"]))[0]
         assert wrong(tmp_path, files, [outcome]) == []
+
+
+@pytest.mark.parametrize("false", FALSE)
+def test_site_that_says_falsely_how_much_it_answers_is_asked_again_in_time(tmp_path: Path, false: str) -> None:
+    files = {b"a": os.urandom(100_000)}
+    bad = Site(files, limits=1000, meddle=replaced(EXTENDED, FALSE[false]))
+    with contextlib.closing(WireDrop(bad, Site(files), timeout=0.5)) as drop:
+        began = time.monotonic()
+        try:
+            outcomes = drop.pull(jobs(tmp_path, [b"a"]))
+        except TransientError:
+            outcomes = drop.pull(jobs(tmp_path, [b"a"]))
+        assert time.monotonic() - began < 10
+        assert wrong(tmp_path, files, outcomes) == []
+
+
+@pytest.mark.parametrize(("limits", "readings"), [(None, 32), (0, 32), (65_536, 16), (261_120, 5), (1 << 63, 4)])
+def test_site_is_asked_for_as_much_at_once_as_it_says_that_it_answers(
+    tmp_path: Path, limits: int | None, readings: int
+) -> None:
+    files = {b"a": os.urandom(MIB)}
+    site = Site(files, limits=limits)
+    with contextlib.closing(WireDrop(site)) as drop:
+        assert wrong(tmp_path, files, drop.pull(jobs(tmp_path, [b"a"]))) == []
+    assert sum(kind == READ for kind, _ in site.asked) == readings + 1  # and one for the end
 
 
 def test_endless_short_answers_end_at_the_size_that_was_told(tmp_path: Path) -> None:

@@ -219,6 +219,7 @@ class World:
     hinted: bool = False
     turns: int = 0
     expected: Expected = field(default_factory=Expected)
+    _idle_at: float = -1.0  # when the pull lane found nothing to do: not asked twice in one moment
 
     @classmethod
     def start(
@@ -283,6 +284,7 @@ class World:
         the time where that is longer, and an hour at most).
         """
         self.expected.note(self.practice)
+        self._idle_at = -1.0
         span = hours * 3600.0 + seconds
         nap = self.nap if until is not None else max(self.nap, min(3600.0, span / 100))
         end = self.clock.now() + (span or 40 * 86_400.0)
@@ -303,10 +305,11 @@ class World:
     def _both_turns(self) -> float | None:
         """One turn of each lane; seconds until the next is worth it, None when both were idle."""
         before = (len(self.office.arrivals), self.drop.calls)
-        wakes = []
-        for turn in (self.lanes.api_lane.turn, self.lanes.pull_lane.turn):
-            wakes.append(turn(self.clock.now()))
-            self.turns += 1
+        wakes = [self.lanes.api_lane.turn(self.clock.now())]
+        if len(self.office.arrivals) > before[0] or self.clock.now() != self._idle_at:
+            wakes.append(self.lanes.pull_lane.turn(self.clock.now()))
+            self._idle_at = self.clock.now() if wakes[1] > self.clock.now() else -1.0
+        self.turns += len(wakes)
         wait, declared = min(wakes) - self.clock.now(), wakes[0] - self.clock.now()
         if (len(self.office.arrivals), self.drop.calls) != before or wait <= 0:
             return max(0.0, wait)
@@ -335,6 +338,7 @@ class World:
 
     def restart(self, *, backfill: bool | None = None, since: float | None = None) -> None:
         """The process dies where it stands, and another one starts on the same state, archive and drop."""
+        self._idle_at = -1.0
         with contextlib.suppress(Exception):
             self.lanes.closing.close()
         self.scope = Scope(
