@@ -13,7 +13,7 @@ from tests.faults.judging import judge
 from tests.faults.points import Point
 from tests.world import World
 
-FAULTY: Final = 1200.0  # simulated seconds that a disk fails "for ever"
+FAULTY: Final = 600.0  # simulated seconds that a disk fails "for ever"
 PATIENCE: Final = 3 * 24 * HOUR  # simulated seconds until a mirror whose disk works is at rest
 STEPS: Final = 4000  # rounds of turns until rest; more are a loop
 

@@ -48,9 +48,9 @@ TICK = 2 * HOUR  # between turns while nothing is to be done
 ROSTER_EVERY = 6 * HOUR  # instead of a quarter of an hour, and
 PROBES = 4  # instead of 20, lest rosters and the daily comparison of identities take the whole budget
 STEP = 10 * HOUR  # on average
-CRASHING = 0.6  # of the steps
+CRASHING = 0.65  # of the steps
 OFF = (0.0, 0.0, DAY, 3 * DAY)  # how long the machine stays off after a crash: there are holidays
-CHANCE = 0.015  # of each sporadic fault, at each request that it concerns
+CHANCE = 0.02  # of each sporadic fault, at each request that it concerns
 PEACE = 4.5 * DAY  # at least: the longest retry (a day), and names on the drop that only the daily look finds
 OLD_COPIES = 3
 
