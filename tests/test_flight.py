@@ -24,11 +24,12 @@ import paramiko
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paramiko.buffered_pipe import PipeTimeout
 
 from syncd.drop import SftpDrop
 from syncd.errors import ItemError, SyncdError, TransientError
 from syncd.model import Pulled, PullJob
-from syncd.sftp import CLOSE, EXTENDED, LIMITS, LSTAT, OPEN, READ, Session, Watch
+from syncd.sftp import CLOSE, EXTENDED, LIMITS, LSTAT, OPEN, READ, Pieces, Session, Watch
 
 KIB, MIB = 1024, 1024 * 1024
 REMOVE = 13
@@ -333,3 +334,36 @@ def test_slow_line_is_not_filled_for_minutes(tmp_path: Path) -> None:
         assert wrong(tmp_path, files, drop.pull(jobs(tmp_path, [b"a"]))) == []
     assert max(under_way) > 4 * MIB
     assert under_way[len(under_way) * 3 // 4] < 3 * MIB
+
+
+# --- what came on a channel
+
+
+def test_pieces_come_out_in_order_whole_and_as_many_as_were_asked_for() -> None:
+    pieces = Pieces()
+    for content in (b"abc", b"de", b"fghijkl", b"m"):
+        pieces.feed(content)
+    assert len(pieces) == 13
+    assert pieces.read(5, 1.0) == b"abcde"
+    assert pieces.read(5, 1.0) == b"fghijkl"  # a server may send more at once than it was allowed to
+    assert pieces.read_ready()
+    pieces.close()
+    assert pieces.read(5, 1.0) == b"m"  # what came before the end is not lost
+    assert not pieces.read_ready()
+    assert pieces.read(5, 1.0) == b""
+
+
+def test_nothing_that_comes_is_waited_for_as_long_as_was_said() -> None:
+    began = time.monotonic()
+    with pytest.raises(PipeTimeout):
+        Pieces().read(5, 0.2)
+    assert 0.15 < time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("end", ["feed", "close"])
+def test_whoever_waits_is_woken_by_what_comes_and_by_the_end(end: str) -> None:
+    pieces = Pieces()
+    timer = threading.Timer(0.1, (lambda: pieces.feed(b"a")) if end == "feed" else pieces.close)
+    timer.start()
+    assert pieces.read(5, 20.0) == (b"a" if end == "feed" else b"")
+    timer.join()
