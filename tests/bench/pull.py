@@ -1,6 +1,6 @@
 """The pull lane's speed against the tools that people would use instead, on one OpenSSH server, in turns.
 
-    .venv/bin/python -m tests.bench.pull                          # everything: some 20 minutes
+    .venv/bin/python -m tests.bench.pull                          # everything: an hour, mostly of the others
     .venv/bin/python -m tests.bench.pull --files 200 --large 0    # a look
     .venv/bin/python -m tests.bench.pull --cuts                   # the connection breaks at random: nothing is lost
 

@@ -55,8 +55,8 @@ MUTANTS = (
     Mutant(
         "no fsync of the file",
         "syncd/folders.py",
-        "            os.fsync(file.fileno())\n",
-        "            pass\n",
+        "        os.fsync(descriptor)\n    except",
+        "        pass\n    except",
         "tests/test_archive.py",
         "durable_before_the_link",
     ),
@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "a failed fsync is tried again",
         "syncd/folders.py",
-        "        except OSError:\n            remove(name, incoming)\n            raise\n",
-        "        except OSError:\n            os.fsync(file.fileno())\n",
+        "    except OSError:\n        remove(name, incoming)\n        raise\n    finally:",
+        "    except OSError:\n        os.fsync(descriptor)\n    finally:",
         "tests/test_archive.py",
         "fsync_failed",
     ),
