@@ -108,6 +108,12 @@ def test_daemon_mirrors_a_busy_week(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 expected.note(practice)
                 clock.sleep(2 * HOUR * rng.random() * 2)
             assert not found().wrong
+            patient = int(practice.rows("SELECT PatNum FROM patient WHERE PatStatus = 0")[0]["PatNum"])
+            photo = practice.add_document(patient, "jpg")  # a loaded machine sees few days' work: this much is certain
+            end = clock.now() + SETTLED_WITHIN * 24 * HOUR
+            while not index.value("SELECT 1 FROM version WHERE num = ?", photo) and clock.now() < end:
+                clock.sleep(6 * HOUR)
+            practice.replace_bytes(photo)
             clock.leap(MOUNTS_AGAIN * 24 * HOUR)
             end = clock.now() + SETTLED_WITHIN * 24 * HOUR
             while (found().lacking or owed()) and clock.now() < end:
