@@ -56,9 +56,10 @@ class Pieces(BufferedPipe):  # type: ignore[type-arg]  # generic in the stubs on
 
     def feed(self, data: bytes) -> None:
         """Add what came."""
-        with self._news:
-            self._pieces.append(data)
-            self._news.notify_all()
+        if data:  # nothing would be taken for the end
+            with self._news:
+                self._pieces.append(data)
+                self._news.notify_all()
 
     def read(self, nbytes: int, timeout: float | None = None) -> bytes:
         """Whole pieces, of so many bytes together, or one; b"" at the end. Raises PipeTimeout after so many seconds."""
@@ -109,10 +110,10 @@ class Session:
         self.read_size = self._read_size() if string(LIMITS) in bytes(said[0][1]) else READ_SIZE
 
     def _read_size(self) -> int:
-        """How many bytes the server says that it answers in one piece."""
+        """How many bytes the server says that it answers in one piece; never so few that they cost memory."""
         kind, body = self.ask(EXTENDED, string(LIMITS))
         told = U64.unpack_from(body, U64.size)[0] if kind == EXTENDED_REPLY else 0  # after the longest packet
-        return min(told, MOST_READ) or READ_SIZE
+        return max(READ_SIZE, min(told, MOST_READ))
 
     @property
     def busy(self) -> bool:

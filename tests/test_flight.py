@@ -282,7 +282,9 @@ def test_site_that_says_falsely_how_much_it_answers_is_asked_again_in_time(tmp_p
         assert wrong(tmp_path, files, outcomes) == []
 
 
-@pytest.mark.parametrize(("limits", "readings"), [(None, 32), (0, 32), (65_536, 16), (261_120, 5), (1 << 63, 4)])
+@pytest.mark.parametrize(
+    ("limits", "readings"), [(None, 32), (0, 32), (1, 32), (65_536, 16), (261_120, 5), (1 << 63, 4)]
+)
 def test_site_is_asked_for_as_much_at_once_as_it_says_that_it_answers(
     tmp_path: Path, limits: int | None, readings: int
 ) -> None:
@@ -341,7 +343,7 @@ def test_slow_line_is_not_filled_for_minutes(tmp_path: Path) -> None:
 
 def test_pieces_come_out_in_order_whole_and_as_many_as_were_asked_for() -> None:
     pieces = Pieces()
-    for content in (b"abc", b"de", b"fghijkl", b"m"):
+    for content in (b"", b"abc", b"de", b"fghijkl", b"m"):
         pieces.feed(content)
     assert len(pieces) == 13
     assert pieces.read(5, 1.0) == b"abcde"
@@ -354,9 +356,10 @@ def test_pieces_come_out_in_order_whole_and_as_many_as_were_asked_for() -> None:
 
 
 def test_nothing_that_comes_is_waited_for_as_long_as_was_said() -> None:
-    began = time.monotonic()
+    pieces, began = Pieces(), time.monotonic()
+    pieces.feed(b"")  # nothing is not the end
     with pytest.raises(PipeTimeout):
-        Pieces().read(5, 0.2)
+        pieces.read(5, 0.2)
     assert 0.15 < time.monotonic() - began < 5
 
 

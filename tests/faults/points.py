@@ -6,6 +6,7 @@ import errno
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields
+from itertools import islice
 from typing import Final
 
 CODES: Final = (errno.EIO, errno.ENOSPC, errno.EROFS)
@@ -102,9 +103,7 @@ def pairs(seed: int, stage: int, kinds: str) -> Iterator[Point]:
 
 def some_pairs(seed: int, stage: int, kinds: str) -> Iterator[Point]:
     """One in SOME of `pairs`."""
-    for number, point in enumerate(pairs(seed, stage, kinds)):
-        if number % SOME == 0:
-            yield point
+    return islice(pairs(seed, stage, kinds), 0, None, SOME)
 
 
 def errors(seed: int, stage: int, kinds: str) -> Iterator[Point]:
