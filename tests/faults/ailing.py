@@ -13,7 +13,7 @@ from tests.faults.judging import judge
 from tests.faults.points import Point
 from tests.world import World
 
-FAULTY: Final = 600.0  # simulated seconds that a disk fails "for ever"
+FAULTY: Final = 300.0  # simulated seconds that a disk fails "for ever"
 PATIENCE: Final = 3 * 24 * HOUR  # simulated seconds until a mirror whose disk works is at rest
 STEPS: Final = 4000  # rounds of turns until rest; more are a loop
 
@@ -38,7 +38,8 @@ def ail(world: World, stage: Stage, point: Point, injection: Injection, known: s
 def _endure(world: World, stage: Stage, point: Point, injection: Injection) -> Row:
     """Work on a disk that fails at this point, and end unless the point says to go on once it works again."""
     injection.fail_at(point.call, point.code, bool(point.lasting))
-    named = _serve(world, stage, PATIENCE, until=lambda: bool(point.lasting and injection.failed))
+    at_once = bool(point.lasting or point.restarted)  # else it goes on as if nothing had been
+    named = _serve(world, stage, PATIENCE, until=lambda: at_once and bool(injection.failed))
     if point.lasting and "start" not in named:
         named += _serve(world, stage, FAULTY, started=True)
     ending = "start" not in named and (bool(point.restarted) or not injection.failed)  # not met yet: in the end, then

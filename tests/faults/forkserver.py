@@ -90,7 +90,8 @@ class Server:
         """Let it happen to a mirror; what was seen."""
         attempt = ail if point.code else crash
         self._lot.begin(point.seed, point.stage)
-        return self._tried(world, lambda: attempt(world, stage, point, self._injection, self._known))
+        with trial(world):
+            return self._judged(lambda: attempt(world, stage, point, self._injection, self._known))
 
     def _look(self, world: World, stage: Stage, kinds: str, points: Sequence[Point]) -> None:
         """One life, stopped at each of these points: what would be, had it ended there?"""
@@ -102,7 +103,7 @@ class Server:
             halfway = what == HALFWAY
             made += not halfway
             if point := planned.pop((made, int(halfway)), None):
-                seen = self._tried(world, lambda: judge(world, lines, self._known))
+                seen = self._judged(lambda: judge(world, lines, self._known, within=trial(world)))
                 self._note(point, {**seen, "struck": True})
             return TORN if (made, 1) in planned else GO_ON
 
@@ -110,12 +111,11 @@ class Server:
         assert made == len(kinds), f"{made} calls where there were {len(kinds)} before"
         assert not planned, f"never came to {sorted(planned)}"
 
-    def _tried(self, world: World, attempt: Callable[[], Row]) -> Row:
-        """What was seen, or what is `wrong`; afterwards everything is as before."""
+    def _judged(self, attempt: Callable[[], Row]) -> Row:
+        """What was seen, or what is `wrong`."""
         signal.alarm(2 * SECONDS)
         try:
-            with trial(world):
-                return attempt()
+            return attempt()
         except (Exception, SystemExit):  # noqa: BLE001 - a violation of any kind
             return {"wrong": traceback.format_exc(limit=-6)}
         finally:

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -14,22 +16,46 @@ from syncd.schema import Row
 from tests.faults.cycle import Moment
 from tests.world import World
 
+NOWHERE_ELSE: Final = contextlib.nullcontext()
 RESTARTED_AFTER: Final = 5.0  # simulated seconds from the end of a process to the start of the next
 _VERSIONS: Final = "SELECT seq, pat_num, kind, num, version, sidecar, revision, sha256, path FROM version ORDER BY seq"
 
 
-def judge(world: World, lines: int, known: set[bytes], *, swept: bool = False) -> Row:
-    """Restart on what is left, sweep once, check; raises for what is wrong.
+def judge(
+    world: World,
+    lines: int,
+    known: set[bytes],
+    *,
+    swept: bool = False,
+    within: AbstractContextManager[None] = NOWHERE_ELSE,
+) -> Row:
+    """Restart on what is left, sweep once, check, all `within`; raises for what is wrong.
 
     `lines`: of the log, before the mirror that ended wrote any. `swept`: it has swept already. `known`: the `state_of`
-    every restarted mirror that was found good: another one in that state does, to the byte, the same, and is let be.
+    everything that was found good, as it was left and as its next mirror started: what is in one of these states goes
+    on, to the byte, in the same way, and is let be.
     """
+    said = sorted(said_since(world, lines))
+    left = state_of(world, _recovered(world.settings.state_path), swept, said)
+    if left in known:
+        return {"known": True}
+    with within:
+        seen = _judge(world, said, known, swept)
+    known.add(left)
+    return seen
+
+
+def said_since(world: World, lines: int) -> set[int]:
+    """What the log says was archived, by sequence number, since it had so many lines."""
+    return {line["seq"] for line in world.log.lines[lines:] if line.get("event") == "document_archived"}
+
+
+def _judge(world: World, said: list[int], known: set[bytes], swept: bool) -> Row:
     world.clock.advance(RESTARTED_AFTER)
     files = published(world.archive)
     world.restart(backfill=True, since=world.clock.now())
     assert world.index.value("PRAGMA integrity_check") == "ok"
-    said = {line["seq"] for line in world.log.lines[lines:] if line.get("event") == "document_archived"}
-    state = state_of(world, swept, sorted(files), sorted(said))
+    state = state_of(world, world.index.db.conn.serialize(), swept, sorted(files), said)
     if state in known:
         return {"known": True}
     rows = world.index.rows(_VERSIONS)
@@ -39,7 +65,7 @@ def judge(world: World, lines: int, known: set[bytes], *, swept: bool = False) -
     now = {row["seq"]: row for row in world.index.rows(_VERSIONS)}
     lost = [row["path"] for row in rows if now.get(row["seq"]) != row]
     assert not lost, f"recorded once, and not any more: {lost}"
-    assert said <= now.keys(), f"said to be archived: {sorted(said - now.keys())}"
+    assert now.keys() >= set(said), f"said to be archived: {sorted(set(said) - now.keys())}"
     assert world.index.value("PRAGMA integrity_check") == "ok"
     changed = files.items() - published(world.archive).items()
     assert not changed, f"published once, and not the same any more: {sorted(changed)}"
@@ -49,26 +75,55 @@ def judge(world: World, lines: int, known: set[bytes], *, swept: bool = False) -
     return {"known": False}
 
 
-def state_of(world: World, *asked: object) -> bytes:
+def state_of(world: World, index: bytes, *asked: object) -> bytes:
     """A digest of all that the future depends on (index, files, names, outside, clock) and of what is `asked` then.
 
-    Of the index it is every page as the mirror sees it, not the journal that made it so; of files not their times.
+    Of the `index` it is every page as a mirror sees it, not the journal that made it so; of files not their times.
     """
-    digest = hashlib.sha256(world.index.db.conn.serialize())
-    office, site = world.office, world.site
-    outside = (len(office.arrivals), office.faults._all, site.files, sorted(site.folders), world.practice._renderings)
-    times = (world.clock.now(), [(at, order) for at, order, _ in world.clock._due])
-    digest.update(repr((outside, times, asked)).encode())
+    digest = hashlib.sha256(index)
+    digest.update(repr((outside_of(world), asked)).encode())
     names: dict[int, int] = {}
     for folder, inside, files in os.walk(world.folder):
         inside.sort()
         digest.update(f"{folder} {inside}\n".encode())
-        for path in (f"{folder}/{name}" for name in sorted(files) if not name.startswith("index.db")):
-            seen = os.lstat(path)
-            same = names.setdefault(seen.st_ino, len(names))
-            digest.update(f"{path} {seen.st_mode} {seen.st_size} {same}\n".encode())
-            digest.update(Path(path).read_bytes())
+        for name in sorted(files):
+            if not name.startswith("index.db"):
+                path = f"{folder}/{name}"
+                seen = os.lstat(path)
+                same = names.setdefault(seen.st_ino, len(names))
+                digest.update(f"{path} {seen.st_mode} {seen.st_size} {same}\n".encode())
+                digest.update(_content(path, seen.st_size))
     return digest.digest()
+
+
+def outside_of(world: World) -> str:
+    """Office, drop, practice and clock, as far as a mirror's future depends on them."""
+    office, site = world.office, world.site
+    outside = (len(office.arrivals), office.faults._all, site.files, sorted(site.folders), world.practice._renderings)
+    return repr((outside, world.clock.now(), [(at, order) for at, order, _ in world.clock._due]))
+
+
+def _content(path: str, size: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def _recovered(state: Path) -> bytes:
+    """The pages of the index as whoever opens it next will find them, on a copy: to look must not be to recover."""
+    there, folder = sorted(state.glob("index.db*")), state.parent.with_name("recovered")
+    folder.mkdir()
+    try:
+        for path in there:
+            shutil.copyfile(path, folder / path.name)
+        with contextlib.closing(sqlite3.connect(folder / "index.db")) as copy:
+            return copy.serialize()
+    except sqlite3.DatabaseError:  # a start that was cut short: no index yet
+        return b"".join(str(path).encode() + path.read_bytes() for path in there)
+    finally:
+        shutil.rmtree(folder)
 
 
 def published(archive: Path) -> dict[str, tuple[int, int, int]]:

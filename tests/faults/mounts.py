@@ -96,18 +96,22 @@ def make_image(path: Path, kind: FileSystem) -> None:
     made.unlink()
 
 
-def copy_image(source: Path, target: Path) -> None:
-    """Copy what is not a hole: a few megabytes, whatever the size. Anew, if something was written meanwhile."""
+def copy_image(source: Path, target: Path) -> list[tuple[int, int]]:
+    """Copy what is not a hole: a few megabytes, whatever the size. Anew, if something was written meanwhile.
+
+    Where there is what, for one image to be compared with another in this process.
+    """
     with source.open("rb") as original:
         while True:
+            before: list[tuple[int, int]] = []
             target.unlink(missing_ok=True)  # not written over: a mount that ends may still write to its own
             with target.open("wb") as copy:
                 os.ftruncate(copy.fileno(), os.fstat(original.fileno()).st_size)
-                before = [
-                    os.pwrite(copy.fileno(), block, at) and hash(block) for at, block in _blocks(original.fileno())
-                ]
-            if before == [hash(block) for _, block in _blocks(original.fileno())]:
-                return
+                for at, block in _blocks(original.fileno()):
+                    os.pwrite(copy.fileno(), block, at)
+                    before.append((at, hash(block)))
+            if before == [(at, hash(block)) for at, block in _blocks(original.fileno())]:
+                return before
 
 
 def _blocks(image: int) -> Iterator[tuple[int, bytes]]:
