@@ -100,9 +100,12 @@ class PullLane:
         self._settle_audit(now)
         wait = self._sites.wait_until("drop", "archive")
         try:
-            if self._recovered and self._sites.wait_until("archive") <= now:
+            archive_waits = self._sites.wait_until("archive") > now
+            if self._recovered and not archive_waits:
                 destroy.finish(self._doors.index, self._doors.archive, self._doors.log, self._doors.settings, now)
             if wait > now or self._sites.reason("database") == "other_database":
+                if not archive_waits and self._archive_unseen(now):
+                    self._see_archive(now)  # nothing is done there, but its trouble begins and ends
                 busy = self._recovered and self._sites.reason("archive") is None and self._upkeep.turn(now)
             else:
                 busy = self._turn(now) or self._upkeep.turn(now)
@@ -153,11 +156,9 @@ class PullLane:
         if not self._recovered:
             self._recover(now)
         placed = index.attempts("placed", now, BATCH)
-        if placed or self._sites.reason("archive") or not 0 <= now - self._archive_seen_at < ARCHIVE_SEEN_EVERY:
-            claim_archive(self._doors)  # also while nothing is placed: an unmounted disk is told within minutes
+        if placed or self._archive_unseen(now):
+            self._see_archive(now)
             repair.look_for_lost(index, self._doors.archive, self._doors.log, now)
-            self._archive_seen_at = now
-            self._sites.works("archive", now)
         if self._sites.reason("drop"):
             self._doors.drop.look([self._doors.settings.drop.folder.encode()])
             if not placed:  # else its reading must show that the trouble is over: each broken one costs a login
@@ -175,6 +176,15 @@ class PullLane:
         elif now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
             self.cleaner.sweep(now)
         return bool(unanswered or cleaning or staged)
+
+    def _archive_unseen(self, now: float) -> bool:
+        """Also while nothing is placed: an unmounted disk is told within minutes."""
+        return bool(self._sites.reason("archive")) or not 0 <= now - self._archive_seen_at < ARCHIVE_SEEN_EVERY
+
+    def _see_archive(self, now: float) -> None:
+        claim_archive(self._doors)
+        self._archive_seen_at = now
+        self._sites.works("archive", now)
 
     # --- pull, publish, record
 

@@ -273,6 +273,21 @@ def test_other_database_stops_everything(swapped: World) -> None:
     swapped.check_safe()
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_archive_s_trouble_begins_and_ends_while_another_database_is_there(swapped: World, restarted: bool) -> None:
+    swapped.run(hours=1)
+    before, away = contents(swapped), swapped.archive.with_name("away")
+    swapped.archive.rename(away)
+    if restarted:
+        swapped.restart()
+    swapped.run(hours=0.25)
+    assert reasons(swapped) == {"other_database", "archive_missing"}
+    away.rename(swapped.archive)
+    swapped.run(hours=1)
+    assert reasons(swapped) == {"other_database"}
+    assert contents(swapped) == before
+
+
 @pytest.mark.parametrize(("kind", "details"), [("status", {"status": 500}), ("html", {})])
 def test_one_row_that_no_office_can_show_does_not_stop_the_mirror(
     tmp_path: Path, kind: Any, details: dict[str, Any]

@@ -43,8 +43,9 @@ class Witness(Expected):
 
     def look(self, world: World) -> list[str]:
         """What is not as it has to be at any moment: lost, overwritten, misfiled, torn, or recorded too early."""
-        wrong = list(self._look_at_files(world))
-        wrong += [f"{name}: gone" for name in self._files if not (world.archive / name).exists()]
+        names = dict(_walk(world.archive / "patients", "patients"))
+        wrong = list(self._look_at_files(names))
+        wrong += [f"{name}: gone" for name in self._files if name not in names]
         recorded = {row["seq"]: row for row in world.index.rows(f"SELECT {RECORDED} FROM version")}
         wrong += [f"seq {seq}: not recorded any more" for seq, row in self.rows.items() if recorded.get(seq) != row]
         for seq, row in recorded.items():
@@ -54,8 +55,7 @@ class Witness(Expected):
         self.rows |= recorded
         return wrong
 
-    def _look_at_files(self, world: World) -> Iterator[str]:
-        names: dict[str, os.DirEntry[str]] = dict(_walk(world.archive / "patients", "patients"))
+    def _look_at_files(self, names: dict[str, os.DirEntry[str]]) -> Iterator[str]:
         media = {name.rpartition(".")[0] for name in names if not name.endswith(".json")}
         for name, entry in names.items():
             if name.rpartition("/")[2].split(".")[0] == "patient":

@@ -52,6 +52,7 @@ CRASHING = 0.65  # of the steps
 OFF = (0.0, 0.0, DAY, 3 * DAY)  # how long the machine stays off after a crash: there are holidays
 CHANCE = 0.02  # of each sporadic fault, at each request that it concerns
 PEACE = 4.5 * DAY  # at least: the longest retry (a day), and names on the drop that only the daily look finds
+LOOKED_AT = 0.05  # of the crashes: somebody then reads what is held, too
 OLD_COPIES = 3
 
 
@@ -159,9 +160,11 @@ class Year:
             self.world.restart()
         if not self._perils.unmounted:
             self._look()
-        if self._rng.random() < 0.02 and not self._home_at:
+        if self._rng.random() < 0.01 and not self._home_at:
             self._peace()
             self._perils.begin()
+        elif self._rng.random() < LOOKED_AT and not self._home_at and not self._perils.unmounted:
+            self._decide()
 
     # --- what has to be true
 
@@ -196,9 +199,9 @@ class Year:
         self._restart_with(INTERVAL)
 
     def _decide(self) -> None:
-        """What only people can do."""
+        """What only people can do, of whom somebody knows which database this is."""
         now, index = self.world.clock.now(), self.world.index
-        for row in index.rows("SELECT id FROM guard WHERE state = 'held' AND reason != 'other_database'"):
+        for row in index.rows("SELECT id FROM guard WHERE state = 'held'"):
             wishes.make(index, "approve", f"guard-{row['id']}", now)
         index.run("UPDATE patient SET thumbnails_after_at = 0")  # after three failures they wait for 30 days
 
