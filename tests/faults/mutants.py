@@ -36,7 +36,7 @@ SAID = "said.txt"
 FEWEST = 30  # planted bugs in all
 FAILED = 1  # pytest's exit code for "a test failed"; everything else is no verdict
 PASSED = 0
-CORES = os.cpu_count() or 1
+AT_ONCE = 1 + (os.cpu_count() or 1)  # a few of them wait
 
 
 @dataclass(frozen=True)
@@ -543,12 +543,12 @@ def _planted(mutant: Mutant, tree: Path) -> str:
 
 
 def results(chosen: Sequence[Mutant], folder: Path) -> dict[str, tuple[bool, str]]:
-    """By name: whether its test fails with the bug in place, and which did. As many at once as there are cores."""
+    """By name: whether its test fails with the bug in place, and which did."""
     found: dict[str, tuple[bool, str]] = {}
     running: dict[int, tuple[str, Path]] = {}
     waiting = list(enumerate(chosen))
     while waiting or running:
-        while waiting and len(running) < CORES:
+        while waiting and len(running) < AT_ONCE:
             number, mutant = waiting.pop(0)
             tree = folder / str(number)
             if wrong := _planted(mutant, tree):
@@ -567,7 +567,7 @@ def unsound(tests: Iterable[str], folder: Path) -> list[str]:
     """Of these tests the first ones that fail without any bug."""
     there = sorted(set(tests))
     running: dict[int, Path] = {}
-    for number, some in enumerate(there[core::CORES] for core in range(min(CORES, len(there)))):
+    for number, some in enumerate(there[core::AT_ONCE] for core in range(min(AT_ONCE, len(there)))):
         _copied(tree := folder / f"sound-{number}")
         running[_start(tree, some)] = tree
     ended = (os.wait() for _ in tuple(running))
@@ -575,7 +575,7 @@ def unsound(tests: Iterable[str], folder: Path) -> list[str]:
 
 
 def main() -> int:
-    """Run those whose name holds the word given, as many at once as there are cores; print the table."""
+    """Run those whose name holds the word given, some at once; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("word", nargs="?", default="")
     word = parser.parse_args().word

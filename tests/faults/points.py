@@ -13,7 +13,7 @@ CODES: Final = (errno.EIO, errno.ENOSPC, errno.EROFS)
 PAIR_SEEDS: Final = 10
 SOME: Final = 3  # of so many one, where not all are taken
 RECOVERY_CALLS: Final = 120  # a second crash comes within so many calls of the recovery
-EVERY: Final = {0: 17, 1: 13, 3: 19, 6: 7}  # the long stages are sampled; prime to 6, so that the ways to fail change
+EVERY: Final = {0: 17, 1: 13, 3: 41, 6: 5}  # the long stages are sampled; prime to 6, so that the ways to fail change
 # so many neighbours together: they often end the same
 BLOCKS: Final = {"kills": 24, "some-kills": 24, "errors": 6, "some-errors": 6}
 
@@ -115,8 +115,8 @@ def errors(seed: int, stage: int, kinds: str) -> Iterator[Point]:
 
 
 def some_errors(seed: int, stage: int, kinds: str) -> Iterator[Point]:
-    """All of `errors` in the short stages, every n-th in the long ones."""
-    for number, point in enumerate(errors(seed, stage, kinds)):
+    """All of `errors` in the short stages, every n-th in the long ones: each seed others."""
+    for number, point in enumerate(errors(seed, stage, kinds), seed):
         if number % EVERY.get(stage, 1) == 0:
             yield point
 

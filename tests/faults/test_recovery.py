@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -84,12 +86,16 @@ def fill(world: World) -> None:
 
 
 def write(archive: Path, version: Version) -> None:
-    path = archive / version.path
-    path.parent.mkdir(parents=True, mode=0o700)
-    path.write_bytes(content_of(version.item.num))
-    path.with_suffix(".json").write_bytes(encode(sidecar_content(version)))
-    for written in (path, path.with_suffix(".json")):
-        written.chmod(0o400)
+    name = f"{archive}/{version.path}"
+    for folder in (name.rsplit("/", depth)[0] for depth in (3, 2, 1)):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)  # noqa: PTH102 - a path object costs more than the call
+    contents = {name: content_of(version.item.num)}
+    contents[f"{name.rpartition('.')[0]}.json"] = encode(sidecar_content(version))
+    for path, content in contents.items():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        os.write(descriptor, content)
+        os.close(descriptor)
 
 
 def leave_open(world: World, pat_num: int, number: int) -> None:

@@ -38,7 +38,7 @@ from tests.world import START, RecordedLog, World
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 DAYS = 30
-STEP, CALM_STEP = 300.0, 600.0  # seconds between two looks, and where nothing happens
+STEP, CALM_STEP = 300.0, 900.0  # seconds between two looks, and where nothing happens
 CAP, KEEP = 60_000, 2  # bytes of one log, and how many old ones
 AFTERMATH = 3 * HOUR  # until the last retry was made, and every list was read again
 FLAPPING = 21  # the day on which something comes and goes
