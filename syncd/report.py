@@ -184,7 +184,8 @@ class Budget:
     def of(cls, settings: Settings, now: float) -> Budget:
         """Shares, opening hours and windows of the week to come, hour by hour."""
         hours = [now + hour * HOUR for hour in range(168)]
-        each, bulk = ([expected_spacing(settings, at, bulk) for at in hours] for bulk in (False, True))
+        each = [expected_spacing(settings, at, bulk=False) for at in hours]
+        bulk = [expected_spacing(settings, at, bulk=True) for at in hours] if settings.backfill.window else each
         mean, bulk_mean = (len(hours) / sum(1 / seconds for seconds in of_hours) for of_hours in (each, bulk))
         return cls(settings.api.expected_interval, mean, bulk_mean, tuple(bulk))
 

@@ -281,10 +281,11 @@ def network_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
         lines = [line.split() for line in mounts.read_text("utf-8", "surrogateescape").splitlines()]
     except OSError:
         return None
-    here, found = path.resolve(), ("", "")
+    here, found = f"{path.resolve()}/", ("", "")
     for words in lines:
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4])
-        if here.is_relative_to(point) and len(point) >= len(found[0]):  # a later mount covers an earlier one
+        below = here.startswith(f"{point.rstrip('/')}/")
+        if below and len(point) >= len(found[0]):  # a later mount covers an earlier one
             found = point, words[words.index("-") + 1]
     return found[1] if found[1] in NETWORK else None
 

@@ -18,7 +18,7 @@ from tests.faults.points import Report
 ROOT: Final = Path(__file__).parents[2]
 NIGHTLY: Final = os.environ.get("SYNCD_FAULTS") == "nightly"
 POINT: Final = os.environ.get("SYNCD_FAULT_POINT", "")  # replay only this one
-SHARDS: Final = 3  # so that several workers share the points; each lives the undisturbed cycles, too
+SHARDS: Final = 2  # so that two workers share the points; each lives the undisturbed cycles, too
 TIMEOUT: Final = 7200 if NIGHTLY else 900  # seconds of real time
 
 

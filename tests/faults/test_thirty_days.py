@@ -29,6 +29,7 @@ from syncd.report import HEALTH_FACTOR, LIVELY, Budget, StatusFacts, floor_secon
 from syncd.service import Lock, Systemd
 from tests.bench.freshness import Case, Lane
 from tests.bench.practice_model import MONDAY
+from tests.faults.sweeping import NIGHTLY
 from tests.small import DAY, HOUR
 from tests.test_notifier import script
 from tests.test_outages import InWorld, broken_drop, fault, full, read_only, unmounted
@@ -254,7 +255,7 @@ def test_thirty_days_are_written_down_and_told_as_promised(service: Service, sub
 # --- large practices, in the model of the freshness benchmark
 
 
-@pytest.mark.parametrize("patients", [3_000, 10_000, 30_000])
+@pytest.mark.parametrize("patients", [3_000, 10_000, *([30_000] if NIGHTLY else [])])
 def test_health_is_never_red_on_a_good_day_of_a_large_practice(
     patients: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
