@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from syncd import copies
 from syncd.archive import Archive
 from syncd.errors import UsageError
-from syncd.index import KIND_OF, Index
-from syncd.model import DESTROYED, TOMBSTONE, Item, Tombstone, kin
+from syncd.index import Index
+from syncd.model import DESTROYED, KIND_OF, TOMBSTONE, Item, Tombstone, kin
 from syncd.schema import Row
 
 if TYPE_CHECKING:

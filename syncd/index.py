@@ -20,20 +20,11 @@ from sqlite_utils import Database
 from syncd import schema
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SyncdError
-from syncd.model import DESTROYED, Attempt, Duty, Item, Kind, Listed, ListKey, ListName, ListState, Patient, Version
+from syncd.model import DESTROYED, KIND_OF, Attempt, Duty, Item, Listed, ListKey, ListName, ListState, Patient, Version
 from syncd.naming import folded, is_image
 from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, DiskErrors, Row
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
-KIND_OF: Mapping[str, Kind] = {
-    "document": "document",
-    "mount": "mount",
-    "mount-image": "mount-image",
-    "mount-images": "mount",
-    "sheet": "sheet",
-    "thumbnails": "thumbnail",
-    "confirm": "document",
-}
 LONGEST_BREAK = 7 * 86_400.0  # seconds that requests may be paused
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 
@@ -269,6 +260,9 @@ class Index:
             why = "listed" if difference.owing and self.polled_at(*key) else "backfill"
             for owing in difference.owing:
                 self.owe(owing, why, now)
+            for row in difference.changed:
+                for sql in schema.OTHER_REVISION:
+                    self.db.conn.execute(sql, (row.revision, row.item.pat_num, row.item.kind, row.item.num))
             for known in difference.newly_missing:
                 self._update(known.item, "missing_since_at = ?", now)
             self.db.conn.execute(

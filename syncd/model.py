@@ -18,6 +18,15 @@ ListKey = tuple[int, ListName]  # (pat_num, list)
 # What one request asks Open Dental to place. mount-images: every image of one mount; mount-image: one of them alone,
 # where the whole mount is too much for 60 s; thumbnails: of one patient.
 Method = Literal["document", "mount", "mount-image", "mount-images", "sheet", "thumbnails"]
+KIND_OF: Mapping[str, Kind] = {
+    "document": "document",
+    "mount": "mount",
+    "mount-image": "mount-image",
+    "mount-images": "mount",
+    "sheet": "sheet",
+    "thumbnails": "thumbnail",
+    "confirm": "document",
+}
 FieldValue = str | int | None
 LARGEST_KEY: Final = 2**63 - 1  # the vendor says bigint
 

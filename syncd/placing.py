@@ -15,9 +15,8 @@ from datetime import datetime
 from syncd import guards
 from syncd.diff import DAY, HOUR, revision
 from syncd.errors import ItemError, NoSuchMethodError, SiteError, SyncdError, TransientError, UnansweredError
-from syncd.index import KIND_OF
 from syncd.listing import Lists, ListStep, Step
-from syncd.model import Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName
+from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName
 from syncd.naming import own_extension, staging_name
 from syncd.pacing import retry_delay
 from syncd.publishing import Publisher

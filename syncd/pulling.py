@@ -18,8 +18,7 @@ from syncd import destroy, repair, upload
 from syncd.cleaning import Cleaner
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
-from syncd.index import KIND_OF
-from syncd.model import Attempt, FieldValue, Item, PlacedName, Pulled, PullJob, Version
+from syncd.model import KIND_OF, Attempt, FieldValue, Item, PlacedName, Pulled, PullJob, Version
 from syncd.naming import check_body, extension_of, media_type, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher

@@ -600,6 +600,22 @@ def test_newer_revision_stays_owed_when_the_older_one_is_done(index: Index) -> N
     assert index.duty("document", 101, 34) is None
 
 
+@pytest.mark.parametrize(("why", "left"), [("listed", None), ("backfill", None), ("moved", None), ("repair", "r1")])
+def test_what_another_revision_made_necessary_ends_when_the_archived_one_is_listed_again(
+    index: Index, why: str, left: str | None
+) -> None:
+    roster(index, 101)
+    item = Item(101, "document", 34)
+    poll(index, 101, listed(item))
+    index.put_version(archived(item, 1), T0)
+    index.duty_done("document", 101, 34)
+    poll(index, 101, listed(item, "r2"))
+    owe(index, 34, why=why, revision="r2")
+    poll(index, 101, listed(item))
+    duty = index.duty("document", 101, 34)
+    assert (duty.revision if duty else None) == left
+
+
 def test_the_duty_that_is_due_longest_comes_first_of_all_reasons_asked_for(index: Index) -> None:
     roster(index, 101)
     owe(index, 1, at=T0 - 1)
