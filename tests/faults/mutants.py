@@ -443,6 +443,22 @@ MUTANTS = (
         "asked_for_before_each_placement",
     ),
     Mutant(
+        "a duty outlives its revision",
+        "syncd/index.py",
+        "for sql in schema.OTHER_REVISION:",
+        "for sql in ():",
+        "tests/test_index.py",
+        "what_another_revision_made_necessary",
+    ),
+    Mutant(
+        "another database hides the disk",
+        "syncd/pulling.py",
+        "if not archive_waits and self._archive_unseen(now):",
+        "if False:",
+        "tests/test_story_guards.py",
+        "trouble_begins_and_ends_while_another_database",
+    ),
+    Mutant(
         "keep the connection",
         "syncd/api.py",
         "            self._wire.close()  # nothing is kept, also where the office does not say that it will close\n",
