@@ -26,6 +26,7 @@ from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, DiskErrors, Row
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
 LONGEST_BREAK = 7 * 86_400.0  # seconds that requests may be paused
+STATEMENTS = 512  # kept compiled: of 128 each would be dropped before it is used again
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 
 
@@ -39,8 +40,9 @@ class Index:
             if not path.exists():  # its -wal and -shm take over its mode. An open file is left alone: closing it here
                 path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
             path.chmod(0o600)
-            options: Row = {"isolation_level": None, "check_same_thread": False, "cached_statements": 512}
-            connection = sqlite3.connect(path, timeout=30, **options)
+            connection = sqlite3.connect(
+                path, timeout=30, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS
+            )
         connection.create_function("folded", 1, lambda text: folded(text or ""), deterministic=True)
         self.db, self._durable = Database(connection), True
         try:
@@ -466,8 +468,9 @@ class Index:
 
     def attempts(self, state: str, now: float | None = None, limit: int = 1000) -> list[Attempt]:
         """Placements in one state, those whose next look is due, oldest first."""
+        due = now if now is not None else float("inf")
         sql = "SELECT * FROM attempt WHERE state = ? AND next_look_at <= ? ORDER BY next_look_at, id LIMIT ?"
-        return [schema.attempt_of(row) for row in self.rows(sql, state, float("inf") if now is None else now, limit)]
+        return [schema.attempt_of(row) for row in self.rows(sql, state, due, limit)]
 
     # --- what was archived
 

@@ -99,8 +99,9 @@ class PullLane:
         self._settle_audit(now)
         wait = self._sites.wait_until("drop", "archive")
         try:
-            archive_waits = self._sites.wait_until("archive") > now
-            if self._recovered and not archive_waits:
+            if not (archive_waits := self._sites.wait_until("archive") > now):
+                if not self._recovered:  # before its trouble may end: then the other lane goes on, too
+                    self._recover(now)
                 destroy.finish(self._doors.index, self._doors.archive, self._doors.log, self._doors.settings, now)
             if wait > now or self._sites.reason("database") == "other_database":
                 if not archive_waits and self._archive_unseen(now):
@@ -152,8 +153,6 @@ class PullLane:
 
     def _turn(self, now: float) -> bool:
         index = self._doors.index
-        if not self._recovered:
-            self._recover(now)
         placed = index.attempts("placed", now, BATCH)
         if placed or self._archive_unseen(now):
             self._see_archive(now)

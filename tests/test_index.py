@@ -600,7 +600,7 @@ def test_newer_revision_stays_owed_when_the_older_one_is_done(index: Index) -> N
     assert index.duty("document", 101, 34) is None
 
 
-@pytest.mark.parametrize(("why", "left"), [("listed", None), ("backfill", None), ("moved", None), ("repair", "r1")])
+@pytest.mark.parametrize(("why", "left"), [("listed", None), ("backfill", None), ("moved", "r1"), ("repair", "r1")])
 def test_what_another_revision_made_necessary_ends_when_the_archived_one_is_listed_again(
     index: Index, why: str, left: str | None
 ) -> None:

@@ -279,6 +279,7 @@ def test_archive_s_trouble_begins_and_ends_while_another_database_is_there(swapp
     before, away = contents(swapped), swapped.archive.with_name("away")
     swapped.archive.rename(away)
     if restarted:
+        (away / "incoming" / ("0" * 32)).write_bytes(b"of a pull that ended with its process")
         swapped.restart()
     swapped.run(hours=0.25)
     assert reasons(swapped) == {"other_database", "archive_missing"}
@@ -286,6 +287,7 @@ def test_archive_s_trouble_begins_and_ends_while_another_database_is_there(swapp
     swapped.run(hours=1)
     assert reasons(swapped) == {"other_database"}
     assert contents(swapped) == before
+    assert not list((swapped.archive / "incoming").iterdir())  # a start on the archive that came back was whole
 
 
 @pytest.mark.parametrize(("kind", "details"), [("status", {"status": 500}), ("html", {})])

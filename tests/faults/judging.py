@@ -32,7 +32,7 @@ def judge(
     """Restart on what is left, sweep once, check, all `within`; raises for what is wrong.
 
     `lines`: of the log, before the mirror that ended wrote any. `swept`: it has swept already. `known`: the `state_of`
-    everything that was found good, as it was left and as its next mirror started: what is in one of these states goes
+    all that was found good, as it was left and as its next mirror started: what is in one of these states goes
     on, to the byte, in the same way, and is let be.
     """
     said = sorted(said_since(world, lines))

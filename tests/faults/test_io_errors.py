@@ -22,6 +22,7 @@ SAMPLED = range(3, 15, 2)  # odd seeds: a daemon, which goes on
 PLANS = {"errors": [1], "some-errors": SAMPLED} if NIGHTLY else {"some-errors": [1]}
 LEAST_RUNS = {"errors": 20_000, "some-errors": 5_000}  # of a seed
 LEAST_CALLS = 2_500
+LEAST_STATES = 500  # of a seed in a shard: were all outcomes taken for one, none would be looked at
 STRUCK = 0.95  # of the runs: one that ends early may not come to its call
 
 
@@ -37,4 +38,5 @@ def test_failing_disk_is_a_named_state_and_loses_nothing(
         assert report.points >= LEAST_RUNS[plan] * len(seeds) / SHARDS
         assert report.struck >= STRUCK * report.points
         assert report.named > 0
+        assert report.points - report.known >= LEAST_STATES * len(seeds)
         assert report.calls >= LEAST_CALLS * len(seeds)

@@ -111,7 +111,10 @@ def test_daemon_mirrors_a_busy_week(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             patient = int(practice.rows("SELECT PatNum FROM patient WHERE PatStatus = 0")[0]["PatNum"])
             photo = practice.add_document(patient, "jpg")  # a loaded machine sees few days' work: this much is certain
             end = clock.now() + SETTLED_WITHIN * 24 * HOUR
-            while not index.value("SELECT 1 FROM version WHERE num = ?", photo) and clock.now() < end:
+            while (
+                not index.value("SELECT 1 FROM version WHERE kind = 'document' AND num = ?", photo)
+                and clock.now() < end
+            ):
                 clock.sleep(6 * HOUR)
             practice.replace_bytes(photo)
             clock.leap(MOUNTS_AGAIN * 24 * HOUR)
