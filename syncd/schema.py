@@ -306,8 +306,8 @@ def known_of(row: Sequence[Any]) -> Known:
     return Known(item, revision, archived, images, created, flags[0], missing, flags[1], held_by, flags[2])
 
 
-# What another revision than the one listed now made necessary is not any more; what is fetched for other reasons ("moved":
-# a mount into which an image went) is of this one. Who was owed something new has its revision already.
+# What another revision than the one listed now made necessary is not any more; what is fetched for other reasons (a
+# mount into which an image went is "moved") is of this one. Who was owed something new has its revision already.
 _OF_ANOTHER = "method != 'confirm' AND revision != ?1 AND (pat_num, kind, num) = (?2, ?3, ?4)"
 OTHER_REVISION = (
     f"DELETE FROM duty WHERE why IN ('listed', 'backfill') AND {_OF_ANOTHER}",  # noqa: S608 - our own text
