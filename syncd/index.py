@@ -50,11 +50,12 @@ class Index:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
                 self.db.execute("PRAGMA secure_delete=ON")  # as Debian's SQLite: what is destroyed leaves no bytes
-                if writing is None:  # a sibling's file was looked at when the first one was opened
+                older = False  # a sibling's file was looked at when the first one was opened
+                if writing is None:
                     self.db.enable_wal()
-                    schema.refuse_later(self.db)
+                    older = schema.is_older(self.db)
                 with self.transaction():
-                    if writing is None and schema.migrations.pending(self.db):
+                    if older:
                         schema.migrations.apply(self.db)
                     # Where opening for writing fails SQLite opens for reading, for good, and only a write shows it.
                     self.db.conn.execute("DELETE FROM meta WHERE FALSE")

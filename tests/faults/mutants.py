@@ -230,7 +230,7 @@ MUTANTS = (
         "        if placing and not unsent:\n",
         "        if False:\n",
         "tests/test_story_faults.py",
-        "one_fault_costs",
+        "one_fault_costs and cut",
     ),
     Mutant(
         "redirects are followed",
