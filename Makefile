@@ -37,8 +37,8 @@ coverage: $(VENV)/.ready
 
 test-faults: $(VENV)/.ready
 	$(BIN)/python -m tests.faults.mutants
-	$(if $(filter nightly,$(SYNCD_FAULTS)),$(BIN)/pytest -p no:xdist tests/faults -m racing)
 	$(BIN)/pytest -n $(WORKERS) --maxschedchunk 1 tests/faults -m "not racing" $(if $(filter nightly,$(SYNCD_FAULTS)),-vv)
+	$(if $(filter nightly,$(SYNCD_FAULTS)),$(BIN)/pytest -p no:xdist tests/faults -m racing)
 
 # In order, by one process, in a network of its own.
 test-boot: $(VENV)/.ready

@@ -16,7 +16,7 @@ from sqlite_utils import Database
 from syncd import schema
 from syncd.errors import ConfigError, SiteError
 from syncd.index import Index
-from syncd.schema import DiskErrors, is_older, row_is_sound
+from syncd.schema import DiskErrors, refuse_later, row_is_sound
 
 KEPT: Final = 7
 _NAME: Final = "index-{}.db"
@@ -130,7 +130,7 @@ def is_sound(copy: Path, archive_id: str) -> bool:
     """Whether a copy is whole, of this archive, of no later syncd, and every version row in it is what was written."""
     try:
         with contextlib.closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
-            is_older(Database(db))
+            refuse_later(Database(db))
             db.row_factory = sqlite3.Row
             whole = db.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
             known = db.execute("SELECT value FROM meta WHERE key = 'archive_id'").fetchone()

@@ -50,12 +50,11 @@ class Index:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
                 self.db.execute("PRAGMA secure_delete=ON")  # as Debian's SQLite: what is destroyed leaves no bytes
-                older = False  # a sibling's file was looked at when the first one was opened
-                if writing is None:
+                if writing is None:  # a sibling's file was looked at when the first one was opened
                     self.db.enable_wal()
-                    older = schema.is_older(self.db)
+                    schema.refuse_later(self.db)
                 with self.transaction():
-                    if older:
+                    if writing is None and schema.migrations.pending(self.db):
                         schema.migrations.apply(self.db)
                     # Where opening for writing fails SQLite opens for reading, for good, and only a write shows it.
                     self.db.conn.execute("DELETE FROM meta WHERE FALSE")

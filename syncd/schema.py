@@ -6,7 +6,6 @@ archived yet: `duty` (what is owed a request), `attempt` (placements whose file 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
@@ -234,27 +233,18 @@ def appointments(db: Database) -> None:
     )
 
 
-def is_older(db: Database) -> bool:
-    """Whether this index has to be migrated.
-
-    Raises ConfigError where a later syncd migrated it: what this one would write there is not known.
-    """
-    known, applied = _known(migrations), {migration.name for migration in migrations.applied(db)}
-    if applied - known:
-        found = f"index.db is of schema {len(known | applied)}, this syncd knows schema {len(known)}"
+def refuse_later(db: Database) -> None:
+    """Raise ConfigError where a later syncd migrated this index: what this one would write there is not known."""
+    known = {migration.name for migration in migrations.pending(Database(memory=True))}
+    later = {migration.name for migration in migrations.applied(db)} - known
+    if later:
+        found = f"index.db is of schema {len(known | later)}, this syncd knows schema {len(known)}"
         raise ConfigError((f"{found}: install the later syncd again, or put back the index from before it",))
-    return applied != known
 
 
 def older_schema(db: Database) -> int:
     """The number of an index's schema where this syncd has to migrate it; 0 where it has not, or there is none yet."""
-    applied = {migration.name for migration in migrations.applied(db)}
-    return len(applied) if _known(migrations) - applied else 0
-
-
-@functools.cache
-def _known(migrations: Migrations) -> set[str]:
-    return {migration.name for migration in migrations.pending(Database(memory=True))}
+    return len(migrations.applied(db)) if migrations.pending(db) else 0
 
 
 def row_checksum(version: Version) -> str:

@@ -506,8 +506,11 @@ def test_process_that_sleeps_with_the_lock_does_not_stop_the_others(
     add(log, 1)
     waits, mine, sleep = [], threading.get_ident(), time.sleep
 
-    def slept(seconds: float) -> None:  # what another test left behind may sleep in a thread of its own
-        waits.append(seconds) if threading.get_ident() == mine else sleep(seconds)
+    def slept(seconds: float) -> None:
+        if threading.get_ident() == mine:
+            waits.append(seconds)
+        else:  # what another test left behind
+            sleep(seconds)
 
     monkeypatch.setattr(time, "sleep", slept)
     with (log._folder / ".lock").open("r+") as held:
