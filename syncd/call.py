@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -346,13 +347,16 @@ def index_if_any(call: Call) -> Iterator[Index | None]:
         return
     if not os.access(path, os.R_OK | os.W_OK):
         raise PermissionError
-    if copies.older_schema(path) and Lock(path.parent).holder():
+    with contextlib.closing(Index(path, before_migrating=_keep_unless_in_use)) as index:
+        yield index
+
+
+def _keep_unless_in_use(path: Path, db: sqlite3.Connection, number: int) -> None:
+    if Lock(path.parent).holder():
         raise UsageError(
             "the service still runs an earlier version, and this one would change its index: restart it first"
         )
-    copies.keep_older(path)
-    with contextlib.closing(Index(path)) as index:
-        yield index
+    copies.keep_older(path, db, number)
 
 
 @contextlib.contextmanager

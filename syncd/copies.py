@@ -13,10 +13,9 @@ from typing import Final
 
 from sqlite_utils import Database
 
-from syncd import schema
 from syncd.errors import ConfigError, SiteError
 from syncd.index import Index
-from syncd.schema import DiskErrors, refuse_later, row_is_sound
+from syncd.schema import DiskErrors, number_of, row_is_sound
 
 KEPT: Final = 7
 _NAME: Final = "index-{}.db"
@@ -46,18 +45,9 @@ def renew(index: Index, state: Path, day: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def older_schema(path: Path) -> int:
-    """The schema of an index that this syncd would migrate; else 0. A file that cannot be read is no matter of here."""
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(_reading(path)) as db:
-        return schema.older_schema(Database(db))
-    return 0
-
-
-def keep_older(path: Path) -> None:
+def keep_older(path: Path, db: sqlite3.Connection, number: int) -> None:
     """Before an index is migrated: a copy of it, from which the earlier syncd's `reindex` begins. Raises SiteError."""
-    if number := older_schema(path):
-        with contextlib.closing(_reading(path)) as db:
-            _make(db, path.parent / "copies", _NAME.format(f"{time.strftime('%Y-%m-%d')}-schema-{number}"))
+    _make(db, path.parent / "copies", _NAME.format(f"{time.strftime('%Y-%m-%d')}-schema-{number}"))
 
 
 def _reading(path: Path) -> sqlite3.Connection:
@@ -130,7 +120,7 @@ def is_sound(copy: Path, archive_id: str) -> bool:
     """Whether a copy is whole, of this archive, of no later syncd, and every version row in it is what was written."""
     try:
         with contextlib.closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
-            refuse_later(Database(db))
+            number_of(Database(db))
             db.row_factory = sqlite3.Row
             whole = db.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
             known = db.execute("SELECT value FROM meta WHERE key = 'archive_id'").fetchone()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,21 @@ from syncd.naming import folded, is_image
 from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, DiskErrors, Row
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
+BeforeMigrating = Callable[[Path, sqlite3.Connection, int], object]
 LONGEST_BREAK = 7 * 86_400.0  # seconds that requests may be paused
 STATEMENTS = 512  # kept compiled: of 128 each would be dropped before it is used again
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 
 
 class Index:
-    """The door to index.db. Not for several threads: `sibling()` opens another connection to the same file."""
+    """The door to index.db. Not for several threads: `sibling()` opens another connection to the same file.
 
-    def __init__(self, path: Path, writing: threading.Lock | None = None) -> None:
+    `before_migrating`: is given what an earlier syncd left: its path, a connection, and the number of its schema.
+    """
+
+    def __init__(
+        self, path: Path, before_migrating: BeforeMigrating | None = None, writing: threading.Lock | None = None
+    ) -> None:
         self.path = path
         self._writing = writing or threading.Lock()  # siblings take turns here: SQLite's own wait sleeps in long steps
         with DiskErrors(sqlite3.DatabaseError, OSError):
@@ -50,11 +56,14 @@ class Index:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
                 self.db.execute("PRAGMA secure_delete=ON")  # as Debian's SQLite: what is destroyed leaves no bytes
-                if writing is None:  # a sibling's file was looked at when the first one was opened
+                older = False  # a sibling's file was looked at when the first one was opened
+                if writing is None:
                     self.db.enable_wal()
-                    schema.refuse_later(self.db)
+                    older = (number := schema.number_of(self.db)) < schema.newest()
+                    if older and number and before_migrating:
+                        before_migrating(path, connection, number)
                 with self.transaction():
-                    if writing is None and schema.migrations.pending(self.db):
+                    if older:
                         schema.migrations.apply(self.db)
                     # Where opening for writing fails SQLite opens for reading, for good, and only a write shows it.
                     self.db.conn.execute("DELETE FROM meta WHERE FALSE")
@@ -64,7 +73,7 @@ class Index:
 
     def sibling(self) -> Index:
         """Another connection, for another thread."""
-        return Index(self.path, self._writing)
+        return Index(self.path, writing=self._writing)
 
     def close(self) -> None:
         """Close the connection; what is not committed is gone."""

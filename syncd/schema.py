@@ -6,6 +6,7 @@ archived yet: `duty` (what is owed a request), `attempt` (placements whose file 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -233,18 +234,26 @@ def appointments(db: Database) -> None:
     )
 
 
-def refuse_later(db: Database) -> None:
-    """Raise ConfigError where a later syncd migrated this index: what this one would write there is not known."""
-    known = {migration.name for migration in migrations.pending(Database(memory=True))}
-    later = {migration.name for migration in migrations.applied(db)} - known
-    if later:
-        found = f"index.db is of schema {len(known | later)}, this syncd knows schema {len(known)}"
+def number_of(db: Database) -> int:
+    """The number of an index's schema, at most `newest()`; 0 where there is none yet.
+
+    Raises ConfigError where a later syncd migrated it: what this one would write there is not known.
+    """
+    known, applied = _names(migrations), {migration.name for migration in migrations.applied(db)}
+    if applied - known:
+        found = f"index.db is of schema {len(known | applied)}, this syncd knows schema {len(known)}"
         raise ConfigError((f"{found}: install the later syncd again, or put back the index from before it",))
+    return len(applied)
 
 
-def older_schema(db: Database) -> int:
-    """The number of an index's schema where this syncd has to migrate it; 0 where it has not, or there is none yet."""
-    return len(migrations.applied(db)) if migrations.pending(db) else 0
+def newest() -> int:
+    """The number of this syncd's schema."""
+    return len(_names(migrations))
+
+
+@functools.cache
+def _names(migrations: Migrations) -> frozenset[str]:
+    return frozenset(migration.name for migration in migrations.pending(Database(memory=True)))
 
 
 def row_checksum(version: Version) -> str:

@@ -80,8 +80,7 @@ def open_index(settings: Settings) -> Index:
     except OSError as error:
         told = f"[state] path: {errno.errorcode.get(error.errno or 0, 'unknown')}"
         raise SiteError("disk_error", told) from error
-    copies.keep_older(settings.state_path / "index.db")
-    return Index(settings.state_path / "index.db")
+    return Index(settings.state_path / "index.db", before_migrating=copies.keep_older)
 
 
 def open_archive(settings: Settings, owner: str = "") -> Archive:
