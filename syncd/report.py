@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from syncd.config import Settings
 from syncd.errors import EXIT_ARCHIVE, EXIT_HELD, EXIT_REFUSED, REASONS, worded
-from syncd.pacing import expected_spacing
+from syncd.pacing import shares
 
 State = Literal["ok", "catching_up", "degraded", "blocked", "paused", "stopped"]
 Report = dict[str, Any]
@@ -183,11 +183,10 @@ class Budget:
     @classmethod
     def of(cls, settings: Settings, now: float) -> Budget:
         """Shares, opening hours and windows of the week to come, hour by hour."""
-        hours = [now + hour * HOUR for hour in range(168)]
-        each = [expected_spacing(settings, at, bulk=False) for at in hours]
-        bulk = [expected_spacing(settings, at, bulk=True) for at in hours] if settings.backfill.window else each
-        mean, bulk_mean = (len(hours) / sum(1 / seconds for seconds in of_hours) for of_hours in (each, bulk))
-        return cls(settings.api.expected_interval, mean, bulk_mean, tuple(bulk))
+        interval, hours = settings.api.expected_interval, range(168)
+        each, bulk = zip(*(shares(settings, now + hour * HOUR) for hour in hours), strict=True)
+        mean, bulk_mean = (interval * len(hours) / sum(of_hours) for of_hours in (each, bulk))
+        return cls(interval, mean, bulk_mean, tuple(interval / share for share in bulk))
 
     def seconds_for(self, requests: float) -> float:
         """How long so many requests of bulk work take from now on, in and out of opening hours and windows."""

@@ -368,6 +368,8 @@ class DiskErrors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            return
         ours = isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError))
         ours = ours or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # a statement that is wrong
         if ours or not isinstance(error, self._foreign):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from tests.faults.sweeping import NIGHTLY
 from tests.small import DAY, HOUR
 from tests.test_notifier import script
 from tests.test_outages import InWorld, broken_drop, fault, full, read_only, unmounted
-from tests.test_story_frozen import full_practice, new_document
+from tests.test_story_frozen import full_practice, pat_nums
 from tests.world import START, RecordedLog, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
@@ -71,8 +71,10 @@ class Service:
     folder: Path
     daemon: Daemon = field(init=False)
     looks: list[tuple[float, bool, str]] = field(default_factory=list)  # when, health, reason
+    patients: Iterator[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.patients = cycle(pat_nums(self.world))
         self.start()
 
     def start(self) -> None:
@@ -100,8 +102,13 @@ class Service:
             if now % HOUR < step:
                 daemon._mark_upkeep()
                 daemon._tell(report=True)
-            if now % (3 * HOUR) < step:
-                new_document(world)
+            if now % (6 * HOUR) < step:
+                self._scan()
+
+    def _scan(self) -> None:
+        """Another patient's each time, lest one list becomes a long one."""
+        with self.world.practice.as_of(self.world.clock.now() - HOUR):
+            self.world.practice.add_document(next(self.patients), "jpg")
 
     def until(self, day: int, hours: float) -> None:
         """Nothing happens until then but what follows from what was."""
