@@ -60,17 +60,14 @@ _KINDS: Final = [(each.name, type(each.default)) for each in fields(Pace)]
 
 def office_is_open(settings: Settings, now: float) -> bool:
     """Monday to Friday, 8 to 17, in the practice's zone."""
-    return _is_open(datetime.fromtimestamp(now, settings.zone))
-
-
-def _is_open(local: datetime) -> bool:
+    local = datetime.fromtimestamp(now, settings.zone)
     return local.weekday() < 5 and 8 <= local.hour < 17  # noqa: PLR2004 - as above
 
 
 def shares(settings: Settings, now: float) -> tuple[float, float]:
     """The share in force, and that of bulk work: half of it outside the backfill window."""
     local, windows = datetime.fromtimestamp(now, settings.zone), settings.backfill.window
-    share = settings.api.share if _is_open(local) else settings.api.share_closed
+    share = settings.api.share if office_is_open(settings, now) else settings.api.share_closed
     return share, share / 2 if windows and not in_window(windows, local) else share
 
 
