@@ -33,7 +33,6 @@ from syncd.folders import (
     settle_file,
     side_by_side,
     size_of,
-    sync_file,
     translated,
     write,
 )
@@ -68,23 +67,23 @@ class Publication:
 
 @dataclass(slots=True)
 class _Draft:
-    """A publication on its way. Names in incoming: of its sidecar, and of what is not durable yet."""
+    """A publication on its way. Names in incoming: of its sidecar, and of what is not durable yet, with its bytes."""
 
     version: Version
     source: Path | None
     sidecar: str = ""
-    unsynced: list[str] = field(default_factory=list)
+    unsettled: dict[str, int] = field(default_factory=dict)
 
 
 def _prepare(folders: Folders, draft: _Draft) -> None:
-    """Write the sidecar, make the modes final and the folders that are lacking; nothing is durable yet."""
+    """Write the sidecar, make the folders that are lacking; nothing is durable yet."""
     version, source = draft.version, draft.source
     if not path_is_ours(version):
         raise ItemError("io_error", "not a path of the archive")
     if source is None:  # its one file is written by the commit
         return
     folder = folders.get(version.folder, make=True)
-    names = folders.entries(version.folder)
+    names = {} if version.folder in folders.made else folders.entries(version.folder)
     files = {name: int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))}
     rivals = {name for name, number in files.items() if number == version.version}
     media, sidecar = Path(version.path).name, Path(version.sidecar_path).name
@@ -95,20 +94,25 @@ def _prepare(folders: Folders, draft: _Draft) -> None:
     elif rivals:
         raise ItemError("io_error", "another file has this version's number")
     else:
-        settle_file(folders, source.name, version.bytes)
-        draft.unsynced.append(source.name)
+        draft.unsettled[source.name] = version.bytes
     if not files:
         folders.settle(version.folder)
     folders.touched.add(version.folder)
     if not rivals or sidecar not in names:
-        draft.sidecar = write(folders, encode(sidecar_content(version)), durable=False)
-        draft.unsynced.append(draft.sidecar)
+        content = encode(sidecar_content(version))
+        draft.sidecar = write(folders, content, name=f"{source.name}.json", durable=False)
+        folders.undo.callback(remove, draft.sidecar, folders.get("incoming"))  # the batch may come again
+        draft.unsettled[draft.sidecar] = len(content)
 
 
 def _sync(folders: Folders, draft: _Draft) -> None:
-    """Make durable what `_prepare` wrote and what was pulled; for many at once."""
-    for name in draft.unsynced:
-        sync_file(folders, name)
+    """Make durable what was pulled and what `_prepare` wrote; for many at once."""
+    try:
+        for name, size in draft.unsettled.items():
+            settle_file(folders, name, size)
+    except (ItemError, OSError):
+        remove(draft.sidecar, folders.get("incoming"))
+        raise
 
 
 def _place(folders: Folders, draft: _Draft) -> None:
@@ -394,9 +398,8 @@ class Archive:
         with self._opened() as folders:
             target = folders.get("published", make=True)
             folders.settle("published")
-            settle_file(folders, draft.name, draft.stat().st_size)
             with translated():
-                sync_file(folders, draft.name)
+                settle_file(folders, draft.name, draft.stat().st_size)
             os.replace(draft.name, "index.db", src_dir_fd=folders.get("incoming"), dst_dir_fd=target)
             folders.touched.add("published")
             folders.sync()

@@ -98,11 +98,14 @@ def read_json(name: str, folder: int) -> dict[str, object]:
 
 
 class Folders:
-    """Open folders of one call, by relative path. `touched` are those that gained an entry which is not durable yet."""
+    """Open folders of one call, by relative path.
+
+    `touched` are those that gained an entry which is not durable yet, `made` those that were not there before.
+    """
 
     def __init__(self, root: int, gid: int | None) -> None:
         self._open, self._gid = {"": root}, gid
-        self.touched: set[str] = set()
+        self.touched, self.made, self._settled = set[str](), set[str](), set[str]()
         self.undo = contextlib.ExitStack()  # takes back what a failing batch linked
         self.marker: dict[str, object] = {}
 
@@ -111,13 +114,12 @@ class Folders:
         if relative not in self._open:
             parent, _, name = relative.rpartition("/")
             above = self.get(parent, make)
-            made = False
             if make:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=above)
-                    made = True
+                    self.made.add(relative)
             self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
-            if made and self._gid is not None:
+            if relative in self.made and self._gid is not None:
                 self.own(self._open[relative], 0o700)
         return self._open[relative]
 
@@ -162,7 +164,9 @@ class Folders:
     def settle(self, relative: str) -> None:
         """For a folder without content: its mode, and its own entry and those above, which a crash may have left."""
         while relative:
-            self.own(self.get(relative), 0o700)
+            if relative not in self._settled:
+                self.own(self.get(relative), 0o700)
+                self._settled.add(relative)
             relative = relative.rpartition("/")[0]
             self.touched.add(relative)
 
@@ -179,15 +183,15 @@ class Folders:
 
 
 def write(folders: Folders, content: bytes, name: str = "", durable: bool = True) -> str:
-    """A new file in incoming, durable unless `sync_file` is to follow; its name there. A failed one is thrown away."""
+    """A new file in incoming; its name there. A failed one is thrown away. Not `durable`: `settle_file` follows."""
     incoming, name = folders.get("incoming", make=True), name or secrets.token_hex(16)
     descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            folders.own(descriptor, 0o400)
             if durable:
+                folders.own(descriptor, 0o400)
                 os.fsync(descriptor)  # the mode, too, is durable only now
     except OSError:
         remove(name, incoming)
@@ -203,21 +207,16 @@ def put(folders: Folders, content: Mapping[str, object], relative: str, name: st
 
 
 def settle_file(folders: Folders, name: str, size: int) -> None:
-    """Make a pulled file's mode final. Raises ItemError where it is not of this size."""
-    descriptor, there = _opened(name, folders.get("incoming"))
+    """Make the mode of a file of incoming final, and the file durable. Raises ItemError where it is not of this size.
+
+    One whose fsync failed is thrown away, never synced again.
+    """
+    incoming = folders.get("incoming")
+    descriptor, there = _opened(name, incoming)
     try:
         if there != size:
             raise ItemError("io_error", "the pulled file has another size")
         folders.own(descriptor, 0o400)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(folders: Folders, name: str) -> None:
-    """Make a file of incoming durable. One whose fsync failed is thrown away, never synced again."""
-    incoming = folders.get("incoming")
-    descriptor, _ = _opened(name, incoming)
-    try:
         os.fsync(descriptor)
     except OSError:
         remove(name, incoming)
