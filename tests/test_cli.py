@@ -364,6 +364,7 @@ def test_follower_goes_on_in_an_index_made_anew_and_ends_once_nobody_reads(desk:
 FOLLOWERS = 50
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_follower_killed_at_fifty_random_moments_beside_a_daemon_misses_no_version(desk: Desk) -> None:
     """It keeps the last seq that it read whole, as the README says, and asks for what comes after that."""

@@ -137,6 +137,7 @@ def test_backfill_mirrors_the_practice_and_ends_with_0(site: Site) -> None:
     assert site.run("verify").returncode == 0
 
 
+@pytest.mark.long
 def test_killed_backfill_resumes_each_time_and_archives_nothing_twice(site: Site) -> None:
     rng, archived = random.Random(SEED), [0]
     for number in range(KILLS):

@@ -154,6 +154,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     return iter([made])
 
 
+@pytest.mark.long
 def test_nothing_leaks_whatever_goes_wrong(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], messages: Iterator[list[str]]
 ) -> None:
@@ -246,6 +247,7 @@ def other_practice(clock: SimulatedClock) -> Practice:
     return practice
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [None, "key_revoked", "site_error"])
 def test_commands_say_nothing_that_names_anybody(tmp_path: Path, fault: str | None) -> None:
     practice = telling_practice(None)

@@ -387,6 +387,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return table
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_each_outage_has_a_name_of_its_own_who_must_act_and_what_to_do_and_is_noticed_within_minutes(
     rows: list[Row],

@@ -205,6 +205,7 @@ def first_sync(tmp_path: Path, window: str, feed: str = "auto") -> World:
     return world
 
 
+@pytest.mark.long
 def test_news_do_not_wait_for_the_first_sync(tmp_path: Path) -> None:
     world = first_sync(tmp_path, AT_NIGHT)
     known = world.index.value("SELECT min(pat_num) FROM list WHERE name = 'documents' AND polled_at > 0")

@@ -155,6 +155,7 @@ def test_a_patients_state_of_200_moments_is_what_was_known_and_what_the_office_h
                 assert state.get(key) in lived.truth.could_be(key, at, LAG), (number, key)
 
 
+@pytest.mark.long
 def test_a_thousand_random_versions_are_restored_with_their_digests(lived: Lived, tmp_path: Path) -> None:
     catalog, archive, zone = lived.world.catalog(), Archive(lived.world.archive, 0), lived.world.settings.zone
     rows = lived.world.index.rows("SELECT * FROM version WHERE sidecar = 1 ORDER BY seq")
