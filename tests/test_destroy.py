@@ -183,6 +183,24 @@ def test_an_archive_put_back_from_before_is_cleared_again_at_the_next_start(doom
     doomed.check(content)
 
 
+def test_no_version_of_what_was_destroyed_is_recorded_again(doomed: Doomed) -> None:
+    version, index = doomed.archive.read_item(doomed.item)[-1], doomed.world.index
+    doomed.order()
+    doomed.world.run(seconds=120)
+    index.put_version(version, doomed.world.clock.now())
+    assert index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None
+    assert doomed.world.item(doomed.item.pat_num, "document", doomed.item.num)["sha256"] is None
+
+
+def test_a_folder_that_somebody_made_beside_the_published_copy_stays(doomed: Doomed) -> None:
+    published = doomed.world.archive / "published"
+    (published / "notes").mkdir()
+    doomed.order()
+    doomed.world.run(seconds=120)
+    assert doomed.carried_out()
+    assert [path.name for path in published.iterdir()] == ["notes"]
+
+
 def test_what_is_under_way_when_it_is_destroyed_is_not_archived(doomed: Doomed) -> None:
     doomed.practice.replace_bytes(doomed.item.num)
     placed = "SELECT 1 FROM attempt WHERE num = ? AND method = 'document' AND state = 'placed'"

@@ -96,6 +96,13 @@ def test_group_that_the_user_is_not_in_is_a_configuration_error(folder: Path) ->
     assert "usermod" in NOT_IN_GROUP
 
 
+def test_whoever_is_not_in_the_group_is_told_who_must_do_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: DAEMON)
+    strange = next(each for each in grp.getgrall() if each.gr_gid not in (os.getegid(), *os.getgroups()))
+    with pytest.raises(ConfigError, match="usermod"):
+        _open(tmp_path, strange.gr_name)
+
+
 def _open(folder: Path, group: str, owner: str = "this machine") -> None:
     Archive(folder, 0, group, owner)
 

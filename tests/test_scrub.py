@@ -441,3 +441,11 @@ def test_verify_does_not_take_an_absent_archive_for_damage(world: World) -> None
 )
 def test_a_subset_is_never_empty_and_thirty_of_thirty_parts_are_all(total: int, part: str, checked: int) -> None:
     assert share_of(total, Fraction(part)) == checked
+
+
+def test_only_the_flag_of_a_document_that_was_put_back_says_what_it_was(bare: Bare) -> None:
+    document = Item(101, "document", 35)
+    bare.publish(document, b"scan", flags=("other_type", "was:document-34"))
+    bare.adopt()
+    known = bare.index.rows("SELECT pat_num, kind, num, became FROM put_back")
+    assert known == [{"pat_num": 101, "kind": "document", "num": 34, "became": 35}]
