@@ -347,7 +347,7 @@ def index_if_any(call: Call) -> Iterator[Index | None]:
         return
     if not os.access(path, os.R_OK | os.W_OK):
         raise PermissionError
-    with contextlib.closing(Index(path, before_migrating=_keep_unless_in_use)) as index:
+    with contextlib.closing(Index(path, before_migrating=partial(_keep_unless_in_use, path))) as index:
         yield index
 
 

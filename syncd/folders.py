@@ -217,10 +217,11 @@ def settle_file(folders: Folders, name: str, size: int) -> None:
         if there != size:
             raise ItemError("io_error", "the pulled file has another size")
         folders.own(descriptor, 0o400)
-        os.fsync(descriptor)
-    except OSError:
-        remove(name, incoming)
-        raise
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            remove(name, incoming)
+            raise
     finally:
         os.close(descriptor)
 

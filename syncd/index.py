@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sqlite_utils import Database
@@ -22,10 +22,9 @@ from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SyncdError
 from syncd.model import DESTROYED, KIND_OF, Attempt, Duty, Item, Listed, ListKey, ListName, ListState, Patient, Version
 from syncd.naming import folded, is_image
-from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, DiskErrors, Row
+from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, BeforeMigrating, DiskErrors, Row
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
-BeforeMigrating = Callable[[Path, sqlite3.Connection, int], object]
 LONGEST_BREAK = 7 * 86_400.0  # seconds that requests may be paused
 STATEMENTS = 512  # kept compiled: of 128 each would be dropped before it is used again
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
@@ -34,14 +33,12 @@ FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 class Index:
     """The door to index.db. Not for several threads: `sibling()` opens another connection to the same file.
 
-    `before_migrating`: is given what an earlier syncd left: its path, a connection, and the number of its schema.
+    `before_migrating`: is given what an earlier syncd left: a connection to it, and the number of its schema.
     """
 
-    def __init__(
-        self, path: Path, before_migrating: BeforeMigrating | None = None, writing: threading.Lock | None = None
-    ) -> None:
+    def __init__(self, path: Path, before_migrating: BeforeMigrating | None = None, lock: Lock | None = None) -> None:
         self.path = path
-        self._writing = writing or threading.Lock()  # siblings take turns here: SQLite's own wait sleeps in long steps
+        self._writing = lock or Lock()  # siblings take turns here: SQLite's own wait sleeps in long steps
         with DiskErrors(sqlite3.DatabaseError, OSError):
             if not path.exists():  # its -wal and -shm take over its mode. An open file is left alone: closing it here
                 path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
@@ -56,12 +53,9 @@ class Index:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
                 self.db.execute("PRAGMA secure_delete=ON")  # as Debian's SQLite: what is destroyed leaves no bytes
-                older = False  # a sibling's file was looked at when the first one was opened
-                if writing is None:
+                if lock is None:  # a sibling's file was looked at when the first one was opened
                     self.db.enable_wal()
-                    older = (number := schema.number_of(self.db)) < schema.newest()
-                    if older and number and before_migrating:
-                        before_migrating(path, connection, number)
+                older = lock is None and schema.is_older(self.db, before_migrating)
                 with self.transaction():
                     if older:
                         schema.migrations.apply(self.db)
@@ -73,7 +67,7 @@ class Index:
 
     def sibling(self) -> Index:
         """Another connection, for another thread."""
-        return Index(self.path, writing=self._writing)
+        return Index(self.path, lock=self._writing)
 
     def close(self) -> None:
         """Close the connection; what is not committed is gone."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlite_utils import Database, Migrations
@@ -21,6 +21,7 @@ from syncd.errors import ConfigError, SiteError
 from syncd.model import Attempt, Duty, Item, PlacedName, Version
 
 Row = dict[str, Any]
+BeforeMigrating = Callable[[sqlite3.Connection, int], object]
 
 migrations = Migrations("syncd")
 
@@ -235,7 +236,7 @@ def appointments(db: Database) -> None:
 
 
 def number_of(db: Database) -> int:
-    """The number of an index's schema, at most `newest()`; 0 where there is none yet.
+    """The number of an index's schema; 0 where there is none yet.
 
     Raises ConfigError where a later syncd migrated it: what this one would write there is not known.
     """
@@ -246,9 +247,12 @@ def number_of(db: Database) -> int:
     return len(applied)
 
 
-def newest() -> int:
-    """The number of this syncd's schema."""
-    return len(_names(migrations))
+def is_older(db: Database, before_migrating: BeforeMigrating | None) -> bool:
+    """Whether an index has to be migrated; what an earlier syncd left is then given to `before_migrating`, first."""
+    older = (number := number_of(db)) < len(_names(migrations))
+    if older and number and before_migrating:
+        before_migrating(db.conn, number)
+    return older
 
 
 @functools.cache

@@ -133,8 +133,9 @@ class Transfer:
     def confirmed(self) -> None:
         """All replies came: what was not refused is Pulled."""
         if not self.outcome and self._local:
-            with suppress(OSError):  # begin to write it out: whoever syncs it later waits less
-                os.posix_fadvise(self._local.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if not self.large:  # of a large one the disk has most by now; a small one's sync then waits less
+                with suppress(OSError):
+                    os.posix_fadvise(self._local.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # writes it out, soon
             try:
                 self._local.close()
             except OSError as error:

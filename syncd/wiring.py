@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,8 @@ def open_index(settings: Settings) -> Index:
     except OSError as error:
         told = f"[state] path: {errno.errorcode.get(error.errno or 0, 'unknown')}"
         raise SiteError("disk_error", told) from error
-    return Index(settings.state_path / "index.db", before_migrating=copies.keep_older)
+    path = settings.state_path / "index.db"
+    return Index(path, before_migrating=partial(copies.keep_older, path))
 
 
 def open_archive(settings: Settings, owner: str = "") -> Archive:

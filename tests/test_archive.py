@@ -418,6 +418,25 @@ def test_source_whose_fsync_failed_is_thrown_away(archive: Archive, monkeypatch:
     assert not publication.source.exists()
 
 
+def test_source_whose_mode_cannot_be_set_stays_for_the_next_time(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publication, fchmod = pulled(archive), os.fchmod
+
+    def refused(descriptor: int, mode: int) -> None:
+        if mode == 0o400:
+            raise OSError(errno.EIO, "planted")
+        fchmod(descriptor, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fchmod", refused)
+        with pytest.raises(SiteError):
+            archive.publish([publication])
+    assert publication.source is not None
+    assert publication.source.exists()
+    assert archive.publish([publication]) == [None]
+
+
 def test_everything_is_durable_before_the_link_and_the_link_before_success(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

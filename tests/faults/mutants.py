@@ -56,8 +56,8 @@ MUTANTS = (
     Mutant(
         "no fsync of the file",
         "syncd/folders.py",
-        "        os.fsync(descriptor)\n    except",
-        "        pass\n    except",
+        "            os.fsync(descriptor)\n        except",
+        "            pass\n        except",
         "tests/test_archive.py",
         "durable_before_the_link",
     ),
@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "a failed fsync is tried again",
         "syncd/folders.py",
-        "    except OSError:\n        remove(name, incoming)\n        raise\n    finally:",
-        "    except OSError:\n        os.fsync(descriptor)\n    finally:",
+        "        except OSError:\n            remove(name, incoming)\n            raise\n    finally:",
+        "        except OSError:\n            os.fsync(descriptor)\n    finally:",
         "tests/test_archive.py",
         "fsync_failed",
     ),
