@@ -7,22 +7,34 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from syncd.catalog import Catalog
 from syncd.config import Settings
-from syncd.errors import EXIT_HELD, EXIT_INTERRUPTED, EXIT_LIMIT, EXIT_OK, EXIT_OWED, EXIT_TERMINATED, REASONS
+from syncd.errors import (
+    EXIT_HELD,
+    EXIT_INTERRUPTED,
+    EXIT_LIMIT,
+    EXIT_OK,
+    EXIT_OWED,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    REASONS,
+)
 from syncd.index import FAILING_AFTER, Index
 from syncd.logs import StatusFiles
 from syncd.mirror import BULK, CLOCK_SLACK, OWED
 from syncd.pacing import expected_spacing
 from syncd.ports import Clock
 from syncd.report import HOUR, Report
+from syncd.search import Filters
 from syncd.wiring import Lanes, open_pulse
 
 RESUMED_WITHIN = 24 * 3600.0  # an interrupted backfill younger than this is gone on with
 HORIZON = 3600.0  # what is due within the hour is waited for
 GIVE_UP_AFTER = 3  # tries against a site that stays down, before the verb ends with that site's code
 AT_ONCE = (12, 13, EXIT_HELD)  # nobody but a person can end these
+GOES_ON = "database_went_back"  # it holds disappearances; the rest is mirrored as ever
 PRECEDENCE = (12, 13, 5, EXIT_LIMIT, EXIT_HELD)
 IN_VAIN = "failures > 0 AND next_try_at > ?"  # a list that was tried, and has its time
 WHYS = ", ".join(f"'{why}'" for why in OWED + BULK)
@@ -224,8 +236,8 @@ class Look:
             self._since = now - CLOCK_SLACK
         codes = set()
         for row in self._index.rows("SELECT reason, failures, since_at FROM site"):
-            if row["reason"] == "throttled" and now - row["since_at"] <= HOUR:
-                continue  # a wait that was asked for
+            if row["reason"] == GOES_ON or (row["reason"] == "throttled" and now - row["since_at"] <= HOUR):
+                continue  # the latter is a wait that was asked for
             code = REASONS[row["reason"]][2]
             met = row["failures"] >= (1 if code in AT_ONCE or row["reason"] == "bad_answers" else GIVE_UP_AFTER)
             codes |= {code} if met else set()
@@ -269,13 +281,22 @@ class Look:
         return row["tried"] or 0, row["lists"]
 
     def _outcome(self, now: float) -> int:
-        facts = self._catalog.status_facts(now)
-        if facts.held:
+        if self._index.value("SELECT 1 FROM site WHERE reason = ?", GOES_ON) or self._any("held", now):
             return EXIT_HELD
         unread = f"SELECT 1 FROM list JOIN patient USING (pat_num) WHERE failures > 0 AND left_at IS NULL{self._mine}"  # noqa: S608
         damaged = f"SELECT 1 FROM damage WHERE state != 'unhealable'{self._mine}"  # noqa: S608 - our own text
         left = any(self._index.value(f"{rows} LIMIT 1") for rows in (unread, damaged))
-        return EXIT_OWED if facts.owed or facts.failing or left else EXIT_OK
+        if left or self._any("owed", now) or self._any("failing", now):
+            return EXIT_OWED
+        roster = {row["pat_num"] for row in self._index.rows("SELECT pat_num FROM patient WHERE left_at IS NULL")}
+        return EXIT_OK if (self._wanted.patients or roster) <= roster else EXIT_USAGE
+
+    def _any(self, state: Literal["owed", "failing", "held"], now: float) -> bool:
+        """Whether an item is in that state; where patients were named, one of theirs."""
+        if self._wanted.patients is None:
+            return bool(getattr(self._catalog.status_facts(now), state))
+        of_each = (self._catalog.find(Filters(patient=each, state=state)) for each in self._wanted.patients)
+        return any(next(found, None) for found in of_each)
 
     def progress(self) -> Progress:
         """The figures of this moment."""

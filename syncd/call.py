@@ -32,8 +32,9 @@ from syncd.errors import ConfigError, LockHeldError, SiteError, SyncdError, Usag
 from syncd.index import Index
 from syncd.logs import Log, open_logs
 from syncd.mirror import Scope
+from syncd.ports import Api, Drop
 from syncd.screen import emit, emit_json, local, table
-from syncd.service import Credentials, Lock, SystemClock, become_owner
+from syncd.service import Lock, SystemClock, become_owner, read_credentials
 from syncd.sites import settle_audit, tell_audit_head
 
 EXIT_CODES: Final = """\b
@@ -69,6 +70,7 @@ WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
 POLL: Final = 0.2
 AT_REST: Final = 3600.0  # seconds after its marker was written: sidecars of a batch come after its numbers
 Shelf = tuple[Catalog, Archive, Settings]
+Outside = tuple[Api, Drop]
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # where no log is open, Python would print its texts
 
 
@@ -103,10 +105,11 @@ class Call:
         zone = dt.UTC if self.archive else self.settings.zone
         return table(columns, ([local(row[n], zone) if n.endswith("at") else row[n] for n in columns] for row in rows))
 
-    def answer(self, fields: dict[str, Any], words: str) -> int:
-        """The data, on stdout, in the form that was asked for; exit code 0."""
-        emit_json(fields) if self.as_json else emit(words)
-        return errors.EXIT_OK
+    def answer(self, fields: dict[str, Any], words: str, code: int = errors.EXIT_OK) -> int:
+        """The data, on stdout, in the form that was asked for; the exit code, which is told also where nobody reads."""
+        with contextlib.suppress(*((OSError,) if code else ())):
+            emit_json(fields) if self.as_json else emit(words)
+        return code
 
 
 class Verbs(click.Group):
@@ -117,6 +120,8 @@ class Verbs(click.Group):
         try:
             code = super().invoke(ctx) or errors.EXIT_OK
             sys.stdout.flush()
+        except click.UsageError as error:
+            raise _unquoted(error) from None
         except (click.exceptions.Exit, click.ClickException):
             raise
         except SyncdError as error:
@@ -138,6 +143,14 @@ class Verbs(click.Group):
         except Exception as error:  # noqa: BLE001 - the last catching place: types and places only, never a text
             code = complain(errors.EXIT_INTERNAL, f"internal error: {_place(error)}; please report it")
         ctx.exit(code)
+
+
+def _unquoted(error: click.UsageError) -> click.UsageError:
+    """What click says of a wrong call, without what was typed: that may be a name, and stderr may go to a log."""
+    said = re.sub(r"(?<=: )(['\"]).*\1(?= is not )", "this", error.format_message(), flags=re.DOTALL)
+    said = re.sub(r"(No such command) '.*'", r"\1", said, flags=re.DOTALL)
+    said = re.sub(r"(Got unexpected extra arguments?) \(.*\)", r"\1", said, flags=re.DOTALL)
+    return click.UsageError(said, error.ctx)
 
 
 def complain(code: int, *messages: str) -> int:
@@ -167,8 +180,15 @@ def asked(name: str, kind: click.ParamType[Any] = click.STRING, **rest: Any) -> 
     """An option; `-` as its value asks on the terminal, so that no name need stand in argv."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-        if value == "-":
-            value = click.prompt(str(param.name), err=True)
+        try:
+            value = click.prompt(str(param.name), err=True) if value == "-" else value
+        except click.Abort as error:
+            if isinstance(error.__context__, EOFError):
+                click.echo(err=True)
+                raise UsageError(f"{name}: there is no terminal to ask on") from error
+            raise
+        if value is not None and not value.strip():
+            raise click.BadParameter("is empty: leave it out, or say what to look for", ctx, param)
         return None if value is None else kind.convert(value, param, ctx)
 
     return click.option(name, callback=convert, **rest)
@@ -193,7 +213,7 @@ def _switch(*names: str, attribute: str, says: str) -> Callable[[Any], Any]:
     return click.option(*names, is_flag=True, expose_value=False, callback=switch, help=says)
 
 
-NUMBER: Final = click.IntRange(min=1)
+NUMBER: Final = click.IntRange(1, 2**63 - 1)  # a vendor's key, and what the index can hold
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 duration = written(config.parse_duration, "DURATION")
@@ -311,11 +331,19 @@ def on_record(call: Call, log: Log, index: Index, verb: str) -> Iterator[None]:
         tell_audit_head(wiring.open_audit(call.settings), log)
 
 
-def lanes_of(call: Call, credentials: Credentials, held: tuple[Log, Index], scope: Scope) -> closing[wiring.Lanes]:
+def outside_of(call: Call) -> Outside:
+    """Open Dental and the SFTP site, with the practice's credentials; nothing is sent yet. Raises ConfigError.
+
+    For root before it becomes the owner of the state, who may not read them.
+    """
+    settings, credentials = call.settings, read_credentials(call.settings)
+    return wiring.open_api(settings, credentials), wiring.open_drop(settings, credentials)
+
+
+def lanes_of(call: Call, outside: Outside, held: tuple[Log, Index], scope: Scope) -> closing[wiring.Lanes]:
     """Both lanes, ready to take turns; the caller holds the lock."""
-    (log, index), settings = held, call.settings
-    api, drop = wiring.open_api(settings, credentials), wiring.open_drop(settings, credentials)
-    return closing(wiring.build(settings, call.clock, log, scope, api, drop, index.sibling()))
+    log, index = held
+    return closing(wiring.build(call.settings, call.clock, log, scope, *outside, index.sibling()))
 
 
 def granted(call: Call, index: Index, wish: str, argument: object) -> str:
@@ -347,8 +375,15 @@ def index_if_any(call: Call) -> Iterator[Index | None]:
         return
     if not os.access(path, os.R_OK | os.W_OK):
         raise PermissionError
-    with contextlib.closing(Index(path, before_migrating=partial(_keep_unless_in_use, path))) as index:
+    if Lock(path.parent).holder() is None:
+        copies.refuse_torn(path)
+    keep = _not_migrated if call.dry_run else partial(_keep_unless_in_use, path)
+    with contextlib.closing(Index(path, keep, looks=call.dry_run)) as index:
         yield index
+
+
+def _not_migrated(_db: sqlite3.Connection, _number: int) -> None:
+    raise UsageError("the index is of an earlier syncd, and -n changes nothing: start the service first")
 
 
 def _keep_unless_in_use(path: Path, db: sqlite3.Connection, number: int) -> None:

@@ -119,7 +119,8 @@ class Catalog:
 
     def show(self, item: Item) -> list[Row]:
         """The rows of one item, as `find` has them; one at least, unless the item is unknown."""
-        return list(self.find(Filters(patient=item.pat_num, kind=item.kind, num=item.num)))
+        everything = Catalog(self.index, self.practice)  # also of a kind that is not mirrored any more
+        return list(everything.find(Filters(patient=item.pat_num, kind=item.kind, num=item.num)))
 
     def person(self, pat_num: int) -> Row:
         """Name, birthdate (yyyy-mm-dd or empty), and `listed_at`: since when each list was read at least once more.
@@ -318,6 +319,8 @@ class Catalog:
             "SELECT count(*) AS lists, coalesce(sum(l.rows / ? + 1), 0) AS sweep_requests,"
             " (SELECT count(*) FROM patient WHERE left_at IS NULL) AS patients,"
             " coalesce(sum(polled_at = 0), 0) AS lists_never_polled, coalesce(sum(l.rows), 0) AS items,"
+            " coalesce(sum(polled_at = 0 AND (SELECT roster_at FROM patient p WHERE p.pat_num = l.pat_num) <="
+            " (SELECT min(roster_at) FROM patient WHERE left_at IS NULL)), 0) AS first_sweep_lacks,"
             " min(nullif(polled_at, 0)) AS oldest_polled_at, max(nullif(polled_at, 0)) AS last_listed_at,"
             " coalesce(sum(failures > 0 AND (polled_at > 0 OR failures >= ?) AND polled_at < ?), 0) AS lists_unreadable"
             f" FROM list l WHERE l.name IN ({wanted}) AND l.pat_num NOT IN"

@@ -24,6 +24,7 @@ from syncd.backfill import Look, Stop, Wanted
 from syncd.call import (
     NUMBER,
     Call,
+    Outside,
     cli,
     complain,
     complain_of_thread,
@@ -36,6 +37,7 @@ from syncd.call import (
     lanes_of,
     locked,
     on_record,
+    outside_of,
     signals,
     verb,
 )
@@ -46,10 +48,9 @@ from syncd.errors import EXIT_OK, LockHeldError, SiteError, UsageError
 from syncd.index import LONGEST_BREAK, Index
 from syncd.logs import Log, StatusFiles, open_logs
 from syncd.mirror import Scope
-from syncd.model import Item
-from syncd.naming import parse_guard_id
+from syncd.naming import parse_guard_id, parse_list_id
 from syncd.screen import Meter, emit, headed, open_closed_streams, table
-from syncd.service import Credentials, Lock, SystemClock, Systemd, read_credentials
+from syncd.service import Lock, SystemClock, Systemd
 
 __all__ = ["cli", "doctor", "main", "reading", "recovery", "setup"]  # importing these told the group of their verbs
 INDEX_AGAIN: Final = 60  # seconds until another look at an index that cannot be opened
@@ -71,7 +72,7 @@ CAUSES: Final = {  # of what a guard holds, by its scope
 def run(call: Call) -> int:
     """The daemon, in the foreground. SIGTERM ends it with 0."""
     settings, stop = call.settings, Stop()
-    credentials = read_credentials(settings)
+    outside = outside_of(call)
     if call.dry_run:
         emit(f"{settings.name}: configuration and credentials can be read; the daemon would start")
         return EXIT_OK
@@ -82,7 +83,7 @@ def run(call: Call) -> int:
             return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
         held = stack.enter_context(locked(call, "run"))
         stack.enter_context(on_record(call, *held, "run"))
-        lanes = stack.enter_context(lanes_of(call, credentials, held, Scope()))
+        lanes = stack.enter_context(lanes_of(call, outside, held, Scope()))
         Daemon(lanes, stop, Systemd(os.environ), partial(_describe, settings, held[1])).run()
     return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
 
@@ -142,7 +143,7 @@ def mirror(
     """
     if call.dry_run:
         return _plan(call)
-    credentials, stop, now = read_credentials(call.settings), Stop(), call.clock.now()
+    outside, stop, now = outside_of(call), Stop(), call.clock.now()
     until = now + max_duration if max_duration else None
     wanted, quiet = Wanted(now, frozenset(patients) or None, max_requests, until), no_progress or call.verbose < 0
     with signals(stop), contextlib.ExitStack() as stack:
@@ -155,17 +156,17 @@ def mirror(
                 raise
             call.say(f"`syncd run` (pid {holder.pid}) does the work; Ctrl-C ends this view only")
             return _follow(call, wanted, stop, quiet)
-        return _backfill(call, credentials, held, wanted, stop, quiet)
+        return _backfill(call, outside, held, wanted, stop, quiet)
 
 
-def _backfill(call: Call, credentials: Credentials, held: Held, wanted: Wanted, stop: Stop, quiet: bool) -> int:
+def _backfill(call: Call, outside: Outside, held: Held, wanted: Wanted, stop: Stop, quiet: bool) -> int:
     """The lock is ours: do the work here."""
     (log, index), began_at = held, call.clock.now()
     wanted = replace(wanted, since=backfill.since(index, began_at, whole=wanted.patients is None))
     scope = Scope(backfill=True, since=wanted.since, patients=wanted.patients, max_requests=wanted.max_requests)
     log.info("started", verb="backfill")
     tell = backfill.telling(call.settings, call.clock, partial(_describe, call.settings, index))
-    with lanes_of(call, credentials, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
+    with lanes_of(call, outside, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
 
         def show(progress: backfill.Progress) -> None:
             meter.show(progress, call.clock.now())
@@ -233,9 +234,7 @@ def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests
     said |= {"reason": trouble.reason if trouble else None, "exit_code": code}
     if trouble and code in (*backfill.AT_ONCE, errors.EXIT_REMOTE):
         complain(code, trouble.detail)
-    with contextlib.suppress(OSError):  # nobody reads, or the disk is full: the exit code is still told
-        call.answer(said, words)
-    return code
+    return call.answer(said, words, code)
 
 
 # --- how it is
@@ -341,8 +340,8 @@ def health(call: Call, max_age: float | None) -> int:
     said, facts, _ = _standing(call)
     healthy, line = report.health(said, facts, max_age, said["floor_seconds"], call.clock.now())
     limit = max_age or report.HEALTH_FACTOR * said["floor_seconds"]
-    call.answer({"healthy": healthy, "health": line, "max_age_seconds": limit}, line)
-    return EXIT_OK if healthy else errors.EXIT_UNHEALTHY
+    code = EXIT_OK if healthy else errors.EXIT_UNHEALTHY
+    return call.answer({"healthy": healthy, "health": line, "max_age_seconds": limit}, line, code)
 
 
 def _plan(call: Call) -> int:
@@ -367,24 +366,32 @@ def _wish(call: Call, wish: str, argument_of: Callable[[Index], object]) -> int:
     with index_of(call) as index:
         argument = argument_of(index)
         if call.dry_run:
-            named = isinstance(argument, list) and ", ".join(Item(*each).full_id for each in argument)
+            named = isinstance(argument, list) and ", ".join(wishes.told(each) for each in argument)
             whom = {"retry": named or "everything that fails or waits", "approve": argument, "reject": argument}
             said = f"would {wish} {whom.get(wish, '')}".rstrip()
         else:
             said = granted(call, index, wish, argument)
-    call.answer({"verb": wish, "outcome": said}, said)
-    return errors.EXIT_USAGE if said.startswith("refused") else EXIT_OK
+    code = errors.EXIT_USAGE if said.startswith("refused") else EXIT_OK
+    return call.answer({"verb": wish, "outcome": said}, said, code)
 
 
 @verb("retry", click.argument("ids", nargs=-1, metavar="[ID]..."), dry, json_too)
 def retry(call: Call, ids: tuple[str, ...]) -> int:
-    """Try again now: these items, or all that fail or wait."""
+    """Try again now: these items, the lists of these patients, or all that fail or wait."""
 
-    def items(index: Index) -> object:
-        found = [Catalog(index).resolve(each) for each in ids]
-        return [(item.pat_num, item.kind, item.num) for item in found]
+    def meant(index: Index) -> object:
+        found = []
+        for each in ids:
+            if pat_num := parse_list_id(each):
+                if index.patient(pat_num) is None:
+                    raise UsageError(f"patient-{pat_num}: the roster has no such patient")
+                found.append((pat_num, wishes.LISTS, 0))
+            else:
+                item = Catalog(index).resolve(each)
+                found.append((item.pat_num, item.kind, item.num))
+        return found
 
-    return _wish(call, "retry", items)
+    return _wish(call, "retry", meant)
 
 
 def _decision(name: str, says: str) -> None:

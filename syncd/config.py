@@ -412,8 +412,9 @@ def parse(text: str, *, name: str, folder: Path, environ: Mapping[str, str]) -> 
     """The settings of one config.toml in `folder`; `name` counts where [practice] has none. Raises ConfigError."""
     try:
         document = tomllib.loads(text.removeprefix("\ufeff"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError((f"config.toml is not valid TOML: {error}{_hint(text, str(error))}",)) from error
+    except (ValueError, RecursionError) as error:  # an endless number is the former, brackets in brackets the latter
+        told = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "a value that cannot be read"
+        raise ConfigError((f"config.toml is not valid TOML: {told}{_hint(text, told)}",)) from error
     _complete(document, name, environ)
     try:
         return Settings.model_validate(document, context=(folder, environ.get("CREDENTIALS_DIRECTORY")))
@@ -425,6 +426,8 @@ def _hint(text: str, told: str) -> str:
     """The key of the line that TOML complains of; most often its quotes are missing."""
     line = re.search(r"at line (\d+)", told)
     key = re.match(r"\s*([a-z_]+)\s*=", text.splitlines()[int(line[1]) - 1]) if line else None
+    if key and told.startswith("Cannot overwrite"):
+        return f": {key[1]} stands there twice: remove one"
     return f": {key[1]}: a text stands in quotes, and a backslash in it twice" if key else ""
 
 
@@ -438,7 +441,7 @@ def _complete(document: dict[str, Any], name: str, environ: Mapping[str, str]) -
     for table, variable, base in ((state, "STATE_DIRECTORY", "/var/lib"), (log, "LOGS_DIRECTORY", "/var/log")):
         table.setdefault("path", environ.get(variable, "").split(":")[0] or f"{base}/syncd/{practice['name']}")
     mode = api.setdefault("mode", "remote")
-    url, interval, _ = MODES[mode if mode in MODES else "remote"]
+    url, interval, _ = MODES[mode if isinstance(mode, str) and mode in MODES else "remote"]
     api.setdefault("url", url)
     api.setdefault("min_interval", f"{interval}s")
     host, port = str(drop.get("host", "")), drop.get("port", SFTP_PORT)

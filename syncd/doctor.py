@@ -81,8 +81,7 @@ def doctor(call: Call, offline: bool, bundle: Path | None) -> int:
         row["message"] = row["message"].replace("NAME", settings.name if settings else "NAME")
     if packed is not None:
         write(packed, rows, settings, call.clock.now())
-    call.answer({"checks": rows}, text(rows))
-    return errors.EXIT_DOCTOR if failed(rows) else EXIT_OK
+    return call.answer({"checks": rows}, text(rows), errors.EXIT_DOCTOR if failed(rows) else EXIT_OK)
 
 
 def rows_of(checks: Iterable[Check]) -> Iterator[Row]:
@@ -126,6 +125,11 @@ def _examine(call: Call) -> Iterator[Check]:
                 yield _service(call, index)
             else:
                 yield "failed", "index", "index.db is damaged: stop the service, then `syncd reindex`", "practice_it"
+    except PermissionError:
+        yield "failed", "index", "this user may not open it: call `sudo syncd`", "practice_it"
+    except SiteError as error:
+        yield "failed", error.reason, str(error), error.who
+    try:
         yield from _examine_archive(settings, known)
     except SiteError as error:
         yield "failed", error.reason, str(error), error.who
@@ -157,6 +161,10 @@ def _service(call: Call, index: Index) -> Check:
 
 def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:
     archive, path = wiring.open_archive(settings), settings.archive.path
+    if path.is_dir() and not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        words = "syncd's user may not read and write it: give it to the owner of the state folder, with chown"
+        yield "failed", "archive", words, "practice_it"
+        return
     if known is not None:
         archive.check(known)
         yield "ok", "archive", "", "nobody"

@@ -186,9 +186,12 @@ FailureClass = Literal[
 
 
 def worded(reason: str, detail: str = "") -> str:
-    """What is wrong, in detail, and what to do: `the API cannot be reached (HTTP 502): check the network`."""
+    """What is wrong, in detail, and what to do: `the API cannot be reached (HTTP 502): check the network`.
+
+    The first colon parts the one from the other, also for those who read it: a detail has none.
+    """
     what, colon, to_do = REASONS[reason][1].partition(": ")
-    return f"{what} ({detail}){colon}{to_do}" if detail else REASONS[reason][1]
+    return f"{what} ({detail.replace(': ', ', ')}){colon}{to_do}" if detail else REASONS[reason][1]
 
 
 class SyncdError(Exception):

@@ -21,12 +21,11 @@ from syncd import schema
 from syncd.diff import NO_STAMP, Difference, Known, Owing, is_pending
 from syncd.errors import SyncdError
 from syncd.model import DESTROYED, KIND_OF, Attempt, Duty, Item, Listed, ListKey, ListName, ListState, Patient, Version
-from syncd.naming import folded, is_image
+from syncd.naming import is_image
 from syncd.schema import DISK, KNOWN, PUT_ITEM, PUT_PATIENT, BeforeMigrating, DiskErrors, Row
 
 _LIST_KINDS: Mapping[str, tuple[str, ...]] = {"documents": ("document", "mount"), "sheets": ("sheet",)}
 LONGEST_BREAK = 7 * 86_400.0  # seconds that requests may be paused
-STATEMENTS = 512  # kept compiled: of 128 each would be dropped before it is used again
 FAILING_AFTER = 3  # tries; then an item is `failing`, not `owed`
 
 
@@ -34,28 +33,27 @@ class Index:
     """The door to index.db. Not for several threads: `sibling()` opens another connection to the same file.
 
     `before_migrating`: is given what an earlier syncd left: a connection to it, and the number of its schema.
+    `looks`: it only looks; no file changes, nor is one made beside it.
     """
 
-    def __init__(self, path: Path, before_migrating: BeforeMigrating | None = None, lock: Lock | None = None) -> None:
+    def __init__(
+        self, path: Path, before_migrating: BeforeMigrating | None = None, lock: Lock | None = None, looks: bool = False
+    ) -> None:
         self.path = path
         self._writing = lock or Lock()  # siblings take turns here: SQLite's own wait sleeps in long steps
         with DiskErrors(sqlite3.DatabaseError, OSError):
-            if not path.exists():  # its -wal and -shm take over its mode. An open file is left alone: closing it here
-                path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
-            path.chmod(0o600)
-            connection = sqlite3.connect(
-                path, timeout=30, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS
-            )
-        connection.create_function("folded", 1, lambda text: folded(text or ""), deterministic=True)
+            connection = schema.connect(path, looks)
         self.db, self._durable = Database(connection), True
         try:
             with DISK:
                 self.db.execute("PRAGMA synchronous=FULL")
                 self.db.execute("PRAGMA foreign_keys=ON")
                 self.db.execute("PRAGMA secure_delete=ON")  # as Debian's SQLite: what is destroyed leaves no bytes
-                if lock is None:  # a sibling's file was looked at when the first one was opened
+                if lock is None and not looks:  # a sibling's file was looked at when the first one was opened
                     self.db.enable_wal()
                 older = lock is None and schema.is_older(self.db, before_migrating)
+                if looks:
+                    return
                 with self.transaction():
                     if older:
                         schema.migrations.apply(self.db)

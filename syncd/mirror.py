@@ -253,15 +253,20 @@ class ApiLane:
     def _granted(self, verb: str, argument: object, now: float) -> None:
         """A wish was granted that changes what is next."""
         if verb == "backfill":
-            wanted = frozenset(argument) if isinstance(argument, list) else None
-            for state in self.doors.index.lists():
-                if wanted is None or state.key[0] in wanted:
-                    self.agenda.named(state.key, now)
+            self._poll_next(frozenset(argument) if isinstance(argument, list) else None, now)
             self.lists.roster_not_before = 0.0
             self.doors.index.remember("roster_at", None)
             self._quiet = 0.0  # somebody watches: thumbnails do not wait for a quiet quarter of an hour
+        elif verb == "retry" and isinstance(argument, list):
+            self._poll_next(frozenset(each[0] for each in argument if each[1] == wishes.LISTS), now)
         elif verb == "approve" and self._sites.reason("database"):
             self.identity.due_at = now
+
+    def _poll_next(self, patients: frozenset[int] | None, now: float) -> None:
+        """The lists of these patients, or all, before any other."""
+        for state in self.doors.index.lists():
+            if patients is None or state.key[0] in patients:
+                self.agenda.named(state.key, now)
 
     def close(self) -> None:
         """Take back what was prepared and not sent."""

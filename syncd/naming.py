@@ -111,6 +111,12 @@ def parse_id(text: str) -> tuple[int | None, Kind, int]:
     return int(found[1]) if found[1] else None, cast("Kind", found[2]), int(found[3])
 
 
+def parse_list_id(text: str) -> int | None:
+    """The patient whose lists `patient-101` means; None for a text that is no such ID."""
+    found = re.fullmatch(f"patient-{_N}", text)
+    return int(found[1]) if found and _holdable(found) else None
+
+
 def parse_guard_id(text: str) -> int:
     """The number of `guard-7`."""
     if not (found := re.fullmatch(f"guard-{_N}", text)) or not _holdable(found):

@@ -39,6 +39,7 @@ from syncd.config import Settings
 from syncd.errors import EXIT_OK, SiteError, UsageError
 from syncd.logs import open_logs
 from syncd.model import KINDS, Version
+from syncd.naming import folded
 from syncd.repair import OUTCOMES, mend
 from syncd.screen import emit, emit_json, local, nobody_reads, plain
 from syncd.search import STATES, Filters
@@ -85,6 +86,9 @@ def find(call: Call, /, follow: bool, after: int | None, **wanted: Any) -> int:
             raise UsageError(f"--{name}: write it like {like}")
     if wanted["tooth"] and not re.fullmatch(TEETH, wanted["tooth"]):
         raise UsageError("--tooth: write it like 14 or B")
+    for name in ("name", "category", "text"):
+        if wanted[name] is not None and not folded(wanted[name]).strip(" ,"):
+            raise UsageError(f"--{name}: nothing of that can be looked for")
     with shelf_of(call) as (catalog, _, settings):
         for name in ("since", "until"):
             wanted[name] = moment(wanted[name], settings, f"--{name}")
@@ -249,9 +253,8 @@ def export(call: Call, patients: tuple[int, ...], everybody: bool, day: str | No
     said: Row = {"patients": len(wanted), "files": done.files, "bytes": done.bytes, "kept": done.kept}
     said |= {"damaged": done.damaged, "vanished_left_out": done.vanished, "not_archived_yet": done.owed}
     said |= {"without_documents": done.unknown, "page": str(done.page) if done.page else None}
-    call.answer(said, "\n".join(words))
     complain(errors.EXIT_DAMAGE, *(f"{name}: the archived file is damaged" for name in done.damaged))
-    return errors.EXIT_DAMAGE if done.damaged else EXIT_OK
+    return call.answer(said, "\n".join(words), errors.EXIT_DAMAGE if done.damaged else EXIT_OK)
 
 
 def _day(call: Call, settings: Settings, day: str | None) -> dt.date | None:
@@ -380,11 +383,11 @@ def _verified(call: Call, tally: Tally, outcomes: dict[Finding, str], broken: Pr
     words += [f"  {word}: {len(names):,}" for word, names in became.items() if names] + ([handed] if handed else [])
     words += [f"  {plain(each.path)}" for each in outcomes if each.code in HARMLESS]
     said = {"versions": tally.versions, "bytes": tally.bytes, **named, "outcomes": became}
-    call.answer(said | {"audit_log": str(broken) if broken else None}, "\n".join(words))
     wrong = [(each, said) for each, said in outcomes.items() if each.code not in HARMLESS and said != "healed"]
     complain(errors.EXIT_DAMAGE, *(f"{each.name}: {said or each.code}: {_advice(each, said)}" for each, said in wrong))
     complain(errors.EXIT_DAMAGE, *([str(broken)] if broken else []))
-    return errors.EXIT_DAMAGE if wrong or broken else EXIT_OK
+    code = errors.EXIT_DAMAGE if wrong or broken else EXIT_OK
+    return call.answer(said | {"audit_log": str(broken) if broken else None}, "\n".join(words), code)
 
 
 def _advice(found: Finding, outcome: str) -> str:
@@ -446,6 +449,5 @@ def _verify_audit(call: Call) -> int:
         found = wiring.open_audit(call.settings).verify(known)
     problems = [] if found.problem is None else [str(found.problem)]
     words = f"{found.lines:,} lines are whole" + (f", up to {found.head.hash[:12]}" if found.lines else "")
-    call.answer({"lines": found.lines, "head": found.head.hash, "problems": problems}, words)
-    complain(errors.EXIT_DAMAGE, *problems)
-    return errors.EXIT_DAMAGE if problems else EXIT_OK
+    code = complain(errors.EXIT_DAMAGE, *problems) if problems else EXIT_OK
+    return call.answer({"lines": found.lines, "head": found.head.hash, "problems": problems}, words, code)

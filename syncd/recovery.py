@@ -17,6 +17,7 @@ from syncd.call import (
     POLL,
     WISH_WAIT,
     Call,
+    Outside,
     complain,
     dry,
     granted,
@@ -25,6 +26,7 @@ from syncd.call import (
     lanes_of,
     locked,
     moment,
+    outside_of,
     record,
     settle,
     shelf_of,
@@ -38,7 +40,7 @@ from syncd.index import Index
 from syncd.mirror import Scope
 from syncd.model import Item
 from syncd.screen import plain
-from syncd.service import Credentials, owner_id, read_credentials
+from syncd.service import owner_id
 
 UPLOAD_WAIT: Final = 120.0  # seconds
 UPLOAD_CODES: Final = {"done": EXIT_OK, "refused": errors.EXIT_USAGE, "lost": errors.EXIT_OWED}
@@ -76,8 +78,7 @@ def restore(
             raise UsageError("give an ID with one of --as-of and --version at most, or --patient with --as-of")
         item = catalog.resolve(wanted)
         if call.dry_run:
-            version = catalog.as_of(item, at, number)
-            found = version.version if version else None
+            found = retrieve.wanted(catalog, item, at, number).version
             return call.answer({"would_copy": found}, f"would copy version {found} of {item.full_id}")
         filters = ["as_of"] if as_of else ["version"] if number else None
         record(call, catalog.index, "restore", item=item.full_id, filters=filters)
@@ -97,9 +98,8 @@ def _would_restore(call: Call, catalog: Catalog, pat_num: int, at: float) -> int
 def _told(call: Call, done: retrieve.PastState) -> int:
     words = f"{done.files:,} files, {report.human_bytes(done.bytes)}; destroyed since: {len(done.destroyed):,}"
     said = {"files": done.files, "bytes": done.bytes, "damaged": done.damaged, "destroyed": done.destroyed}
-    call.answer(said, "\n  ".join([words, *done.destroyed]))
     complain(errors.EXIT_DAMAGE, *(f"{name}: the archived file is damaged" for name in done.damaged))
-    return errors.EXIT_DAMAGE if done.damaged else EXIT_OK
+    return call.answer(said, "\n  ".join([words, *done.destroyed]), errors.EXIT_DAMAGE if done.damaged else EXIT_OK)
 
 
 # --- away for good
@@ -123,14 +123,14 @@ def destroy_item(call: Call, wanted: str, ticket: str, yes: bool) -> int:
         if not yes:
             raise UsageError("destroy cannot be undone: see what goes with -n, then say --yes")
         if not destroy.is_open(index, item):
-            said = granted(call, index, "destroy", [item.pat_num, item.kind, item.num, ticket])
-            if said.startswith("refused"):
-                return complain(errors.EXIT_USAGE, said)
+            outcome = granted(call, index, "destroy", [item.pat_num, item.kind, item.num, ticket])
+            if outcome.startswith("refused"):
+                return complain(errors.EXIT_USAGE, outcome)
         done = _carry_out(call, index, item)
     words = f"{item.full_id} is destroyed, {told['files']:,} files" if done else f"{item.full_id}: {NOT_YET}"
     words += "".join(f"\nthe same bytes are still archived as {name}" for name in told["equal"])
-    call.answer(told | {"full_id": item.full_id, "done": done}, f"{words}\n{destroy.BEYOND}")
-    return EXIT_OK if done else errors.EXIT_OWED
+    said, code = told | {"full_id": item.full_id, "done": done}, EXIT_OK if done else errors.EXIT_OWED
+    return call.answer(said, f"{words}\n{destroy.BEYOND}", code)
 
 
 def _doomed(told: Row) -> str:
@@ -167,6 +167,8 @@ def _carry_out(call: Call, index: Index, item: Item) -> bool:
 )
 def put_back(call: Call, wanted: str, yes: bool) -> int:
     """Put an archived document back into Open Dental, which must not have it any more; needs [api] allow_upload."""
+    goes = yes and not call.dry_run and call.settings.api.allow_upload
+    outside = outside_of(call) if goes else None  # now: the owner of the state may not read what it takes
     with shelf_of(call) as (catalog, archive, settings):
         item = catalog.resolve(wanted)
         planned = upload.plan(catalog, archive, item)
@@ -177,23 +179,20 @@ def put_back(call: Call, wanted: str, yes: bool) -> int:
             raise UsageError(f"nothing is put back: {upload.NOT_ALLOWED}")
         if call.dry_run:
             return EXIT_OK
-        if not yes:
+        if outside is None:
             raise UsageError("put-back writes into Open Dental: see what with -n, then say --yes")
-        credentials = read_credentials(settings)
         granted(call, catalog.index, "put-back", [item.pat_num, item.kind, item.num, planned["seq"]])
         try:
-            _send(call, credentials, item)
+            _send(call, outside, item)
         except LockHeldError:
             waited(call, UPLOAD_WAIT, lambda: upload.ended(catalog.index, item))
         row = upload.latest(catalog.index, item)
     if row is None or row["state"] not in upload.ENDED:
         words = f"not yet: `syncd history {item.id}` tells what becomes of it"
-        call.answer({"full_id": item.full_id, "state": row and row["state"]}, words)
-        return errors.EXIT_OWED
+        return call.answer({"full_id": item.full_id, "state": row and row["state"]}, words, errors.EXIT_OWED)
     became = row["became"] and Item(item.pat_num, item.kind, row["became"]).full_id
     told = {"full_id": item.full_id, "state": row["state"], "became": became, "outcome": row["outcome"]}
-    call.answer(told, f"{item.full_id}: {row['outcome']}")
-    return UPLOAD_CODES[row["state"]]
+    return call.answer(told, f"{item.full_id}: {row['outcome']}", UPLOAD_CODES[row["state"]])
 
 
 def _planned(item: Item, planned: Row) -> str:
@@ -205,12 +204,12 @@ def _planned(item: Item, planned: Row) -> str:
     return "\n".join([*words, "cannot be put back:", *(f"  {each}" for each in upload.NEVER_SENT)])
 
 
-def _send(call: Call, credentials: Credentials, item: Item) -> None:
+def _send(call: Call, outside: Outside, item: Item) -> None:
     """Where nobody holds the lock: both lanes take turns here until the put-back has ended and left the drop clean."""
     stop, until = Stop(), call.clock.steady() + UPLOAD_WAIT
     with locked(call, "put-back") as held, signals(stop):
         scope = Scope(backfill=True, since=call.clock.now(), patients=frozenset({item.pat_num}))
-        with lanes_of(call, credentials, held, scope) as lanes:
+        with lanes_of(call, outside, held, scope) as lanes:
             while not stop.asked and call.clock.steady() < until and not upload.ended(held[1], item, clean=True):
                 now = call.clock.now()
                 wake = min(lanes.api_lane.turn(now), lanes.pull_lane.turn(now))

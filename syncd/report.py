@@ -104,6 +104,7 @@ class StatusFacts:
 
     `owed_requests`: calls that the owed items take. `thumbnail_calls`: patients with an image whose thumbnail is due,
     or will be once it is archived.
+    `first_sweep_lacks`: lists that were never polled, of patients as long known as any: none is of a new patient.
     `sweep_requests`: pages of all lists, as far as their lengths are known. `oldest_polled_at`: of the lists that were
     polled at all. `lists_unreadable`: read in vain for a day. `feed_at`: when the change feed was last read. `delays`:
     seconds from the appearance of a file to its archiving, of the last day's files, by kind. `grown`: bytes archived in
@@ -126,6 +127,7 @@ class StatusFacts:
     patients: int = 0
     lists: int = 0
     lists_never_polled: int = 0
+    first_sweep_lacks: int = 0
     sweep_requests: int = 0
     oldest_polled_at: float | None = None
     last_listed_at: float | None = None
@@ -146,8 +148,8 @@ class StatusFacts:
 
     @property
     def last_complete_sweep_at(self) -> float | None:
-        """The oldest `polled_at` of all lists; None before each was polled once."""
-        return None if self.lists_never_polled else self.oldest_polled_at
+        """The oldest `polled_at` of all lists; None before the first sweep. A new patient's list does not undo it."""
+        return None if self.first_sweep_lacks else self.oldest_polled_at
 
     @property
     def mean_bytes(self) -> float:

@@ -70,17 +70,22 @@ def restore(
     It is called `name`; without one it gets a name for people, which tells what it shows.
     Raises UsageError when there is no such version, or none by then, or the folder cannot be written.
     """
-    version = catalog.as_of(item, at, number)
-    if version is None:
-        gone = "was destroyed: see `syncd history`" if catalog.index.is_destroyed(item) else "has no archived version"
-        raise UsageError(f"{item.full_id} {gone}" + (f" {number}" if number else "" if at is None else " by then"))
-    version = _as_listed(archive, version)
+    version = _as_listed(archive, wanted(catalog, item, at, number))
     named = name or export_name(version, numbered=at is not None or number is not None)
     with target(archive, to):
         try:
             return Restored(version.version, copy(archive, version, to, named, zone))
         except DamagedError:
             return Restored(version.version, None)
+
+
+def wanted(catalog: Catalog, item: Item, at: float | None, number: int | None) -> Version:
+    """The version that `restore` copies. Raises UsageError when there is no such one, or none by then."""
+    version = catalog.as_of(item, at, number)
+    if version is None:
+        gone = "was destroyed: see `syncd history`" if catalog.index.is_destroyed(item) else "has no archived version"
+        raise UsageError(f"{item.full_id} {gone}" + (f" {number}" if number else "" if at is None else " by then"))
+    return version
 
 
 def restore_patient(

@@ -12,6 +12,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database, Migrations
@@ -19,8 +20,10 @@ from sqlite_utils import Database, Migrations
 from syncd.diff import Known
 from syncd.errors import ConfigError, SiteError
 from syncd.model import Attempt, Duty, Item, PlacedName, Version
+from syncd.naming import folded
 
 Row = dict[str, Any]
+STATEMENTS = 512  # kept compiled: of 128 each would be dropped before it is used again
 BeforeMigrating = Callable[[sqlite3.Connection, int], object]
 
 migrations = Migrations("syncd")
@@ -233,6 +236,26 @@ def appointments(db: Database) -> None:
         " starts_at REAL NOT NULL, pat_num INTEGER NOT NULL, PRIMARY KEY (day, starts_at, pat_num))"
         " STRICT, WITHOUT ROWID"
     )
+
+
+def connect(path: Path, looks: bool = False) -> sqlite3.Connection:
+    """A connection to an index, which is made, 0600, where there is none. Raises sqlite3.Error, OSError.
+
+    `looks`: changes no file. Where nobody else has it open, SQLite then makes none beside it, either.
+    """
+    rest: dict[str, Any] = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
+    connection: sqlite3.Connection
+    if looks:
+        log = path.with_name(path.name + "-wal")
+        alone = "" if log.exists() else "&immutable=1"
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{alone}", uri=True, **rest)
+    else:
+        if not path.exists():  # its -wal and -shm take over its mode. An open file is left alone: closing it here
+            path.touch(0o600)  # would drop the locks of this process (sqlite.org/howtocorrupt.html, 2.2)
+        path.chmod(0o600)
+        connection = sqlite3.connect(path, cached_statements=STATEMENTS, **rest)
+    connection.create_function("folded", 1, lambda text: folded(text or ""), deterministic=True)
+    return connection
 
 
 def number_of(db: Database) -> int:

@@ -58,7 +58,7 @@ def configured() -> list[Path]:
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
-    """Read and check one configuration. Raises ConfigError, with all problems at once."""
+    """Read and check one configuration. Raises ConfigError, with all problems of the text at once."""
     try:
         text = path.read_text("utf-8")
     except PermissionError as error:
@@ -69,7 +69,10 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
         raise ConfigError((f"{path}: cannot be read ({error.strerror}): check -c, -p or $SYNCD_CONFIG",)) from error
     except UnicodeDecodeError as error:
         raise ConfigError((f"{path}: is not UTF-8 text: save it as UTF-8",)) from error
-    return config.parse(text, name=path.absolute().parent.name, folder=path.absolute().parent, environ=environ)
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 - `..` is no name, and a link's target is another one
+    settings = config.parse(text, name=folder.name, folder=folder, environ=environ)
+    open_archive(settings)  # its group is known here, or nothing goes on
+    return settings
 
 
 def open_index(settings: Settings) -> Index:

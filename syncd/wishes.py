@@ -5,6 +5,7 @@ itself where nobody holds it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from syncd import destroy, repair, upload
@@ -15,6 +16,7 @@ from syncd.logs import Log
 from syncd.model import Item
 from syncd.naming import parse_guard_id
 
+LISTS = "lists"  # instead of a kind: all lists of that patient, for `retry`
 NAMED = 50  # items that one line of the audit log names; of more it gives the count
 METHODS_OF = {
     "document": ("document",),
@@ -61,11 +63,11 @@ def grant(index: Index, log: Log, verb: str, argument: object, now: float, actor
         index.record("backfill", now, actor, pat_nums=argument)
         return "lists are polled next"
     if verb == "retry":
-        items = [Item(*each) for each in argument] if isinstance(argument, list) else []
+        meant = argument if isinstance(argument, list) else []
         with index.transaction():
-            count = _retry(index, items, now)
-            named = [item.full_id for item in items[:NAMED]]
-            index.record("retry", now, actor, count=count, items=named or None, more=len(items) > NAMED or None)
+            count = _retry(index, meant, now)
+            named = [told(each) for each in meant[:NAMED]]
+            index.record("retry", now, actor, count=count, items=named or None, more=len(meant) > NAMED or None)
         return f"{count} to be tried again now"
     if verb == "repair":
         wanted = argument if isinstance(argument, list) else []
@@ -92,23 +94,33 @@ def _ordered(index: Index, verb: str, argument: list[Any], now: float, actor: st
     return upload.want(index, item, rest, now, actor)
 
 
-def _retry(index: Index, items: list[Item], now: float) -> int:
-    """Try again now: everything that failed or waits, or these items, whatever they wait for."""
+def told(meant: Sequence[Any]) -> str:
+    """What one part of a retry means, as people write it: `101/document-34`, or `patient-101`."""
+    pat_num, kind, num = meant
+    return f"patient-{pat_num}" if kind == LISTS else Item(pat_num, kind, num).full_id
+
+
+def _retry(index: Index, meant: list[Any], now: float) -> int:
+    """Try again now: everything that failed or waits, or these items and lists, whatever they wait for."""
     with index.transaction():
-        if not items:
+        if not meant:
             index.run("UPDATE site SET next_try_at = ?", now)
             index.run(
                 "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE thumbnails_failures > 0"
             )
             index.run("UPDATE list SET failures = 0, next_try_at = 0 WHERE failures > 0")
             return index.run("UPDATE duty SET next_try_at = ?, failures = 0 WHERE busy = 0 AND failures > 0", now)
-        for item in items:
+        for each in meant:
+            if each[1] == LISTS:
+                index.run("UPDATE list SET failures = 0, next_try_at = 0 WHERE pat_num = ?", each[0])
+                continue
+            item = Item(*each)
             sql = (
                 "UPDATE duty SET next_try_at = ?, failures = 0 WHERE pat_num = ? AND kind = ? AND num = ? AND busy = 0"
             )
             if index.run(sql, now, item.pat_num, item.kind, item.num) == 0:
                 _repair(index, item, now)
-    return len(items)
+    return len(meant)
 
 
 def _repair(index: Index, item: Item, now: float) -> None:

@@ -36,8 +36,8 @@ class Practice:
     catalog: Catalog
     seq: int = 0
 
-    def roster(self, *patients: Patient) -> None:
-        self.index.apply_roster(patients, T0, names=True, only=None)
+    def roster(self, *patients: Patient, at: float = T0) -> None:
+        self.index.apply_roster(patients, at, names=True, only=None)
 
     def list(self, pat_num: int, *rows: Listed, at: float = T0, name: ListName = "documents") -> None:
         difference = compare(self.index.known(pat_num, name), rows, KINDS, at)
@@ -365,6 +365,17 @@ def test_the_sweep_is_complete_once_each_wanted_list_was_polled(practice: Practi
     assert facts.last_listed_at == T0 + 2
     without_sheets = Catalog(practice.index, "main", set[Kind](KINDS) - {"sheet"}).status_facts(T0 + 3)
     assert (without_sheets.lists, without_sheets.last_complete_sweep_at) == (2, T0 + 1)
+
+
+def test_new_patient_does_not_undo_the_first_sweep(practice: Practice) -> None:
+    for pat_num in (101, 102):
+        for name in ("documents", "sheets"):
+            practice.list(pat_num, name=name, at=T0 + 1)
+    known = [practice.index.patient(pat_num) for pat_num in (101, 102)]
+    newcomer = Patient(103, "Patient", "", "Smith", "Ann", "", "1975-12-01")
+    practice.roster(*(each for each in known if each), newcomer, at=T0 + 9)
+    facts = practice.catalog.status_facts(T0 + 10)
+    assert (facts.lists, facts.lists_never_polled, facts.last_complete_sweep_at) == (6, 2, T0 + 1)
 
 
 def test_a_list_of_many_rows_takes_several_requests_of_a_sweep(practice: Practice) -> None:

@@ -205,9 +205,24 @@ def test_backfill_stops_at_its_limit_and_goes_on_from_there(desk: Desk) -> None:
 
 def test_backfill_says_which_patient_the_roster_lacks(desk: Desk) -> None:
     patient = desk.simulation.practice.rows("SELECT PatNum FROM document LIMIT 1")[0]["PatNum"]
-    said = desk.json("backfill", "--patient", str(patient), "--patient", "999999")
+    said = desk.json("backfill", "--patient", str(patient), "--patient", "999999", code=errors.EXIT_USAGE)
     assert said["unknown_patients"] == [999999]
     assert {row["pat_num"] for row in desk.found()} == {patient}
+
+
+def test_backfill_of_one_patient_is_done_though_another_one_is_owed_something(desk: Desk) -> None:
+    first, second = [row["PatNum"] for row in desk.simulation.practice.rows("SELECT PatNum FROM patient LIMIT 2")]
+    desk.json("backfill")
+    with contextlib.closing(sqlite3.connect(desk.state / "index.db")) as db, db:
+        db.create_function("folded", 1, str)
+        db.execute(
+            "INSERT INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
+            " SELECT 'document', pat_num, num, kind, revision, 'repair', 0, 9e9 FROM item"
+            " WHERE pat_num = ? AND kind = 'document' LIMIT 1",
+            (second,),
+        )
+    assert desk.json("backfill", "--patient", str(first))["owed"] == 1
+    assert desk.json("backfill", "--patient", str(second), code=errors.EXIT_OWED)["owed"] == 1
 
 
 @pytest.mark.parametrize("words", [["backfill"], ["run"], ["reindex"], ["export", "--patient", "1", "--to", "out"]])
@@ -215,6 +230,31 @@ def test_dry_run_changes_nothing_at_all(desk: Desk, words: list[str]) -> None:
     before = desk.everything()
     desk.call(*words, "-n")
     assert desk.everything() == before
+
+
+DRY = (
+    *(["backfill"], ["retry"], ["pause", "--until", "2099-01-01"], ["resume"], ["verify", "--repair"], ["reindex"]),
+    *(["export", "--all", "--to", "out"], ["restore", "1/document-1", "--to", "out"], ["run"]),
+    *(["destroy", "1/document-1", "--ticket", "7"], ["put-back", "1/document-1"]),
+)
+
+
+def test_dry_run_changes_nothing_of_a_mirror_that_is_there(mirrored: Desk) -> None:
+    for words in DRY:
+        before, changed = mirrored.everything(), (mirrored.state / "index.db").stat().st_ctime_ns
+        mirrored.call(*words, "-n")
+        assert mirrored.everything() == before, words
+        assert (mirrored.state / "index.db").stat().st_ctime_ns == changed, words
+
+
+def test_dry_run_does_not_migrate_an_index_of_an_earlier_syncd(desk: Desk) -> None:
+    desk.json("backfill")
+    with contextlib.closing(sqlite3.connect(desk.state / "index.db")) as db, db:
+        db.execute("DELETE FROM _sqlite_migrations WHERE name = 'appointments'")
+    before = desk.everything()
+    told = desk.call("retry", "-n")
+    assert (told.exit_code, desk.everything()) == (errors.EXIT_USAGE, before)
+    assert "earlier syncd" in told.stderr
 
 
 def test_dry_retry_names_what_it_would_try(desk: Desk) -> None:
@@ -458,6 +498,13 @@ def test_health_is_8_when_the_oldest_list_is_older_than_asked(mirrored: Desk) ->
     assert mirrored.call("health", "--max-age", "1ms").exit_code == errors.EXIT_UNHEALTHY
 
 
+def test_verdict_is_told_though_nobody_reads_the_words(mirrored: Desk) -> None:
+    with mirrored.process("health", "--max-age", "1ms") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(15) == errors.EXIT_UNHEALTHY
+
+
 def test_plan_tells_the_price_of_a_sweep(mirrored: Desk) -> None:
     said = mirrored.json("plan")
     assert said["sweep_requests"] == said["lists"] > 0
@@ -495,6 +542,24 @@ def test_archive_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
             wait_until(lambda: letter.exists() and letter.read_text(), 60)
     notice = json.loads(letter.read_text())
     assert (notice["kind"], notice["reason"], notice["who"]) == ("trouble", "archive_missing", "practice_it")
+
+
+def test_doctor_finds_an_archive_that_syncds_user_may_not_use(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, *a, **k: path != desk.archive and real(path, *a, **k)
+    )  # root may all
+    (found,) = [c for c in desk.json("doctor", "--offline", code=7)["checks"] if c["check"] == "archive"]
+    assert (found["result"], found["who"]) == ("failed", "practice_it")
+    assert "chown" in found["message"]
+
+
+def test_doctor_says_that_its_caller_may_not_open_the_index(mirrored: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, real = mirrored.state / "index.db", os.access
+    monkeypatch.setattr(os, "access", lambda path, *a, **k: path != index and real(path, *a, **k))
+    told = mirrored.json("doctor", "--offline", code=7)["checks"]
+    assert "sudo syncd" in next(c["message"] for c in told if c["check"] == "index")
+    assert [c["result"] for c in told if c["check"] == "time zone"] == ["ok"]
 
 
 def test_doctor_warns_that_nobody_will_be_told(desk: Desk) -> None:
@@ -572,6 +637,49 @@ def test_unknown_id_ends_with_2_and_an_id_that_is_none_is_not_repeated(mirrored:
     result = mirrored.call("show", "Abendroth")
     assert result.exit_code == errors.EXIT_USAGE
     assert "Abendroth" not in result.output
+
+
+@pytest.mark.parametrize(
+    "words", [["find", "Abendroth"], ["find", "--patient", "Abendroth"], ["find", "--kind", "Abendroth"], ["Abendroth"]]
+)
+def test_wrong_call_does_not_repeat_what_may_be_a_name(words: list[str]) -> None:
+    told = CliRunner().invoke(cli, words)
+    assert told.exit_code == errors.EXIT_USAGE
+    assert "Error: " in told.output
+    assert "Abendroth" not in told.output
+
+
+def test_question_without_a_terminal_is_a_usage_error(mirrored: Desk) -> None:
+    told = mirrored.call("find", "--name", "-", answers="")
+    assert told.exit_code == errors.EXIT_USAGE
+    assert "no terminal" in told.stderr
+
+
+@pytest.mark.parametrize("empty", ["", " ", ","])
+def test_empty_filter_shows_nobody(mirrored: Desk, empty: str) -> None:
+    told = mirrored.call("find", "--name", empty)
+    assert (told.exit_code, told.stdout) == (errors.EXIT_USAGE, "")
+
+
+def test_number_that_no_key_can_have_is_a_usage_error(mirrored: Desk) -> None:
+    assert mirrored.call("find", "--patient", str(2**63)).exit_code == errors.EXIT_USAGE
+    assert mirrored.call("find", "--patient", str(2**63 - 1)).exit_code == errors.EXIT_OK
+
+
+def test_item_of_a_kind_that_is_not_mirrored_is_shown(tmp_path: Path) -> None:
+    with practice() as simulation:
+        patient = simulation.practice.rows("SELECT PatNum FROM patient LIMIT 1")[0]["PatNum"]
+        number = simulation.practice.add_mount(patient, 1)
+        desk = Desk(simulation, tmp_path, sync={"kinds": ["document"]})
+        desk.json("backfill")
+        shown = desk.json("show", f"mount-{number}")["versions"]
+        assert [row["path"] for row in shown] == [None]
+
+
+def test_lists_of_a_patient_are_tried_again(mirrored: Desk) -> None:
+    assert mirrored.call("retry", "patient-1", "-n").stdout == "would retry patient-1\n"
+    assert mirrored.json("retry", "patient-1")["outcome"] == "1 to be tried again now"
+    assert mirrored.call("retry", "patient-999999").exit_code == errors.EXIT_USAGE
 
 
 def test_show_and_history_tell_an_items_versions(mirrored: Desk) -> None:
@@ -688,9 +796,13 @@ def test_the_log_of_another_database_is_refused(desk: Desk) -> None:
         other.execute("CREATE TABLE version (noise)")
         other.executemany("INSERT INTO version VALUES (?)", [("x" * 500,) for _ in range(100)])
         shutil.copy(desk.state / "other.db-wal", path.with_name("index.db-wal"))
+    torn = path.read_bytes()
+    assert "syncd reindex" in desk.call("status").stdout
+    assert desk.call("find").exit_code == errors.EXIT_ARCHIVE
     said = desk.call("backfill")
     assert said.exit_code == errors.EXIT_ARCHIVE
     assert "syncd reindex" in said.stderr
+    assert path.read_bytes() == torn, "whoever only looks mixes nothing"
     desk.json("reindex")
     assert len(desk.found()) == before
 

@@ -276,6 +276,19 @@ def test_text_without_quotes_or_with_a_backslash_is_told_with_its_line_and_key(p
     assert words in problem
     assert "path:" not in problems("[archive\npath = 1")[0]
     assert problems("a = 1\na = 2")[0].startswith("config.toml is not valid TOML")
+    assert problems("share = 1\nshare = 2\n[api]")[0].endswith("share stands there twice: remove one")
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 3000], ids=["endless number", "brackets"])
+def test_value_that_toml_cannot_hold_is_a_problem_of_the_file(value: str) -> None:
+    (told,) = problems(f"share = {value}")
+    assert told.startswith("config.toml is not valid TOML")
+    assert value not in told
+
+
+def test_mode_of_any_shape_is_a_problem_like_others() -> None:
+    told = problems(with_keys("api", mode='["remote"]') + "\n[log]\nmax_sise = 1\n")
+    assert [each.partition(":")[0] for each in told] == ["[api] mode", "[log] max_sise"]
 
 
 def test_missing_pin_and_missing_address_are_told_with_both_ways_out() -> None:

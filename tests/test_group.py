@@ -113,6 +113,9 @@ def test_group_that_does_not_exist_ends_the_daemon_with_78(tmp_path: Path) -> No
         text = desk.file.read_text().replace("[archive]", '[archive]\ngroup = "no-such-group"')
         desk.file.write_text(text)
         result = desk.call("run")
+        for words in (["health"], ["status"], ["backfill"]):
+            assert desk.call(*words).exit_code == EXIT_CONFIG
+        assert not list(desk.folder.glob("log/*")), "nothing was begun"
     assert result.exit_code == EXIT_CONFIG
     assert "[archive] group: this machine has no such group" in result.output
 

@@ -51,7 +51,7 @@ SYNCED = StatusFacts(
     oldest_polled_at=NOW - HOUR,
     last_listed_at=NOW - 60,
 )
-FIRST = replace(SYNCED, lists_never_polled=15, last_listed_at=NOW - 10)
+FIRST = replace(SYNCED, lists_never_polled=15, first_sweep_lacks=15, last_listed_at=NOW - 10)
 AROUND = Surroundings("main", "0.1.0", Budget(1, 1, 1), holder="run, pid 812", requests_today=7, throttled_today=1)
 CONTRACT = (
     "practice version state reason message who since next_try_at healthy owed thumbnails_due failing held vanished"
@@ -121,6 +121,11 @@ def test_the_worst_state_is_named_first_and_the_next_one_appears_when_it_is_mend
 def test_lists_that_were_never_polled_are_work_even_when_nothing_is_owed() -> None:
     assert told(FIRST)["state"] == "catching_up"
     assert told(FIRST)["last_complete_sweep_at"] is None
+
+
+def test_list_of_a_new_patient_is_work_and_does_not_undo_the_first_sweep() -> None:
+    said = told(replace(SYNCED, lists_never_polled=2))
+    assert (said["state"], said["last_complete_sweep_at"]) == ("catching_up", iso(NOW - HOUR))
 
 
 def test_a_single_failed_request_is_no_block_but_the_second_is() -> None:

@@ -11,8 +11,9 @@ import pytest
 from syncd import wishes
 from syncd.demo.build import Past, build_practice
 from syncd.demo.faults import Fault
+from syncd.errors import EXIT_HELD
 from syncd.schema import Row
-from tests.small import serving, small, troubles
+from tests.small import serving, small, troubles, verdict
 from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
@@ -412,6 +413,18 @@ def test_database_that_went_back_is_mirrored_on(restored: World) -> None:
     doc = restored.practice.add_document(1, "txt", DateCreated="2026-03-11 10:00:00")
     restored.run(hours=3)
     assert restored.media(1, "document", doc)[-1] == restored.practice.truth()[1].documents[doc]
+
+
+def test_backfill_of_a_database_that_went_back_goes_on_and_ends_as_held(restored: World) -> None:
+    restored.restart()
+    restored.run(hours=1)
+    restored.clock.advance(3600)
+    restored.practice.add_document(1, "txt", DateCreated="2026-03-11 10:00:00")
+    restored.scope.since = restored.clock.now()
+    assert verdict(restored) is None, "a list was not polled yet"
+    restored.run(hours=3)
+    assert verdict(restored) == EXIT_HELD
+    assert restored.index.value("SELECT count(*) FROM duty WHERE why = 'listed'") == 0
 
 
 def test_database_that_went_back_is_believed_once_approved(restored: World) -> None:

@@ -229,6 +229,21 @@ def test_a_wish_for_a_backfill_polls_the_lists_it_names_next(tmp_path: Path) -> 
     assert polled[:2] == [str(one.other)] * 2
 
 
+def test_a_retry_of_a_patients_lists_polls_them_next(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    sent = len(world.office.arrivals)
+    world.index.run("UPDATE list SET failures = 4, next_try_at = 9e9")
+    wishes.make(world.index, "retry", [[one.other, wishes.LISTS, 0]], world.clock.now())
+    world.run(seconds=240)
+    polled = [str(each.params.get("PatNum")) for each in world.office.arrivals[sent:] if "PatNum" in each.params]
+    waiting = world.index.rows("SELECT DISTINCT pat_num FROM list WHERE failures > 0")
+    world.stop()
+    assert polled[:2] == [str(one.other)] * 2
+    assert [row["pat_num"] for row in waiting] == [one.patient]
+
+
 def test_thumbnails_of_a_wished_backfill_do_not_wait_though_a_slot_passed_without_a_look_at_them(
     tmp_path: Path,
 ) -> None:

@@ -156,6 +156,23 @@ def test_a_new_key_is_compared_with_the_index_and_its_files_stay_the_practices(s
     assert "new-customer-key" in (server.room / "etc/syncd/main/customer_key").read_text()
 
 
+def test_root_reads_what_the_practice_s_user_may_not_before_it_becomes_that_user(server: Server) -> None:
+    server.syncd("-p", "main", "backfill", "--no-progress")
+    config, key = server.room / "etc/syncd/main/config.toml", server.room / "etc/syncd/main/id_ed25519"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    before = config.read_text()
+    try:
+        config.write_text(before.replace("[drop]\n", '[drop]\nprivate_key_file = "id_ed25519"\n'))
+        server.syncd("-p", "main", "backfill", "--no-progress", code=12)  # the key is read, and the site knows it not
+        config.write_text(before.replace("[api]\n", "[api]\nallow_upload = true\n"))
+        number = server.simulation.practice.rows("SELECT DocNum FROM document LIMIT 1")[0]["DocNum"]
+        server.simulation.practice.delete_document(number)
+        server.syncd("-p", "main", "backfill", "--no-progress")
+        assert "done" in server.syncd("-p", "main", "put-back", f"document-{number}", "--yes", "--json")
+    finally:
+        config.write_text(before)
+
+
 def test_the_account_is_in_a_jail(server: Server) -> None:
     with server.login() as transport:
         sftp = paramiko.SFTPClient.from_transport(transport)
