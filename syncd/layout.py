@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, cast
 
-from syncd.folders import Folders, read_json, size_of
+from syncd.errors import UnreadableError
+from syncd.folders import Folders, one_file, read_json, size_of
 from syncd.model import TOMBSTONE, Item, Kind, Patient, Tombstone, Version
 from syncd.naming import archive_path_is_ours
 from syncd.sidecar import tombstone_from, version_from_sidecar
@@ -21,9 +22,10 @@ def read_version(relative: str, folder: int) -> Version | None:
     """A sound sidecar of this very place whose file is there with its size, else None."""
     try:
         version = version_from_sidecar(read_json(Path(relative).name, folder))
-    except ValueError:
+        with one_file():
+            whole = size_of(Path(version.path).name, folder) == version.bytes
+    except (ValueError, UnreadableError):
         return None
-    whole = size_of(Path(version.path).name, folder) == version.bytes
     return version if whole and version.sidecar_path == relative else None
 
 

@@ -117,7 +117,7 @@ class Places:
 
     def prepare(self, duty: Duty, now: float) -> Step | None:
         """The request this duty needs next, or None when it needed none: its bytes are archived already."""
-        if duty.why in ("listed", "backfill", "retry") and self._adopted(duty, now):
+        if duty.why in ("listed", "backfill", "retry") and self._needs_none(duty, now):
             return None
         restless = duty.why in ("listed", "backfill") and self._put_off(duty, now)
         if restless or self._left_its_mount(duty):
@@ -233,6 +233,16 @@ class Places:
         return True
 
     # --- what is archived already
+
+    def _needs_none(self, duty: Duty, now: float) -> bool:
+        """Whether its bytes are archived already. Where its folder cannot be read nothing is placed for it, either:
+        that has failed, and is tried again as any failure.
+        """
+        try:
+            return self._adopted(duty, now)
+        except ItemError as error:
+            count_failure(self.doors, duty, error.failure, now)
+            return True
 
     def _adopted(self, duty: Duty, now: float) -> bool:
         if duty.method == "mount-images":

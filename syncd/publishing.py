@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from syncd import repair
 from syncd.archive import Publication
 from syncd.diff import local_time, refetch_at, stamp_age
-from syncd.errors import ItemError, SyncdError
+from syncd.errors import ItemError, SyncdError, UnreadableError
 from syncd.model import FieldValue, Item, Version
 from syncd.schema import row_is_sound
 from syncd.sites import Doors
@@ -65,17 +66,17 @@ class Publisher:
 
     def _take(self, arrivals: Sequence[Arrival], now: float, settle: Callable[[Outcomes], None]) -> Outcomes:
         self.adopt_in_hand(now)
-        dead = {arrival.item for arrival in arrivals if self._doors.index.is_destroyed(arrival.item)}
-        planned = [None if arrival.item in dead else self._plan(arrival, now) for arrival in arrivals]
-        fresh = [plan for plan in planned if plan and (plan.source is not None or plan.version.seq == 0)]
+        planned = [self._planned(arrival, now) for arrival in arrivals]
+        plans = [plan for plan in planned if isinstance(plan, Publication)]
+        fresh = [plan for plan in plans if plan.source is not None or plan.version.seq == 0]
         publications = self._numbered(fresh)
         failures = dict(zip(map(id, fresh), self._doors.archive.publish(publications), strict=True))
         published = dict(zip(map(id, fresh), publications, strict=True))
         outcomes: Outcomes = []
         with self._doors.index.transaction():
             for arrival, plan in zip(arrivals, planned, strict=True):
-                if plan is None:
-                    outcomes.append(ItemError("destroyed"))
+                if isinstance(plan, ItemError):
+                    outcomes.append(plan)
                     continue
                 failure = failures.get(id(plan))
                 version = published[id(plan)].version if id(plan) in published else plan.version
@@ -85,7 +86,7 @@ class Publisher:
             settle(outcomes)
             self._doors.index.remember(IN_HAND, None)
         for arrival, plan, outcome in zip(arrivals, planned, outcomes, strict=True):
-            if plan is not None:
+            if isinstance(plan, Publication):
                 self._tell(plan, outcome)
             self._doors.archive.discard(arrival.source)
         return outcomes
@@ -102,7 +103,8 @@ class Publisher:
         noted = self._doors.index.meta(IN_HAND)
         if noted is not None:
             for pat_num, kind, num in json.loads(noted):
-                self.adopt_unknown(Item(pat_num, kind, num), now)
+                with suppress(ItemError):  # a folder that the disk does not give: others go on
+                    self.adopt_unknown(Item(pat_num, kind, num), now)
             self._doors.index.remember(IN_HAND, None)
 
     def adopt(self, versions: Sequence[Version], now: float) -> None:
@@ -115,6 +117,15 @@ class Publisher:
                 if not known:  # a crash came before the record, and before what follows from it
                     index.set_item(version.item, "refetch_at = ?", self._again_at(version, now))
                     self._owe_thumbnail(version.item)
+
+    def _planned(self, arrival: Arrival, now: float) -> Publication | ItemError:
+        """What to write, or why this one item takes nothing; then the batch goes on without it."""
+        if self._doors.index.is_destroyed(arrival.item):
+            return ItemError("destroyed")
+        try:
+            return self._plan(arrival, now)
+        except ItemError as error:
+            return error
 
     def _plan(self, arrival: Arrival, now: float) -> Publication:
         """What to write: a version, one more sidecar (seq 0, no source), or nothing (a known version, no source)."""
@@ -158,7 +169,10 @@ class Publisher:
             if sidecar is None and row["revision"] != arrival.revision:
                 continue
             if Path(version.path).name in archive.survey(version.folder):
-                archive.set_aside(version.path)
+                try:
+                    archive.set_aside(version.path)
+                except UnreadableError:  # it stays where it is, and what was fetched is a version of its own
+                    continue
             archive.publish([Publication(sidecar or version, arrival.source)])
 
     def _version(self, arrival: Arrival, number: int, sidecar: int, now: float, extension: str) -> Version:

@@ -7,7 +7,6 @@ are a new version, and the old one is unhealable. Nothing is deleted: what is se
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -240,7 +239,7 @@ def settle(index: Index, archive: Archive, log: Log, item: Item, now: float) -> 
     """The item was fetched: what has its bytes back is healed; what was set aside and has not is unhealable."""
     sql = f"SELECT d.path, d.state, d.seq, sha256, version FROM damage d JOIN version v USING (seq) WHERE {_OF_D}"  # noqa: S608
     for row in index.rows(sql, *key(item), *OF_MEDIA):
-        if _digest(archive, row["path"]) == row["sha256"]:
+        if archive.digest(row["path"]) == row["sha256"]:
             with index.transaction():
                 index.run("DELETE FROM damage WHERE path = ?", row["path"])
                 index.run("UPDATE version SET checked_at = ? WHERE seq = ?", now, row["seq"])
@@ -250,14 +249,6 @@ def settle(index: Index, archive: Archive, log: Log, item: Item, now: float) -> 
             index.run("UPDATE damage SET state = 'unhealable' WHERE path = ?", row["path"])
             index.record("unhealable", now, item=item.full_id, seq=row["seq"])
             log.error("version_unhealable", item=item.full_id, version=row["version"], reason="other_bytes")
-
-
-def _digest(archive: Archive, path: str) -> str | None:
-    try:
-        with archive.open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except ItemError:
-        return None
 
 
 def give_up(index: Index) -> int:

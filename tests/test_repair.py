@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -437,6 +439,86 @@ def test_the_scrub_waits_for_an_archive_that_is_away(daily: World, monkeypatch: 
     daily.run(hours=2)
     assert daily.index.meta("scrub_left") == "0"
     assert daily.log.events("damage_found") == []
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """The disk does not give this file or folder any more, wherever it is moved to."""
+    bad, real = path.stat().st_ino, os.open
+
+    def opened(*args: Any, **kwargs: Any) -> int:
+        descriptor = real(*args, **kwargs)
+        if os.fstat(descriptor).st_ino == bad:
+            os.close(descriptor)
+            raise OSError(errno.EIO, "planted")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("change", ["description", "bytes"])
+def test_one_file_that_the_disk_does_not_give_is_told_and_the_mirror_goes_on(
+    daily: World, one: Small, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = path_of(daily, "document")
+    content = (daily.archive / path).read_bytes()
+    planted(monkeypatch, daily.archive / path)
+    scrubbed(daily)
+    assert codes(daily) == ["unreadable"]
+    assert troubles(daily) == {"verify": "archive_damaged"}
+    if change == "description":
+        one.practice.edit_document(one.document, Description="Renamed")
+    else:
+        one.practice.replace_bytes(one.document)
+    later = one.practice.add_document(one.other, "png")
+    daily.run(hours=6)
+    states = [daily.state(one.patient, "document", one.document), daily.state(one.other, "document", later)]
+    assert states == ["archived", "archived"]
+    assert not any((daily.archive / "incoming").iterdir())
+    if change == "description":  # the same bytes came again: they are in its place
+        assert (daily.archive / path).read_bytes() == content
+        assert (aside(daily, path).exists(), codes(daily), troubles(daily)) == (True, [], {})
+    else:
+        assert (codes(daily), troubles(daily)) == (["unreadable"], {"verify": "archive_damaged"})
+
+
+def test_a_file_that_cannot_even_be_set_aside_is_followed_by_a_version_of_its_own(
+    daily: World, one: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = path_of(daily, "document"), os.rename
+    planted(monkeypatch, daily.archive / path)
+
+    def renamed(name: Any, *args: Any, **kwargs: Any) -> None:
+        if name == path.name:
+            raise OSError(errno.EIO, "planted")
+        rename(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    one.practice.edit_document(one.document, Description="Renamed")
+    daily.run(hours=6)
+    assert daily.item(one.patient, "document", one.document)["current_version"] == 2
+    assert daily.state(one.patient, "document", one.document) == "archived"
+    assert troubles(daily) == {}
+
+
+def test_one_folder_that_the_disk_does_not_give_is_told_and_the_mirror_goes_on(
+    daily: World, one: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = path_of(daily, "document").parent
+    with monkeypatch.context() as patch:
+        planted(patch, daily.archive / folder)
+        one.practice.replace_bytes(one.document)
+        scrubbed(daily)
+        later = one.practice.add_document(one.other, "png")
+        daily.run(hours=6)
+        assert [f"{each.code} {each.path}" for each in found(daily)] == [f"unreadable {folder}"]
+        assert troubles(daily) == {"verify": "archive_damaged"}
+        assert daily.state(one.other, "document", later) == "archived"
+        assert daily.index.meta("scrub_left") == "0"
+        assert daily.state(one.patient, "document", one.document) != "archived"
+    scrubbed(daily)
+    daily.run()
+    assert (codes(daily), troubles(daily)) == ([], {})
+    daily.check()
 
 
 def test_a_clock_that_went_back_holds_up_no_scrub(daily: World) -> None:
