@@ -337,11 +337,14 @@ class Archive:
         with self._opened() as folders:
             return tombstone_in(folders, f"patients/{item.pat_num}/{item.id}")
 
-    def bury(self, tombstone: Tombstone) -> None:
+    def bury(self, tombstone: Tombstone) -> int:
         """The one deletion: put the tombstone into the item's folder, durably, then remove all else that is there, and
         what was set aside of it. May be called again; what a crash interrupts is seen by the tombstone beside files.
+
+        Folders that somebody made there are not syncd's and stay: how many. Raises ItemError where the disk lets a file
+        not go.
         """
-        item = tombstone.item
+        item, foreign = tombstone.item, 0
         place, aside = f"patients/{item.pat_num}/{item.id}", f"damaged/{item.pat_num}/{item.id}"
         with self._opened() as folders, translated():
             if tombstone_in(folders, place) != tombstone:
@@ -350,10 +353,14 @@ class Archive:
                 put(folders, tombstone_content(tombstone), place, TOMBSTONE)
                 folders.sync()
             for top in (place, aside):
-                for name in folders.entries(top).keys() - {TOMBSTONE}:
-                    os.unlink(name, dir_fd=folders.get(top))
+                entries = folders.entries(top)
+                foreign += sum(entries.values())
+                for name in [name for name, is_folder in entries.items() if name != TOMBSTONE and not is_folder]:
+                    with one_file():
+                        os.unlink(name, dir_fd=folders.get(top))
                     folders.touched.add(top)
             folders.sync()
+        return foreign
 
     def withdraw_published(self) -> None:
         """Remove the published copies of the index: they tell of what was destroyed; the next is made in its time."""

@@ -210,7 +210,8 @@ class _Look:
             return
         if self._destroyed:
             for name in self._entries.keys() - ({TOMBSTONE} if self._tombstone else set()):
-                yield self._finding("leftover", f"{self._folder}/{name}")
+                is_folder = self._entries[name].kind == "folder"
+                yield self._finding("foreign" if is_folder else "leftover", f"{self._folder}/{name}")
             return
         for name in [name for name in self._entries if name.endswith(".json")]:
             yield from self._read_sidecar(name)

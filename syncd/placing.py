@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -16,7 +17,7 @@ from syncd import guards
 from syncd.diff import DAY, HOUR, revision
 from syncd.errors import ItemError, NoSuchMethodError, SiteError, SyncdError, TransientError, UnansweredError
 from syncd.listing import Lists, ListStep, Step
-from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName
+from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName, Version
 from syncd.naming import own_extension, staging_name
 from syncd.pacing import retry_delay
 from syncd.publishing import Publisher
@@ -306,7 +307,9 @@ class Places:
         index = self.doors.index
         due = index.rows("SELECT num, sha256 FROM item WHERE pat_num = ? AND thumbnail_due = 1", pat_num)
         for row in due:
-            held = self.doors.archive.read_item(Item(pat_num, "thumbnail", row["num"]))
+            held: Sequence[Version] = ()
+            with suppress(ItemError):  # then it is fetched, and fails by itself
+                held = self.doors.archive.read_item(Item(pat_num, "thumbnail", row["num"]))
             if held and held[-1].source_revision == row["sha256"]:
                 with index.transaction():
                     self._publisher.adopt(held, now)
