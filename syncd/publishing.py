@@ -59,10 +59,14 @@ class Publisher:
 
         `settle` is called with the outcomes inside the transaction that records them.
         No two arrivals of a batch may be of one item. Raises SiteError for the archive as a whole; then nothing of
-        the batch is recorded, and all of it may be tried again.
+        the batch is recorded, and all of it is fetched again: its files in `incoming` are gone whatever becomes of it.
         """
-        with self._doors.archive.publishing:  # versions are recorded in the order of their numbers, for followers
-            return self._take(arrivals, now, settle)
+        try:
+            with self._doors.archive.publishing:  # versions are recorded in the order of their numbers, for followers
+                return self._take(arrivals, now, settle)
+        finally:
+            for arrival in arrivals:  # what was linked is in the archive by another name
+                self._doors.archive.discard(arrival.source)
 
     def _take(self, arrivals: Sequence[Arrival], now: float, settle: Callable[[Outcomes], None]) -> Outcomes:
         self.adopt_in_hand(now)
@@ -85,10 +89,9 @@ class Publisher:
                     self._record(arrival, version, now)
             settle(outcomes)
             self._doors.index.remember(IN_HAND, None)
-        for arrival, plan, outcome in zip(arrivals, planned, outcomes, strict=True):
+        for plan, outcome in zip(planned, outcomes, strict=True):
             if isinstance(plan, Publication):
                 self._tell(plan, outcome)
-            self._doors.archive.discard(arrival.source)
         return outcomes
 
     def take_upload(self, arrival: Arrival, now: float) -> None:

@@ -207,9 +207,14 @@ class PullLane:
             placed = self._doors.index.attempts("placed", self._doors.clock.now(), BATCH) if hand.open else []
             return self._jobs(hand, [each for each in placed if each.id not in hand.known])
 
-        outcomes = self._doors.drop.pull(self._jobs(hand, attempts), finished)
-        hand.outcomes |= {target.local: outcome for target, outcome in zip(hand.targets, outcomes, strict=True)}
-        finished([])  # what brought no file
+        try:
+            outcomes = self._doors.drop.pull(self._jobs(hand, attempts), finished)
+            hand.outcomes |= {target.local: outcome for target, outcome in zip(hand.targets, outcomes, strict=True)}
+            finished([])  # what brought no file
+        except BaseException:
+            for target in hand.targets:  # pulled again, under another name
+                self._doors.archive.discard(target.local)
+            raise
         for target, outcome in zip(hand.targets, outcomes, strict=True):
             if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
