@@ -173,7 +173,7 @@ class PullLane:
                 self._sites.works("drop", now)
         staged = upload.stage(self._doors, now)
         if placed:
-            self._pull(placed, now)
+            self._pull(placed)
             return True
         unanswered = index.attempts("unanswered", now, BATCH)
         for attempt in unanswered:
@@ -196,14 +196,14 @@ class PullLane:
 
     # --- pull, publish, record
 
-    def _pull(self, attempts: Sequence[Attempt], now: float) -> None:
+    def _pull(self, attempts: Sequence[Attempt]) -> None:
         """Pull; publish what is whole while the rest is on its way, and take along what is placed meanwhile."""
         hand = _Hand()
 
         def finished(ended: Sequence[tuple[PullJob, Pulled | SyncdError]]) -> list[PullJob]:
             hand.outcomes |= {job.local: outcome for job, outcome in ended}
-            for some in hand.whole():
-                self._publish(some, hand.outcomes, now)
+            for some in hand.whole():  # each at its own time: a large file may be on its way for an hour
+                self._publish(some, hand.outcomes, self._doors.clock.now())
             placed = self._doors.index.attempts("placed", self._doors.clock.now(), BATCH) if hand.open else []
             return self._jobs(hand, [each for each in placed if each.id not in hand.known])
 
@@ -215,6 +215,7 @@ class PullLane:
             for target in hand.targets:  # pulled again, under another name
                 self._doors.archive.discard(target.local)
             raise
+        now = self._doors.clock.now()
         for target, outcome in zip(hand.targets, outcomes, strict=True):
             if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
@@ -446,7 +447,7 @@ class PullLane:
             return
         seen = None if in_folder else self._doors.drop.look([attempt.staging.encode()])[0]
         if seen is not None and attempt.seen == (seen.size, seen.mtime):
-            self._pull([attempt], now)
+            self._pull([attempt])
             if self._doors.index.value("SELECT state FROM attempt WHERE id = ?", attempt.id) != "unanswered":
                 return
         self._give_up(attempt, now)

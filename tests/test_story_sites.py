@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,25 @@ def test_batch_that_cannot_be_recorded_leaves_nothing_in_incoming(
     world.check()
 
 
+def pulling_one_by_one(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> Callable[[float], float]:
+    """Two placements wait; the turn that pulls both: the drop tells of one file after the other, each so much later."""
+    lane, pull = world.lanes.pull_lane, world.drop._pull
+    turn, placed = lane.turn, "SELECT count(*) FROM attempt WHERE state = 'placed'"
+    with monkeypatch.context() as patch:
+        patch.setattr(lane, "turn", lambda now: now + 1.0)
+        world.run(until=lambda: world.index.value(placed) == 2)
+
+    def one_by_one(jobs: Sequence[PullJob], finished: Finished) -> list[Pulled | SyncdError]:
+        outcomes = pull(jobs)
+        for told in zip(jobs, outcomes, strict=True):
+            world.clock.advance(seconds)
+            finished([told])
+        return outcomes
+
+    monkeypatch.setattr(world.drop, "pull", one_by_one)
+    return turn
+
+
 def test_what_was_pulled_beside_what_cannot_be_recorded_is_thrown_away_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,23 +297,12 @@ def test_what_was_pulled_beside_what_cannot_be_recorded_is_thrown_away_too(
     world.run()
     for document in (one.document, one.letter):
         one.practice.replace_bytes(document)
-    turn, lane = world.lanes.pull_lane.turn, world.lanes.pull_lane
-    monkeypatch.setattr(lane, "turn", lambda now: now + 1.0)
-    placed = "SELECT count(*) FROM attempt WHERE state = 'placed'"
-    world.run(until=lambda: world.index.value(placed) == 2)
-    pull = world.drop._pull
-
-    def one_by_one(jobs: Sequence[PullJob], finished: Finished) -> list[Pulled | SyncdError]:
-        outcomes = pull(jobs)  # as the real drop: all are there, and one after the other is told
-        for told in zip(jobs, outcomes, strict=True):
-            finished([told])
-        return outcomes
+    turn = pulling_one_by_one(world, monkeypatch)
 
     def failing(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "planted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.drop, "pull", one_by_one)
         patch.setattr(os, "link", failing)
         turn(world.clock.now())
         assert troubles(world) == {"archive": "disk_error"}
@@ -302,6 +310,19 @@ def test_what_was_pulled_beside_what_cannot_be_recorded_is_thrown_away_too(
     monkeypatch.undo()
     world.run(hours=3)
     world.check()
+
+
+def test_each_version_bears_the_time_when_its_file_came_whatever_else_is_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    for document in (one.document, one.letter):
+        one.practice.replace_bytes(document)
+    pulling_one_by_one(world, monkeypatch, seconds=600.0)(begun := world.clock.now())
+    newest = "SELECT archived_at FROM version WHERE kind = 'document' AND version = 2 ORDER BY seq"
+    assert [row["archived_at"] - begun for row in world.index.rows(newest)] == [600.0, 1200.0]
 
 
 def test_what_was_linked_before_the_record_failed_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
