@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
+from syncd.errors import ConfigError, ItemError, SiteError, SyncdError, UnreadableError
 from syncd.folders import (
     READ,
     REFUSED,
@@ -379,14 +379,19 @@ class Archive:
         return None
 
     def settle_mode(self, path: str) -> None:
-        """Give a file or folder the mode of the contract again."""
+        """Give a file or folder the mode of the contract again. Raises ItemError where it is not ours to give."""
         folder, _, name = path.rpartition("/")
         with self._opened() as folders:
-            entry, descriptor = folders.entry(folder, name), os.open(name, READ, dir_fd=folders.get(folder))
-            try:
-                folders.own(descriptor, 0o700 if entry is not None and entry.kind == "folder" else 0o400)
-            finally:
-                os.close(descriptor)
+            entry, there = folders.entry(folder, name), folders.get(folder)
+            mode = 0o700 if entry is not None and entry.kind == "folder" else 0o400
+            with one_file():
+                if entry is not None and entry.kind in ("file", "folder"):
+                    os.chmod(name, mode, dir_fd=there)  # by its name: with that of now it may not let itself be opened
+                descriptor = os.open(name, READ, dir_fd=there)
+                try:
+                    folders.own(descriptor, mode)
+                finally:
+                    os.close(descriptor)
 
     def write_sidecar(self, version: Version) -> None:
         """Write a sidecar that is missing, durably. Raises ItemError where something bears its name."""
@@ -456,9 +461,10 @@ class Archive:
         return True
 
     def read_patient(self, pat_num: int) -> Patient | None:
-        """Who the patient is, as last written; `stamp` is not kept and is empty. None where there is no such file."""
-        with self._opened() as folders:
+        """Who the patient is, as last written; `stamp` is not kept and is empty. None where no file says it."""
+        with self._opened() as folders, contextlib.suppress(UnreadableError):
             return patient_in(folders, pat_num) if folders.entries(f"patients/{pat_num}") else None
+        return None
 
     def mount_images(self, pat_num: int, mount_num: int) -> list[Version]:
         """Every archived version of every image that was ever in this mount."""

@@ -163,6 +163,10 @@ def test_a_folder_that_the_disk_does_not_give_is_told_and_does_not_end_the_walk(
     monkeypatch.setattr(os, "open", opened)
     failing[:] = [f"document-{one.letter}"]
     assert found(world) == usual | {f"unreadable {top}/document-{one.letter}"}
+    failing[:] = ["patient.json"]
+    assert found(world) == usual | {
+        f"bad_sidecar patients/{number}/patient.json" for number in (one.patient, one.other)
+    }
     failing[:] = [str(one.other)]
     assert found(world) == usual | {f"unreadable {top}", f"unreadable {top}/document-{one.letter}"}
     (world.archive / "published").mkdir(mode=0o700, exist_ok=True)

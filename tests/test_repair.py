@@ -326,6 +326,48 @@ def test_a_disk_that_lets_nothing_be_touched_is_no_end_of_the_repair(
     assert repaired(world) == ["queued"]
 
 
+def as_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for anybody but root: what has no right to be read cannot be opened."""
+    real = os.open
+
+    def opened(*args: Any, **kwargs: Any) -> int:
+        descriptor = real(*args, **kwargs)
+        if not os.fstat(descriptor).st_mode & 0o400:
+            os.close(descriptor)
+            raise PermissionError(errno.EACCES, "planted")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("of", ["file", "item", "patient", "published"])
+def test_a_mode_that_lets_nothing_be_opened_is_mended(world: World, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    path = path_of(world, "document")
+    (world.archive / "published").mkdir(mode=0o700, exist_ok=True)
+    bad = {"file": path, "item": path.parent, "patient": path.parents[1]}.get(of, Path("published"))
+    as_a_user(monkeypatch)
+    (world.archive / bad).chmod(0o000)
+    assert {"unreadable", "wrong_mode"} == set(codes(world))
+    assert set(repaired(world)) == {"healed"}
+    assert (codes(world), troubles(world)) == ([], {})
+    assert (world.archive / path).exists()
+
+
+@pytest.mark.parametrize("of", ["file", "item", "patient", "published"])
+def test_what_the_disk_does_not_give_at_all_is_no_end_of_the_repair_and_stays_where_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    path = path_of(world, "mount")
+    (world.archive / "published").mkdir(mode=0o700, exist_ok=True)
+    bad = {"file": path, "item": path.parent, "patient": path.parents[1]}.get(of, Path("published"))
+    planted(monkeypatch, world.archive / bad)
+    assert set(repaired(world)) == ({"queued"} if of == "file" else {"unhealable"})
+    assert (world.archive / (aside(world, bad) if of == "file" else bad)).exists()
+    world.index.run("DELETE FROM version WHERE kind = 'mount'")  # an index that does not know it moves it no more
+    repaired(world)
+    assert of == "file" or (world.archive / bad).exists()
+
+
 def test_an_archive_that_is_gone_ends_the_repair(world: World) -> None:
     rot(world, path_of(world, "document"))
     (every,) = found(world)
