@@ -57,6 +57,7 @@ NOT_IN_GROUP: Final = (
     "[archive] group: syncd's user is not in it, or may not be inside the service: `usermod -aG GROUP USER`, and for"
     " the service the drop-in that the README names"
 )
+_SIDECAR: Final = re.compile(r"(?:\.([1-9][0-9]{0,17}))?\.json")  # after the name of its version
 _MEDIA: Final = re.compile(r"([1-9][0-9]{0,17})-[0-9a-f]{12}\.(?!json$)[a-z0-9]+")
 
 
@@ -294,6 +295,13 @@ class Archive:
             tops = (f"{top}/{item.pat_num}/{item.id}" for top in ("patients", "damaged"))
             names = [name for top in tops for name in folders.entries(top)]
         return max((int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))), default=0)
+
+    def highest_sidecar(self, version: Version) -> int:
+        """The highest number of a sidecar of this version, whatever it says; 0 for none."""
+        stem = Path(version.path).stem
+        with self._opened() as folders:
+            found = [_SIDECAR.fullmatch(name.removeprefix(stem)) for name in folders.entries(version.folder)]
+        return max((int(each[1] or 1) for each in found if each), default=0)
 
     def open_file(self, path: str) -> io.BufferedReader:
         """A file of the archive, for reading. Raises ItemError io_error when it is not there or no regular file,

@@ -144,7 +144,8 @@ class Publisher:
         if newest is not None and (same_bytes or rendered_again) and self._doors.archive.intact(newest):
             if newest.revision == arrival.revision or rendered_again:
                 return Publication(newest, None)
-            return Publication(self._version(arrival, newest.version, newest.sidecar + 1, now, newest.extension), None)
+            further = 1 + self._highest_sidecar(newest)
+            return Publication(self._version(arrival, newest.version, further, now, newest.extension), None)
         return Publication(self._version(arrival, highest + 1, 1, now, arrival.extension), arrival.source)
 
     def _highest(self, item: Item) -> int:
@@ -152,6 +153,13 @@ class Publisher:
         sql = "SELECT max(version) FROM version WHERE pat_num = ? AND kind = ? AND num = ?"
         recorded = self._doors.index.value(sql, item.pat_num, item.kind, item.num) or 0
         return max(self._doors.archive.highest_version(item), recorded)
+
+    def _highest_sidecar(self, version: Version) -> int:
+        """The highest number that a sidecar of the version ever had: one that rotted or is gone is followed, too."""
+        sql = "SELECT max(sidecar) FROM version WHERE pat_num = ? AND kind = ? AND num = ? AND version = ?"
+        item = version.item
+        recorded = self._doors.index.value(sql, item.pat_num, item.kind, item.num, version.version) or 0
+        return max(self._doors.archive.highest_sidecar(version), recorded)
 
     def _heal(self, arrival: Arrival) -> None:
         """Give the newest recorded version its file back where that is gone or rotted, and these are its bytes.

@@ -309,6 +309,31 @@ def test_what_is_not_syncds_is_left_alone(world: World) -> None:
     assert (world.archive / "stray.txt").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("how", ["rotted", "gone", "foreign"])
+def test_a_further_sidecar_that_is_lost_is_followed_and_its_item_goes_on(world: World, one: Small, how: str) -> None:
+    path = path_of(world, "document")
+    if how == "foreign":
+        (world.archive / path.with_suffix(".7.json")).write_bytes(b"mine")
+    one.practice.edit_document(one.document, Description="Renamed once")
+    world.sweep()
+    further = path.with_suffix(".2.json" if how != "foreign" else ".8.json")
+    if how == "gone":
+        (world.archive / further).unlink()
+    elif how == "rotted":
+        rot(world, further)
+    one.practice.edit_document(one.document, Description="Renamed twice")
+    world.sweep()
+    assert world.state(one.patient, "document", one.document) == "archived"
+    sql = "SELECT version, sidecar, revision FROM version WHERE kind = 'document' AND pat_num = ? ORDER BY seq"
+    rows = world.index.rows(sql, one.patient)
+    expected = [(1, 1), (1, 8), (1, 9)] if how == "foreign" else [(1, 1), (1, 2), (1, 3)]
+    assert [(row["version"], row["sidecar"]) for row in rows] == expected
+    item = world.item(one.patient, "document", one.document)
+    assert item["revision"] == item["archived_revision"] == rows[-1]["revision"]
+    assert not world.index.rows("SELECT 1 FROM duty")
+    assert (codes(world), repaired(world)) == (["bad_sidecar"], ["unhealable"])  # its own listing nobody knows any more
+
+
 # --- disks
 
 
