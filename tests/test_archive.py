@@ -666,6 +666,22 @@ def test_what_the_disk_does_not_give_of_a_file_is_not_intact_and_the_others_are_
         archive.set_aside(version().path)
 
 
+def test_a_mode_is_given_to_files_and_folders_only(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> None:
+    archive.publish([pulled(archive)])
+    outside = tmp_path_factory.mktemp("outside") / "file"
+    outside.touch(0o644)
+    link = archive.root / version().folder / "link"
+    link.symlink_to(outside)
+    for path in (f"{version().folder}/link", f"{version().folder}/absent"):
+        with pytest.raises(ItemError):
+            archive.settle_mode(path)
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o644
+    for path, mode in ((version().path, 0o400), (version().folder, 0o700)):
+        (archive.root / path).chmod(0o000)
+        archive.settle_mode(path)
+        assert stat.S_IMODE((archive.root / path).stat().st_mode) == mode
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EPERM])
 @pytest.mark.parametrize("name", [".syncd-archive", "patients", "incoming", "damaged"])
 def test_a_folder_or_marker_of_all_that_the_disk_does_not_give_stops_everything(

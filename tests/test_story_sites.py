@@ -325,7 +325,10 @@ def test_each_version_bears_the_time_when_its_file_came_whatever_else_is_on_its_
     assert [row["archived_at"] - begun for row in world.index.rows(newest)] == [600.0, 1200.0]
 
 
-def test_what_was_linked_before_the_record_failed_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_was_linked_before_the_record_failed_is_not_lost_and_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
     one = small()
     world = serving(tmp_path, one)
     world.run()
@@ -344,7 +347,17 @@ def test_what_was_linked_before_the_record_failed_is_not_lost(tmp_path: Path, mo
     assert not any((world.archive / "incoming").iterdir())
     assert len(world.catalog().versions(Item(one.patient, "document", one.document))) == 1
     lane.execute("PRAGMA query_only = OFF")
-    world.run(hours=3)
+    if hidden:  # its folder cannot be read when it is to be recorded
+        folder = world.archive / "patients" / str(one.patient) / f"document-{one.document}"
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(tmp_path / "moved")
+        with one.practice.as_of(world.clock.now() - HOUR):
+            later = one.practice.add_document(one.other, "png")
+        world.run(hours=1)
+        assert world.state(one.other, "document", later) == "archived"
+        folder.unlink()
+        (tmp_path / "moved").rename(folder)
+    world.run(hours=30)
     assert len(world.media(one.patient, "document", one.document)) == 2
     world.check()
 
