@@ -7,6 +7,7 @@ them. No call touches a folder whose marker is absent or belongs to another arch
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import hashlib
 import io
@@ -21,11 +22,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from syncd.errors import ConfigError, ItemError, SiteError, SyncdError
+from syncd.errors import ConfigError, ItemError, SiteError, SyncdError, UnreadableError
 from syncd.folders import (
     READ,
+    REFUSED,
     Entry,
     Folders,
+    one_file,
     open_regular,
     put,
     read_json,
@@ -54,6 +57,7 @@ NOT_IN_GROUP: Final = (
     "[archive] group: syncd's user is not in it, or may not be inside the service: `usermod -aG GROUP USER`, and for"
     " the service the drop-in that the README names"
 )
+_SIDECAR: Final = re.compile(r"(?:\.([1-9][0-9]{0,17}))?\.json")  # after the name of its version
 _MEDIA: Final = re.compile(r"([1-9][0-9]{0,17})-[0-9a-f]{12}\.(?!json$)[a-z0-9]+")
 
 
@@ -88,7 +92,7 @@ def _prepare(folders: Folders, draft: _Draft) -> None:
     rivals = {name for name, number in files.items() if number == version.version}
     media, sidecar = Path(version.path).name, Path(version.sidecar_path).name
     if rivals == {media}:
-        with open_regular(media, folder) as file:
+        with one_file(), open_regular(media, folder) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != version.sha256:
                 raise ItemError("io_error", "other bytes have this version's name")
     elif rivals:
@@ -107,40 +111,40 @@ def _prepare(folders: Folders, draft: _Draft) -> None:
 
 def _sync(folders: Folders, draft: _Draft) -> None:
     """Make durable what was pulled and what `_prepare` wrote; for many at once."""
-    try:
-        for name, size in draft.unsettled.items():
-            settle_file(folders, name, size)
-    except (ItemError, OSError):
-        remove(draft.sidecar, folders.get("incoming"))
-        raise
+    for name, size in draft.unsettled.items():
+        settle_file(folders, name, size)
 
 
 def _place(folders: Folders, draft: _Draft) -> None:
     """Put the sidecar, now durable, beside where the file will be."""
     if draft.sidecar:
         there, name = folders.get(draft.version.folder), Path(draft.version.sidecar_path).name
-        os.replace(draft.sidecar, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=there)
+        with one_file(REFUSED):
+            os.replace(draft.sidecar, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=there)
 
 
 def _commit(folders: Folders, draft: _Draft) -> None:
     """The link that makes the version exist; for one without a source, its sidecar."""
     version, source = draft.version, draft.source
     folder, name = folders.get(version.folder), Path(version.path).name
-    there = size_of(name, folder)
+    with one_file():
+        there = size_of(name, folder)
     if source is None:
         if there != version.bytes:
             raise ItemError("io_error", "the file of this sidecar is not archived")
         name = Path(version.sidecar_path).name
-        there = size_of(name, folder)
+        with one_file():
+            there = size_of(name, folder)
         known = read_version(version.sidecar_path, folder)
         if there is not None and (known is None or known.revision != version.revision):
             raise ItemError("io_error", "another sidecar has this number")
     folders.touched.add(version.folder)
     if there is None:
-        if source:
-            os.link(source.name, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder, follow_symlinks=False)
-        else:
-            put(folders, sidecar_content(version), version.folder, name)
+        with one_file({errno.EACCES} if source else REFUSED):  # EPERM of a link: a file system that has none
+            if source:
+                os.link(source.name, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder, follow_symlinks=False)
+            else:
+                put(folders, sidecar_content(version), version.folder, name)
         folders.undo.callback(remove, name, folder)
 
 
@@ -171,7 +175,7 @@ class Archive:
         folders = Folders(root, self._gid)
         try:
             with translated():
-                folders.marker = read_json(MARKER, root)
+                folders.marker = read_json(MARKER, root, lenient=())
                 found = folders.marker.get("id")
                 if marked and (not isinstance(found, str) or self._expected not in (None, found)):
                     raise SiteError("archive_missing")
@@ -261,6 +265,8 @@ class Archive:
                         step(folders, drafts[number])
                 except ItemError as error:
                     outcomes[number] = error
+                    if drafts[number].sidecar:
+                        remove(drafts[number].sidecar, folders.get("incoming"))
 
         with self._opened() as folders, folders.undo:
             for step in (_prepare, _sync, _place, _commit):
@@ -290,18 +296,32 @@ class Archive:
             names = [name for top in tops for name in folders.entries(top)]
         return max((int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))), default=0)
 
+    def highest_sidecar(self, version: Version) -> int:
+        """The highest number of a sidecar of this version, whatever it says; 0 for none."""
+        stem = Path(version.path).stem
+        with self._opened() as folders:
+            found = [_SIDECAR.fullmatch(name.removeprefix(stem)) for name in folders.entries(version.folder)]
+        return max((int(each[1] or 1) for each in found if each), default=0)
+
     def open_file(self, path: str) -> io.BufferedReader:
-        """A file of the archive, for reading. Raises ItemError io_error when it is not there or no regular file."""
+        """A file of the archive, for reading. Raises ItemError io_error when it is not there or no regular file,
+        UnreadableError when the disk does not give it.
+        """
         folder, _, name = path.rpartition("/")
         with self._opened() as folders:
-            return open_regular(name, folders.get(folder))
+            there = folders.get(folder)
+            with one_file():
+                return open_regular(name, there)
 
     def open_media(self, version: Version) -> io.BufferedReader:
-        """The archived file, for reading. Raises ItemError io_error when it is not there or no regular file."""
+        """The archived file, for reading. Raises what `open_file` raises."""
         return self.open_file(version.path)
 
     def survey(self, relative: str = "") -> dict[str, Entry]:
-        """What lies in one folder, sorted by name; nothing where there is none. No symlink is followed."""
+        """What lies in one folder, sorted by name; nothing where there is none. No symlink is followed.
+
+        Raises ItemError where something else bears its name, UnreadableError where the disk does not give it.
+        """
         with self._opened() as folders:
             found = {name: folders.entry(relative, name) for name in folders.entries(relative)}
             return {name: entry for name, entry in found.items() if entry is not None}
@@ -314,7 +334,8 @@ class Archive:
             folders.settle(aside)
             taken = folders.entries(aside)
             free = next(each for each in (name, *(f"{name}.{n}" for n in range(2, 1000))) if each not in taken)
-            os.rename(name, free, src_dir_fd=source, dst_dir_fd=target)
+            with one_file():
+                os.rename(name, free, src_dir_fd=source, dst_dir_fd=target)
             folders.touched |= {folder, aside}
             folders.sync()
         return f"{aside}/{free}"
@@ -324,11 +345,14 @@ class Archive:
         with self._opened() as folders:
             return tombstone_in(folders, f"patients/{item.pat_num}/{item.id}")
 
-    def bury(self, tombstone: Tombstone) -> None:
+    def bury(self, tombstone: Tombstone) -> int:
         """The one deletion: put the tombstone into the item's folder, durably, then remove all else that is there, and
         what was set aside of it. May be called again; what a crash interrupts is seen by the tombstone beside files.
+
+        Folders that somebody made there are not syncd's and stay: how many. Raises ItemError where the disk lets a file
+        not go.
         """
-        item = tombstone.item
+        item, foreign = tombstone.item, 0
         place, aside = f"patients/{item.pat_num}/{item.id}", f"damaged/{item.pat_num}/{item.id}"
         with self._opened() as folders, translated():
             if tombstone_in(folders, place) != tombstone:
@@ -337,10 +361,14 @@ class Archive:
                 put(folders, tombstone_content(tombstone), place, TOMBSTONE)
                 folders.sync()
             for top in (place, aside):
-                for name in folders.entries(top).keys() - {TOMBSTONE}:
-                    os.unlink(name, dir_fd=folders.get(top))
+                entries = folders.entries(top)
+                foreign += sum(entries.values())
+                for name in [name for name, is_folder in entries.items() if name != TOMBSTONE and not is_folder]:
+                    with one_file():
+                        os.unlink(name, dir_fd=folders.get(top))
                     folders.touched.add(top)
             folders.sync()
+        return foreign
 
     def withdraw_published(self) -> None:
         """Remove the published copies of the index: they tell of what was destroyed; the next is made in its time."""
@@ -353,20 +381,25 @@ class Archive:
 
     def read_sidecar(self, version: Version) -> Version | None:
         """The first sidecar of a version as it was written, whether or not its file is there; None for no sound one."""
-        with contextlib.suppress(ItemError), self.open_file(version.sidecar_path) as file:
+        with contextlib.suppress(ItemError), translated(), one_file(), self.open_file(version.sidecar_path) as file:
             found = decode(file.read())
             return found if found is not None and found.sidecar_path == version.sidecar_path else None
         return None
 
     def settle_mode(self, path: str) -> None:
-        """Give a file or folder the mode of the contract again."""
+        """Give a file or folder the mode of the contract again. Raises ItemError where it is not ours to give."""
         folder, _, name = path.rpartition("/")
         with self._opened() as folders:
-            entry, descriptor = folders.entry(folder, name), os.open(name, READ, dir_fd=folders.get(folder))
-            try:
-                folders.own(descriptor, 0o700 if entry is not None and entry.kind == "folder" else 0o400)
-            finally:
-                os.close(descriptor)
+            entry, there = folders.entry(folder, name), folders.get(folder)
+            mode = 0o700 if entry is not None and entry.kind == "folder" else 0o400
+            with one_file():
+                if entry is not None and entry.kind in ("file", "folder"):
+                    os.chmod(name, mode, dir_fd=there)  # by its name: with that of now it may not let itself be opened
+                descriptor = os.open(name, READ, dir_fd=there)
+                try:
+                    folders.own(descriptor, mode)
+                finally:
+                    os.close(descriptor)
 
     def write_sidecar(self, version: Version) -> None:
         """Write a sidecar that is missing, durably. Raises ItemError where something bears its name."""
@@ -378,12 +411,14 @@ class Archive:
             folders.sync()
 
     def intact(self, version: Version) -> bool:
-        """Whether the file is there with the bytes that were archived. A read error is SiteError disk_error."""
-        try:
-            with translated(), self.open_media(version) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == version.sha256
-        except ItemError:
-            return False
+        """Whether the file is there with the bytes that were archived."""
+        return self.digest(version.path) == version.sha256
+
+    def digest(self, path: str) -> str | None:
+        """The sha256 of a file's bytes, in hex; None where it is not there, or the disk does not give it."""
+        with contextlib.suppress(ItemError), translated(), one_file(), self.open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return None
 
     def seen(self, path: str) -> list[int] | None:
         """Size, time of the last change in ns, and mode of a regular file; None for anything else."""
@@ -434,9 +469,10 @@ class Archive:
         return True
 
     def read_patient(self, pat_num: int) -> Patient | None:
-        """Who the patient is, as last written; `stamp` is not kept and is empty. None where there is no such file."""
-        with self._opened() as folders:
+        """Who the patient is, as last written; `stamp` is not kept and is empty. None where no file says it."""
+        with self._opened() as folders, contextlib.suppress(UnreadableError):
             return patient_in(folders, pat_num) if folders.entries(f"patients/{pat_num}") else None
+        return None
 
     def mount_images(self, pat_num: int, mount_num: int) -> list[Version]:
         """Every archived version of every image that was ever in this mount."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from syncd.archive import MARKER, ROOT_NAMES, Archive
-from syncd.errors import ItemError, SiteError, Who
+from syncd.errors import ItemError, SiteError, UnreadableError, Who
 from syncd.folders import Entry
 from syncd.index import Index
 from syncd.model import KINDS, TOMBSTONE, Item, Kind, Version
@@ -103,7 +103,10 @@ def check(index: Index, archive: Archive, tally: Tally, alone: bool = True, now:
             yield Finding("foreign", name)
         elif name in {"patients", "incoming", "published", MARKER} and not entry.mode_is_right:
             yield Finding("wrong_mode", name)
-    for name, entry in _survey(archive, "published").items():
+    published = _survey(archive, "published")
+    if published is None:
+        yield Finding("unreadable", "published")
+    for name, entry in (published or {}).items():
         if not archive_path_is_ours(f"published/{name}"):
             yield Finding("foreign", f"published/{name}")
         elif not entry.mode_is_right:
@@ -127,7 +130,7 @@ def is_whole(index: Index) -> bool:
 
 
 def _patient(name: str, entry: Entry) -> bool:
-    return entry.kind == "folder" and archive_path_is_ours(f"patients/{name}/patient.json")
+    return entry.kind in ("folder", "unreadable") and archive_path_is_ours(f"patients/{name}/patient.json")
 
 
 def _check_patient(
@@ -138,9 +141,12 @@ def _check_patient(
         items.add((str(text_of(row["kind"])), row["num"]))
     if folder is not None and not folder.mode_is_right:
         yield Finding("wrong_mode", top)
-    for name, entry in _survey(archive, top).items():
+    inside = _survey(archive, top)
+    if inside is None:
+        yield Finding("unreadable", top)
+    for name, entry in (inside or {}).items():
         kind, _, num = name.rpartition("-")
-        if entry.kind == "folder" and archive_path_is_ours(f"{top}/{name}/1-{'0' * 12}.bin"):
+        if entry.kind in ("folder", "unreadable") and archive_path_is_ours(f"{top}/{name}/1-{'0' * 12}.bin"):
             items.add((kind, int(num)))
             if not entry.mode_is_right:
                 yield Finding("wrong_mode", f"{top}/{name}")
@@ -183,7 +189,8 @@ class _Look:
         self._archive, self._item, self._tally, self._now = archive, item, tally, now
         self._folder = f"patients/{item.pat_num}/{item.id}"
         with archive.publishing:  # in this process nothing is half recorded
-            self._entries = _survey(archive, self._folder)
+            there = _survey(archive, self._folder)
+            self._given, self._entries = there is not None, there or {}
             where = "pat_num = ? AND kind = CAST(? AS TEXT) AND num = ? ORDER BY version, sidecar"
             key = (item.pat_num, item.kind.encode(errors="surrogateescape"), item.num)
             rows = index.rows(f"SELECT {_COLUMNS} FROM version WHERE {where}", *key)  # noqa: S608 - our own columns
@@ -198,9 +205,13 @@ class _Look:
 
     def walk(self) -> Walk:
         """Everything that is wrong with the item; of one that was destroyed, what an archive put back has of it."""
+        if not self._given:
+            yield self._finding("unreadable", self._folder)
+            return
         if self._destroyed:
             for name in self._entries.keys() - ({TOMBSTONE} if self._tombstone else set()):
-                yield self._finding("leftover", f"{self._folder}/{name}")
+                is_folder = self._entries[name].kind == "folder"
+                yield self._finding("foreign" if is_folder else "leftover", f"{self._folder}/{name}")
             return
         for name in [name for name in self._entries if name.endswith(".json")]:
             yield from self._read_sidecar(name)
@@ -237,12 +248,11 @@ class _Look:
             with self._archive.open_file(path) as file:
                 version = decode(file.read())
             self._sidecars[name] = version if version is not None and version.sidecar_path == path else None
-        except ItemError:  # no regular file
-            self._sidecars[name] = None
-        except SiteError as error:
-            _raise_unless_of_one_file(error)
+        except (UnreadableError, OSError):
             self._claimed.add(name)
             yield self._finding("unreadable", path)
+        except ItemError:  # no regular file
+            self._sidecars[name] = None
 
     def _check_row(self, row: Row, sidecar: Version | None) -> Walk:
         if not (row_is_sound(row) and _is_of(row, self._item) and 0 <= row["checked_at"] <= self._now + _DAY):
@@ -285,8 +295,8 @@ class _Look:
         self._claimed.add(name)
         self._tally.versions += 1
         self._tally.bytes += size
-        if entry is None:
-            yield self._finding("missing", path, of)
+        if entry is None or entry.kind == "unreadable":
+            yield self._finding("unreadable" if entry else "missing", path, of)
             return
         digest, whole = hashlib.sha256(), entry.kind == "file" and entry.bytes == size
         try:
@@ -294,28 +304,23 @@ class _Look:
                 while file is not None and (piece := file.read(PIECE)):
                     digest.update(piece)
                     yield None
-        except ItemError:  # it has just gone
-            whole = False
-        except (SiteError, OSError) as error:
-            _raise_unless_of_one_file(error)
+        except (UnreadableError, OSError):
             yield self._finding("unreadable", path, of)
             return
+        except ItemError:  # it has just gone
+            whole = False
         if not whole or digest.hexdigest() != sha256:
             yield self._finding("damaged", path, of)
         elif not isinstance(of, Version):
             self._tally.right.append(of["seq"])
 
 
-def _raise_unless_of_one_file(error: Exception) -> None:
-    """A disk that does not give one file is a finding; an archive that is gone ends the walk."""
-    if isinstance(error, SiteError) and error.reason == "archive_missing":
-        raise error
-
-
-def _survey(archive: Archive, relative: str) -> dict[str, Entry]:
-    """What lies in a folder; nothing where something else lies in its place."""
+def _survey(archive: Archive, relative: str) -> dict[str, Entry] | None:
+    """What lies in a folder; nothing where something else lies in its place; None where the disk does not give it."""
     try:
         return archive.survey(relative)
+    except UnreadableError:
+        return None
     except ItemError:
         return {}
 

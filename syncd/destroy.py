@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from syncd import copies
 from syncd.archive import Archive
-from syncd.errors import UsageError
+from syncd.errors import ItemError, UsageError
 from syncd.index import Index
 from syncd.model import DESTROYED, KIND_OF, TOMBSTONE, Item, Tombstone, kin
 from syncd.schema import Row
@@ -98,21 +98,46 @@ def learn(index: Index, tombstone: Tombstone) -> None:
 
 
 def finish(index: Index, archive: Archive, log: Log, settings: Settings, now: float) -> bool:
-    """Carry out every open order, whatever of it was done before; whether there was one. The caller holds the lock."""
+    """Carry out every open order, whatever of it was done before; whether there was one. The caller holds the lock.
+
+    Raises ItemError where the disk does not let something go: that order stays open, the others are done.
+    """
     rows = index.rows("SELECT * FROM tombstone WHERE done_at IS NULL ORDER BY seq, kind, num")
     if not rows:
         return False
     with archive.publishing:  # nothing of the item is half published
         archive.note_seq(max(archive.last_seq(), *(row["seq"] for row in rows)))
-        for tombstone in map(_tombstone, rows):
-            if index.item_rows(tombstone.item) or archive.survey(str(Path(tombstone.path).parent)):
-                archive.bury(tombstone)
-            _forget(index, tombstone.item)
+        stuck = [row for row in rows if not _removed(index, archive, log, _tombstone(row))]
+    rows = [row for row in rows if row not in stuck]
+    if rows and not _end(index, archive, log, settings, rows, now):
+        return True
+    if stuck:
+        raise ItemError("io_error", "files that are to be destroyed are still there")
+    return True
+
+
+def _removed(index: Index, archive: Archive, log: Log, tombstone: Tombstone) -> bool:
+    """Remove what archive and index have of an item; whether nothing of syncd's is left."""
+    item = tombstone.item
+    try:
+        there = index.item_rows(item) or archive.survey(str(Path(tombstone.path).parent))
+        foreign = archive.bury(tombstone) if there else 0
+    except ItemError as error:
+        log.warning("item_not_destroyed", item=item.full_id, seq=tombstone.seq, failure=error.failure)
+        return False
+    if foreign:
+        log.warning("foreign_left", item=item.full_id, seq=tombstone.seq, count=foreign)
+    _forget(index, item)
+    return True
+
+
+def _end(index: Index, archive: Archive, log: Log, settings: Settings, rows: list[Row], now: float) -> bool:
+    """Nothing in the copies tells of them, either; False: somebody reads, and the end comes later."""
     index.run("INSERT INTO description_text (description_text) VALUES ('optimize')")  # drops what its pages keep
     archive.withdraw_published()
     copies.renew(index, settings.state_path, dt.datetime.fromtimestamp(now, settings.zone).date().isoformat())
     if index.value("PRAGMA wal_checkpoint(TRUNCATE)"):  # somebody reads: its log still holds what was deleted
-        return True
+        return False
     with index.transaction():
         index.remember("audit_unsure", f"destroyed-{rows[-1]['seq']}")  # an index that was put back tells it again
         known = [tombstone for tombstone in map(_tombstone, rows) if index.item_rows(tombstone.item)]
@@ -131,8 +156,12 @@ def finish(index: Index, archive: Archive, log: Log, settings: Settings, now: fl
 def look_again(index: Index, archive: Archive) -> None:
     """At start: where an archive that was put back from a backup has the files again, the order is open again."""
     for tombstone in map(_tombstone, index.rows("SELECT * FROM tombstone WHERE done_at IS NOT NULL")):
-        there = archive.survey(str(Path(tombstone.path).parent))
-        if there and (there.keys() != {TOMBSTONE} or archive.read_tombstone(tombstone.item) is None):
+        try:
+            entries = archive.survey(str(Path(tombstone.path).parent))
+        except ItemError:  # nothing can be told of it
+            continue
+        there = {name for name, entry in entries.items() if entry.kind != "folder"}
+        if there and (there != {TOMBSTONE} or archive.read_tombstone(tombstone.item) is None):
             index.run(f"UPDATE tombstone SET done_at = NULL WHERE {_OF_ITEM}", *_key(tombstone.item))  # noqa: S608
 
 

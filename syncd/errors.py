@@ -267,5 +267,12 @@ class ItemError(SyncdError):
         self.failure: FailureClass = failure
 
 
+class UnreadableError(ItemError):
+    """The disk does not give one file or folder: a bad sector, a wrong mode. All others are read and written."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__("io_error", code)
+
+
 class NoSuchMethodError(SyncdError):
     """The office's version of Open Dental is too old for this API method (or the method is not offered)."""

@@ -12,11 +12,11 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
-from syncd.errors import ItemError, SiteError
+from syncd.errors import ItemError, SiteError, UnreadableError
 from syncd.sidecar import encode
 
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a planted FIFO must not block the opening
@@ -33,13 +33,19 @@ _SITE: Final[Mapping[int | None, str]] = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "resources_exhausted"),
     errno.EIO: "disk_error",
 }
+REFUSED: Final = frozenset({errno.EACCES, errno.EPERM})
+_NOT_GIVEN: Final = REFUSED | {errno.EIO, errno.EUCLEAN, errno.EBADMSG}  # the last two: its own structure is broken
+_OF_ALL: Final = frozenset({"", "incoming", "patients", "damaged"})  # folders without which nothing can be archived
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What lies at one name of a folder; `mode_is_right`: 0400 and 0700; with a group its own, 0440 and 0750."""
+    """What lies at one name of a folder; `mode_is_right`: 0400 and 0700; with a group its own, 0440 and 0750.
 
-    kind: Literal["file", "folder", "other"]
+    `unreadable`: the disk does not even say what it is.
+    """
+
+    kind: Literal["file", "folder", "other", "unreadable"]
     bytes: int
     mode_is_right: bool
 
@@ -52,6 +58,22 @@ def translated(otherwise: str = "") -> Iterator[None]:
     except OSError as error:
         reason, code = _SITE.get(error.errno, otherwise), errno.errorcode.get(error.errno or 0, "")
         raise (SiteError(reason, code) if reason else ItemError("io_error", code)) from error
+
+
+@contextlib.contextmanager
+def one_file(codes: Collection[int] = _NOT_GIVEN) -> Iterator[None]:
+    """Around work on one file or folder of an item: with these codes it is this one that fails, not the archive."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in codes:
+            raise
+        raise UnreadableError(errno.errorcode.get(error.errno or 0, "")) from error
+
+
+def _one(relative: str, codes: Collection[int] = _NOT_GIVEN) -> contextlib.AbstractContextManager[None]:
+    """As `one_file`, around work on a folder, if it is not one that concerns everything."""
+    return contextlib.nullcontext() if relative in _OF_ALL else one_file(codes)
 
 
 def open_regular(name: str, folder: int) -> io.BufferedReader:
@@ -84,14 +106,17 @@ def remove(name: str, folder: int) -> None:
         os.unlink(name, dir_fd=folder)
 
 
-def read_json(name: str, folder: int) -> dict[str, object]:
-    """The JSON object in a file; empty for anything else, and for nothing. Raises OSError where a disk is to blame."""
+def read_json(name: str, folder: int, lenient: Collection[int] = _NOT_GIVEN) -> dict[str, object]:
+    """The JSON object in a file; empty for anything else, for nothing, and for what gives one of these codes.
+
+    Raises OSError where the disk as a whole is to blame.
+    """
     try:
         with open_regular(name, folder) as file:
             size = os.fstat(file.fileno()).st_size  # not the cap: read() makes room for as much as it is asked for
             content = json.loads(file.read(min(size, _JSON_CAP)).decode())
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno in _SITE:
+        if isinstance(error, OSError) and error.errno in _SITE and error.errno not in lenient:
             raise
         return {}
     return content if isinstance(content, dict) else {}
@@ -110,15 +135,19 @@ class Folders:
         self.marker: dict[str, object] = {}
 
     def get(self, relative: str, make: bool = False) -> int:
-        """The folder's descriptor. Raises OSError: FileNotFoundError, ENOTDIR for a symlink in the way."""
+        """The folder's descriptor. Raises OSError: FileNotFoundError, ENOTDIR for a symlink in the way.
+
+        UnreadableError: the disk does not give it, or lets nothing be made there.
+        """
         if relative not in self._open:
             parent, _, name = relative.rpartition("/")
             above = self.get(parent, make)
             if make:
-                with contextlib.suppress(FileExistsError):
+                with contextlib.suppress(FileExistsError), _one(parent, REFUSED):
                     os.mkdir(name, 0o700, dir_fd=above)
                     self.made.add(relative)
-            self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
+            with _one(relative):
+                self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
             if relative in self.made and self._gid is not None:
                 self.own(self._open[relative], 0o700)
         return self._open[relative]
@@ -126,7 +155,8 @@ class Folders:
     def entries(self, relative: str) -> dict[str, bool]:
         """What lies in a folder, sorted, and whether it is a folder itself; nothing where there is none."""
         try:
-            with os.scandir(self.get(relative)) as entries:
+            folder = self.get(relative)
+            with _one(relative), os.scandir(folder) as entries:
                 return dict(sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries))
         except FileNotFoundError:
             return {}
@@ -142,10 +172,14 @@ class Folders:
 
     def entry(self, relative: str, name: str) -> Entry | None:
         """What lies at a name of a folder; None where it has just gone."""
+        folder = self.get(relative)
         try:
-            seen = os.stat(name, dir_fd=self.get(relative), follow_symlinks=False)
+            with one_file():
+                seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        except UnreadableError:
+            return Entry("unreadable", 0, mode_is_right=True)
         is_folder = stat.S_ISDIR(seen.st_mode)
         right = stat.S_IMODE(seen.st_mode) == self._shared(0o700 if is_folder else 0o400)
         right = right and self._gid in (None, seen.st_gid)
@@ -202,7 +236,11 @@ def write(folders: Folders, content: bytes, name: str = "", durable: bool = True
 def put(folders: Folders, content: Mapping[str, object], relative: str, name: str) -> None:
     """Write a small file in place of what bears its name, atomically; its folder is still to be synced."""
     temporary = write(folders, encode(content))
-    os.replace(temporary, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folders.get(relative))
+    try:
+        os.replace(temporary, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folders.get(relative))
+    except OSError:
+        remove(temporary, folders.get("incoming"))
+        raise
     folders.touched.add(relative)
 
 

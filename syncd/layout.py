@@ -5,11 +5,12 @@ Only what is of the layout of design.md section 5 counts as syncd's; everything 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, cast
 
-from syncd.folders import Folders, read_json, size_of
+from syncd.errors import UnreadableError
+from syncd.folders import Folders, one_file, read_json, size_of
 from syncd.model import TOMBSTONE, Item, Kind, Patient, Tombstone, Version
 from syncd.naming import archive_path_is_ours
 from syncd.sidecar import tombstone_from, version_from_sidecar
@@ -21,9 +22,10 @@ def read_version(relative: str, folder: int) -> Version | None:
     """A sound sidecar of this very place whose file is there with its size, else None."""
     try:
         version = version_from_sidecar(read_json(Path(relative).name, folder))
-    except ValueError:
+        with one_file():
+            whole = size_of(Path(version.path).name, folder) == version.bytes
+    except (ValueError, UnreadableError):
         return None
-    whole = size_of(Path(version.path).name, folder) == version.bytes
     return version if whole and version.sidecar_path == relative else None
 
 
@@ -63,11 +65,21 @@ def patients_in(folders: Folders) -> dict[str, bool]:
 
 
 def walk_patient(folders: Folders, pat_num: int) -> Iterator[Version | Tombstone | str]:
-    """Everything below a patient's folder, as `scan` has it."""
-    for name, is_folder in folders.entries(f"patients/{pat_num}").items():
-        path = f"patients/{pat_num}/{name}"
+    """Everything below a patient's folder, as `scan` has it; of a folder that the disk does not give, its path."""
+    top = f"patients/{pat_num}"
+    try:
+        inside = folders.entries(top)
+    except UnreadableError:
+        yield top
+        return
+    for name, is_folder in inside.items():
+        path = f"{top}/{name}"
         if is_folder and archive_path_is_ours(f"{path}/1-{'0' * 12}.bin"):
-            yield from scan(folders, path)
-            folders.close(path)
+            try:
+                found: Sequence[Version | Tombstone | str] = scan(folders, path)
+                folders.close(path)
+            except UnreadableError:
+                found = [path]
+            yield from found
         elif name != "patient.json" or patient_in(folders, pat_num) is None:
             yield path

@@ -422,7 +422,7 @@ class Lists:
 
     def _vanish(self, item: Item, now: float, became: str | None = None) -> None:
         for each in self.doors.index.vanish(item, now, became):
-            with contextlib.suppress(SiteError):  # an archive that is away: then the scrub finds it
+            with contextlib.suppress(ItemError, SiteError):  # an archive that is away: then the scrub finds it
                 self._publisher.adopt_unknown(each, now)
             self.doors.log.info("item_moved" if became else "item_vanished", item=each.full_id, became=became or "")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -16,7 +17,7 @@ from syncd import guards
 from syncd.diff import DAY, HOUR, revision
 from syncd.errors import ItemError, NoSuchMethodError, SiteError, SyncdError, TransientError, UnansweredError
 from syncd.listing import Lists, ListStep, Step
-from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName
+from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName, Version
 from syncd.naming import own_extension, staging_name
 from syncd.pacing import retry_delay
 from syncd.publishing import Publisher
@@ -117,7 +118,7 @@ class Places:
 
     def prepare(self, duty: Duty, now: float) -> Step | None:
         """The request this duty needs next, or None when it needed none: its bytes are archived already."""
-        if duty.why in ("listed", "backfill", "retry") and self._adopted(duty, now):
+        if duty.why in ("listed", "backfill", "retry") and self._needs_none(duty, now):
             return None
         restless = duty.why in ("listed", "backfill") and self._put_off(duty, now)
         if restless or self._left_its_mount(duty):
@@ -234,6 +235,16 @@ class Places:
 
     # --- what is archived already
 
+    def _needs_none(self, duty: Duty, now: float) -> bool:
+        """Whether its bytes are archived already. Where its folder cannot be read nothing is placed for it, either:
+        that has failed, and is tried again as any failure.
+        """
+        try:
+            return self._adopted(duty, now)
+        except ItemError as error:
+            count_failure(self.doors, duty, error.failure, now)
+            return True
+
     def _adopted(self, duty: Duty, now: float) -> bool:
         if duty.method == "mount-images":
             return self._adopted_images(duty, now)
@@ -296,7 +307,9 @@ class Places:
         index = self.doors.index
         due = index.rows("SELECT num, sha256 FROM item WHERE pat_num = ? AND thumbnail_due = 1", pat_num)
         for row in due:
-            held = self.doors.archive.read_item(Item(pat_num, "thumbnail", row["num"]))
+            held: Sequence[Version] = ()
+            with suppress(ItemError):  # then it is fetched, and fails by itself
+                held = self.doors.archive.read_item(Item(pat_num, "thumbnail", row["num"]))
             if held and held[-1].source_revision == row["sha256"]:
                 with index.transaction():
                     self._publisher.adopt(held, now)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from syncd import repair
 from syncd.archive import Publication
 from syncd.diff import local_time, refetch_at, stamp_age
-from syncd.errors import ItemError, SyncdError
+from syncd.errors import ItemError, SyncdError, UnreadableError
 from syncd.model import FieldValue, Item, Version
 from syncd.schema import row_is_sound
 from syncd.sites import Doors
@@ -58,24 +59,28 @@ class Publisher:
 
         `settle` is called with the outcomes inside the transaction that records them.
         No two arrivals of a batch may be of one item. Raises SiteError for the archive as a whole; then nothing of
-        the batch is recorded, and all of it may be tried again.
+        the batch is recorded, and all of it is fetched again: its files in `incoming` are gone whatever becomes of it.
         """
-        with self._doors.archive.publishing:  # versions are recorded in the order of their numbers, for followers
-            return self._take(arrivals, now, settle)
+        try:
+            with self._doors.archive.publishing:  # versions are recorded in the order of their numbers, for followers
+                return self._take(arrivals, now, settle)
+        finally:
+            for arrival in arrivals:  # what was linked is in the archive by another name
+                self._doors.archive.discard(arrival.source)
 
     def _take(self, arrivals: Sequence[Arrival], now: float, settle: Callable[[Outcomes], None]) -> Outcomes:
         self.adopt_in_hand(now)
-        dead = {arrival.item for arrival in arrivals if self._doors.index.is_destroyed(arrival.item)}
-        planned = [None if arrival.item in dead else self._plan(arrival, now) for arrival in arrivals]
-        fresh = [plan for plan in planned if plan and (plan.source is not None or plan.version.seq == 0)]
+        planned = [self._planned(arrival, now) for arrival in arrivals]
+        plans = [plan for plan in planned if isinstance(plan, Publication)]
+        fresh = [plan for plan in plans if plan.source is not None or plan.version.seq == 0]
         publications = self._numbered(fresh)
         failures = dict(zip(map(id, fresh), self._doors.archive.publish(publications), strict=True))
         published = dict(zip(map(id, fresh), publications, strict=True))
         outcomes: Outcomes = []
         with self._doors.index.transaction():
             for arrival, plan in zip(arrivals, planned, strict=True):
-                if plan is None:
-                    outcomes.append(ItemError("destroyed"))
+                if isinstance(plan, ItemError):
+                    outcomes.append(plan)
                     continue
                 failure = failures.get(id(plan))
                 version = published[id(plan)].version if id(plan) in published else plan.version
@@ -84,10 +89,9 @@ class Publisher:
                     self._record(arrival, version, now)
             settle(outcomes)
             self._doors.index.remember(IN_HAND, None)
-        for arrival, plan, outcome in zip(arrivals, planned, outcomes, strict=True):
-            if plan is not None:
+        for plan, outcome in zip(planned, outcomes, strict=True):
+            if isinstance(plan, Publication):
                 self._tell(plan, outcome)
-            self._doors.archive.discard(arrival.source)
         return outcomes
 
     def take_upload(self, arrival: Arrival, now: float) -> None:
@@ -102,7 +106,8 @@ class Publisher:
         noted = self._doors.index.meta(IN_HAND)
         if noted is not None:
             for pat_num, kind, num in json.loads(noted):
-                self.adopt_unknown(Item(pat_num, kind, num), now)
+                with suppress(ItemError):  # a folder that the disk does not give: others go on
+                    self.adopt_unknown(Item(pat_num, kind, num), now)
             self._doors.index.remember(IN_HAND, None)
 
     def adopt(self, versions: Sequence[Version], now: float) -> None:
@@ -115,6 +120,15 @@ class Publisher:
                 if not known:  # a crash came before the record, and before what follows from it
                     index.set_item(version.item, "refetch_at = ?", self._again_at(version, now))
                     self._owe_thumbnail(version.item)
+
+    def _planned(self, arrival: Arrival, now: float) -> Publication | ItemError:
+        """What to write, or why this one item takes nothing; then the batch goes on without it."""
+        if self._doors.index.is_destroyed(arrival.item):
+            return ItemError("destroyed")
+        try:
+            return self._plan(arrival, now)
+        except ItemError as error:
+            return error
 
     def _plan(self, arrival: Arrival, now: float) -> Publication:
         """What to write: a version, one more sidecar (seq 0, no source), or nothing (a known version, no source)."""
@@ -130,7 +144,8 @@ class Publisher:
         if newest is not None and (same_bytes or rendered_again) and self._doors.archive.intact(newest):
             if newest.revision == arrival.revision or rendered_again:
                 return Publication(newest, None)
-            return Publication(self._version(arrival, newest.version, newest.sidecar + 1, now, newest.extension), None)
+            further = 1 + self._highest_sidecar(newest)
+            return Publication(self._version(arrival, newest.version, further, now, newest.extension), None)
         return Publication(self._version(arrival, highest + 1, 1, now, arrival.extension), arrival.source)
 
     def _highest(self, item: Item) -> int:
@@ -138,6 +153,13 @@ class Publisher:
         sql = "SELECT max(version) FROM version WHERE pat_num = ? AND kind = ? AND num = ?"
         recorded = self._doors.index.value(sql, item.pat_num, item.kind, item.num) or 0
         return max(self._doors.archive.highest_version(item), recorded)
+
+    def _highest_sidecar(self, version: Version) -> int:
+        """The highest number that a sidecar of the version ever had: one that rotted or is gone is followed, too."""
+        sql = "SELECT max(sidecar) FROM version WHERE pat_num = ? AND kind = ? AND num = ? AND version = ?"
+        item = version.item
+        recorded = self._doors.index.value(sql, item.pat_num, item.kind, item.num, version.version) or 0
+        return max(self._doors.archive.highest_sidecar(version), recorded)
 
     def _heal(self, arrival: Arrival) -> None:
         """Give the newest recorded version its file back where that is gone or rotted, and these are its bytes.
@@ -158,7 +180,10 @@ class Publisher:
             if sidecar is None and row["revision"] != arrival.revision:
                 continue
             if Path(version.path).name in archive.survey(version.folder):
-                archive.set_aside(version.path)
+                try:
+                    archive.set_aside(version.path)
+                except UnreadableError:  # it stays where it is, and what was fetched is a version of its own
+                    continue
             archive.publish([Publication(sidecar or version, arrival.source)])
 
     def _version(self, arrival: Arrival, number: int, sidecar: int, now: float, extension: str) -> Version:

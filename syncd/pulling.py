@@ -35,7 +35,7 @@ LOOK_AGAIN = 300.0  # an unanswered placement is judged five minutes after it wa
 AFTER_A_CUT = 60.0  # seconds; four times as long each time, up to an hour
 PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
 WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
-NOT_READ = frozenset({"changed_while_read", "unreadable_on_drop"})  # the office made it: only the pull went wrong
+NOT_READ = frozenset({"changed_while_read", "unreadable_on_drop", "io_error"})  # the office made it: we did not get it
 DROP_SWEPT_EVERY = DAY
 ARCHIVE_SEEN_EVERY = 300.0
 CUT_SHORT = {"mount-images": "cut"}  # by our own end: that says nothing about the size of the mount
@@ -102,7 +102,7 @@ class PullLane:
             if not (archive_waits := self._sites.wait_until("archive") > now):
                 if not self._recovered:  # before its trouble may end: then the other lane goes on, too
                     self._recover(now)
-                destroy.finish(self._doors.index, self._doors.archive, self._doors.log, self._doors.settings, now)
+                self._destroy(now)
             if wait > now or self._sites.reason("database") == "other_database":
                 if not archive_waits and self._archive_unseen(now):
                     self._see_archive(now)  # nothing is done there, but its trouble begins and ends
@@ -113,6 +113,16 @@ class PullLane:
             self._sites.failed(error, now, lane=LANE_OF.get(error.reason, "drop"))
             return now + IDLE
         return now if busy else now + IDLE
+
+    def _destroy(self, now: float) -> None:
+        """Carry out what was ordered; what the disk does not let go is a state, and tried again. All else goes on."""
+        if self._sites.wait_until("destroy") > now:
+            return
+        try:
+            destroy.finish(self._doors.index, self._doors.archive, self._doors.log, self._doors.settings, now)
+            self._sites.works("destroy", now)
+        except ItemError:
+            self._sites.failed(SiteError("archive_damaged"), now, lane="destroy")
 
     def _settle_audit(self, now: float) -> None:
         """What both lanes did goes to the audit log; one that cannot be written is a state, and the work goes on."""
@@ -163,7 +173,7 @@ class PullLane:
                 self._sites.works("drop", now)
         staged = upload.stage(self._doors, now)
         if placed:
-            self._pull(placed, now)
+            self._pull(placed)
             return True
         unanswered = index.attempts("unanswered", now, BATCH)
         for attempt in unanswered:
@@ -186,20 +196,26 @@ class PullLane:
 
     # --- pull, publish, record
 
-    def _pull(self, attempts: Sequence[Attempt], now: float) -> None:
+    def _pull(self, attempts: Sequence[Attempt]) -> None:
         """Pull; publish what is whole while the rest is on its way, and take along what is placed meanwhile."""
         hand = _Hand()
 
         def finished(ended: Sequence[tuple[PullJob, Pulled | SyncdError]]) -> list[PullJob]:
             hand.outcomes |= {job.local: outcome for job, outcome in ended}
-            for some in hand.whole():
-                self._publish(some, hand.outcomes, now)
+            for some in hand.whole():  # each at its own time: a large file may be on its way for an hour
+                self._publish(some, hand.outcomes, self._doors.clock.now())
             placed = self._doors.index.attempts("placed", self._doors.clock.now(), BATCH) if hand.open else []
             return self._jobs(hand, [each for each in placed if each.id not in hand.known])
 
-        outcomes = self._doors.drop.pull(self._jobs(hand, attempts), finished)
-        hand.outcomes |= {target.local: outcome for target, outcome in zip(hand.targets, outcomes, strict=True)}
-        finished([])  # what brought no file
+        try:
+            outcomes = self._doors.drop.pull(self._jobs(hand, attempts), finished)
+            hand.outcomes |= {target.local: outcome for target, outcome in zip(hand.targets, outcomes, strict=True)}
+            finished([])  # what brought no file
+        except BaseException:
+            for target in hand.targets:  # pulled again, under another name
+                self._doors.archive.discard(target.local)
+            raise
+        now = self._doors.clock.now()
         for target, outcome in zip(hand.targets, outcomes, strict=True):
             if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
@@ -431,7 +447,7 @@ class PullLane:
             return
         seen = None if in_folder else self._doors.drop.look([attempt.staging.encode()])[0]
         if seen is not None and attempt.seen == (seen.size, seen.mtime):
-            self._pull([attempt], now)
+            self._pull([attempt])
             if self._doors.index.value("SELECT state FROM attempt WHERE id = ?", attempt.id) != "unanswered":
                 return
         self._give_up(attempt, now)

@@ -35,7 +35,7 @@ from syncd.call import (
     waited,
 )
 from syncd.catalog import Catalog, Row
-from syncd.errors import EXIT_OK, LockHeldError, SiteError, UsageError
+from syncd.errors import EXIT_OK, ItemError, LockHeldError, SiteError, UsageError
 from syncd.index import Index
 from syncd.mirror import Scope
 from syncd.model import Item
@@ -150,7 +150,8 @@ def _carry_out(call: Call, index: Index, item: Item) -> bool:
         except SiteError as error:
             if error.reason != "archive_full":  # a tombstone has room in what it makes
                 raise
-        destroy.finish(own_index, archive, log, call.settings, call.clock.now())
+        with contextlib.suppress(ItemError):  # what the disk does not let go is told by its order, which stays open
+            destroy.finish(own_index, archive, log, call.settings, call.clock.now())
         settle(call, own_index)
     return waited(call, WISH_WAIT, lambda: None if destroy.is_open(index, item) else "done") is not None
 

@@ -7,9 +7,9 @@ are a new version, and the old one is unhealable. Nothing is deleted: what is se
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Final, cast
 
@@ -134,8 +134,7 @@ def _tell(index: Index, log: Log, found: Finding, outcome: str, now: float, seen
 
 
 def _mended(index: Index, archive: Archive, found: Finding, now: float) -> str:
-    if found.code == "wrong_mode":
-        archive.settle_mode(found.path)
+    if found.code in ("wrong_mode", "unreadable") and _right_mode_mends(index, archive, found):
         return "healed"
     if found.item is None:
         return _mend_patient(index, archive, found.path)
@@ -151,6 +150,19 @@ def _mended(index: Index, archive: Archive, found: Finding, now: float) -> str:
     return "queued"
 
 
+def _right_mode_mends(index: Index, archive: Archive, found: Finding) -> bool:
+    """Settle the mode; whether no more was lacking. Raises ItemError for a folder of no item that stays closed."""
+    with suppress(ItemError) if found.code == "unreadable" else nullcontext():
+        archive.settle_mode(found.path)
+    if found.code == "wrong_mode":
+        return True
+    if found.item is None:
+        archive.survey(found.path)
+        return True
+    again = checker.check_item(index, archive, found.item, checker.Tally())
+    return all(each.path != found.path for each in again if each is not None)
+
+
 def _set_aside(archive: Archive, path: str) -> None:
     folder, _, name = path.rpartition("/")
     if name in archive.survey(folder):
@@ -164,7 +176,7 @@ def fetchable(index: Index, item: Item, version: int | None) -> str | None:
     """
     source = Item(item.pat_num, "document", item.num) if item.kind == "thumbnail" else item
     newest = f"SELECT max(version) FROM version WHERE {_OF_ITEM}"  # noqa: S608 - our own text
-    if index.value(newest, *key(item)) != version:
+    if version is None or index.value(newest, *key(item)) != version:
         return None
     revision: str | None = index.value(
         f"SELECT revision FROM item JOIN patient USING (pat_num) WHERE {_OF_ITEM} AND left_at IS NULL"  # noqa: S608
@@ -240,7 +252,7 @@ def settle(index: Index, archive: Archive, log: Log, item: Item, now: float) -> 
     """The item was fetched: what has its bytes back is healed; what was set aside and has not is unhealable."""
     sql = f"SELECT d.path, d.state, d.seq, sha256, version FROM damage d JOIN version v USING (seq) WHERE {_OF_D}"  # noqa: S608
     for row in index.rows(sql, *key(item), *OF_MEDIA):
-        if _digest(archive, row["path"]) == row["sha256"]:
+        if archive.digest(row["path"]) == row["sha256"]:
             with index.transaction():
                 index.run("DELETE FROM damage WHERE path = ?", row["path"])
                 index.run("UPDATE version SET checked_at = ? WHERE seq = ?", now, row["seq"])
@@ -250,14 +262,6 @@ def settle(index: Index, archive: Archive, log: Log, item: Item, now: float) -> 
             index.run("UPDATE damage SET state = 'unhealable' WHERE path = ?", row["path"])
             index.record("unhealable", now, item=item.full_id, seq=row["seq"])
             log.error("version_unhealable", item=item.full_id, version=row["version"], reason="other_bytes")
-
-
-def _digest(archive: Archive, path: str) -> str | None:
-    try:
-        with archive.open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except ItemError:
-        return None
 
 
 def give_up(index: Index) -> int:

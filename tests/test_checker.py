@@ -147,6 +147,49 @@ def test_a_read_error_is_no_damage_and_does_not_end_the_walk(
     assert found(world) == {f"unreadable {failing}", f"damaged {other}"}
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_folder_that_the_disk_does_not_give_is_told_and_does_not_end_the_walk(
+    world: World, one: Small, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    failing, real, top = list[str](), os.open, f"patients/{one.other}"
+    (world.archive / path_of(world, "sheet")).unlink()
+    usual = {f"missing {path_of(world, 'sheet')}"}
+
+    def opened(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path in failing:
+            raise OSError(number, "broken")
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", opened)
+    failing[:] = [f"document-{one.letter}"]
+    assert found(world) == usual | {f"unreadable {top}/document-{one.letter}"}
+    failing[:] = ["patient.json"]
+    assert found(world) == usual | {
+        f"bad_sidecar patients/{number}/patient.json" for number in (one.patient, one.other)
+    }
+    failing[:] = [str(one.other)]
+    assert found(world) == usual | {f"unreadable {top}", f"unreadable {top}/document-{one.letter}"}
+    (world.archive / "published").mkdir(mode=0o700, exist_ok=True)
+    failing[:] = ["published"]
+    assert found(world) == usual | {"unreadable published"}
+
+
+@pytest.mark.parametrize("kind", ["patient", "item", "file"])
+def test_what_the_disk_does_not_even_look_at_is_unreadable(
+    world: World, one: Small, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path, real = Path(path_of(world)), os.stat
+    names = {"patient": path.parent.parent.name, "item": path.parent.name, "file": path.name}
+
+    def looked(name: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if name == names[kind]:
+            raise OSError(errno.EIO, "broken")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", looked)
+    assert found(world) == ({f"unreadable {path}"} if kind == "file" else set())  # a folder that opens is looked into
+
+
 def test_a_read_error_in_the_midst_of_a_file_is_no_damage(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     path, real = path_of(world), Archive.open_file
 

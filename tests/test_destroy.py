@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from syncd.demo.practice import Practice
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.model import DESTROYED, Item
-from tests.small import Small, small
+from tests.small import Small, small, troubles
 from tests.world import World
 
 SECRET = "Zzyzx-secret"  # in every text of the document
@@ -199,6 +200,70 @@ def test_a_folder_that_somebody_made_beside_the_published_copy_stays(doomed: Doo
     doomed.world.run(seconds=120)
     assert doomed.carried_out()
     assert [path.name for path in published.iterdir()] == ["notes"]
+
+
+def test_a_folder_that_somebody_made_among_its_files_stays_and_is_told(doomed: Doomed) -> None:
+    content, folder = doomed.media(), doomed.world.archive / "patients" / str(doomed.item.pat_num) / doomed.item.id
+    (folder / "@eaDir").mkdir()
+    doomed.order()
+    later = doomed.practice.add_document(doomed.one.other, "png")
+    doomed.world.run(hours=2)
+    assert (doomed.carried_out(), doomed.left(content)) == (True, [])
+    assert sorted(path.name for path in folder.iterdir()) == ["@eaDir", "destroyed.json"]
+    assert [line["count"] for line in doomed.world.log.events("foreign_left")] == [1]
+    assert doomed.world.state(doomed.one.other, "document", later) == "archived"
+    found = list(filter(None, checker.check_item(doomed.world.index, doomed.archive, doomed.item, checker.Tally())))
+    assert [(each.code, each.path) for each in found] == [
+        ("foreign", str((folder / "@eaDir").relative_to(folder.parents[2])))
+    ]
+    doomed.world.restart()
+    doomed.world.run(hours=2)
+    assert len(doomed.world.log.events("item_destroyed")) == 2  # it and its thumbnail, and not again
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EIO, errno.EUCLEAN])
+def test_what_the_disk_does_not_let_go_keeps_its_order_open_and_nothing_else_waiting(
+    doomed: Doomed, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    content, unlink = doomed.media(), os.unlink
+    letter = Item(doomed.one.other, "document", doomed.one.letter)
+
+    def refused(name: Any, *args: Any, **kwargs: Any) -> None:
+        if str(name).startswith("2-"):
+            raise OSError(code, "planted")
+        unlink(name, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refused)
+        doomed.order()
+        doomed.order(letter)
+        later = doomed.practice.add_document(doomed.one.other, "png")
+        doomed.world.run(hours=2)
+        assert doomed.world.files(letter.pat_num, "document", letter.num) == ["destroyed.json"]
+        assert doomed.world.state(doomed.one.other, "document", later) == "archived"
+        assert troubles(doomed.world) == {"destroy": "archive_damaged"}
+        assert destroy.is_open(doomed.world.index, doomed.item)
+        assert not destroy.is_open(doomed.world.index, letter)
+        doomed.world.restart()
+        doomed.world.run(hours=1)
+        hindered = doomed.world.log.events("item_not_destroyed")
+        assert {line["item"] for line in hindered} == {doomed.item.full_id, f"{doomed.item.pat_num}/thumbnail-1"}
+        assert len(hindered) < 60  # with growing distance
+    doomed.world.run(hours=2)
+    doomed.check(content)
+    assert troubles(doomed.world) == {}
+
+
+def test_a_folder_that_is_none_at_the_start_hinders_no_start(doomed: Doomed) -> None:
+    doomed.order()
+    doomed.world.run(hours=1)
+    folder = doomed.world.archive / "patients" / str(doomed.item.pat_num)
+    folder.rename(doomed.world.folder / "moved")
+    folder.symlink_to(doomed.world.folder / "moved")
+    later = doomed.practice.add_document(doomed.one.other, "png")
+    doomed.world.restart()
+    doomed.world.run(hours=2)
+    assert doomed.world.state(doomed.one.other, "document", later) == "archived"
 
 
 def test_what_is_under_way_when_it_is_destroyed_is_not_archived(doomed: Doomed) -> None:

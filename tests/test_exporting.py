@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime as dt
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +125,24 @@ def test_a_damaged_file_is_named_and_left_out_and_the_rest_is_exported(
     shelf.put(Item(101, "document", 36), b"sound")
     done = export(shelf, [101], tmp_path / "out")
     assert (done.files, tuple(done.damaged)) == (1, ("101/document-34", "101/document-35"))
+    assert copies(tmp_path / "out") == ["101/BWX/2021-04-08 BWX - Left bitewing (document-36).jpg"]
+
+
+@pytest.mark.parametrize("of", ["file", "folder"])
+def test_what_the_disk_does_not_give_is_named_and_left_out_and_the_rest_is_exported(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    bad, real = Path(shelf.put(DOCUMENT, b"one").path), os.open
+    shelf.put(Item(101, "document", 36), b"sound")
+
+    def opened(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path == (bad.name if of == "file" else bad.parent.name):
+            raise PermissionError(errno.EACCES, "put back by root")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", opened)
+    done = export(shelf, [101], tmp_path / "out")
+    assert (done.files, done.damaged) == (1, ["101/document-34"])
     assert copies(tmp_path / "out") == ["101/BWX/2021-04-08 BWX - Left bitewing (document-36).jpg"]
 
 

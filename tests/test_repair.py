@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -307,6 +309,31 @@ def test_what_is_not_syncds_is_left_alone(world: World) -> None:
     assert (world.archive / "stray.txt").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("how", ["rotted", "gone", "foreign"])
+def test_a_further_sidecar_that_is_lost_is_followed_and_its_item_goes_on(world: World, one: Small, how: str) -> None:
+    path = path_of(world, "document")
+    if how == "foreign":
+        (world.archive / path.with_suffix(".7.json")).write_bytes(b"mine")
+    one.practice.edit_document(one.document, Description="Renamed once")
+    world.sweep()
+    further = path.with_suffix(".2.json" if how != "foreign" else ".8.json")
+    if how == "gone":
+        (world.archive / further).unlink()
+    elif how == "rotted":
+        rot(world, further)
+    one.practice.edit_document(one.document, Description="Renamed twice")
+    world.sweep()
+    assert world.state(one.patient, "document", one.document) == "archived"
+    sql = "SELECT version, sidecar, revision FROM version WHERE kind = 'document' AND pat_num = ? ORDER BY seq"
+    rows = world.index.rows(sql, one.patient)
+    expected = [(1, 1), (1, 8), (1, 9)] if how == "foreign" else [(1, 1), (1, 2), (1, 3)]
+    assert [(row["version"], row["sidecar"]) for row in rows] == expected
+    item = world.item(one.patient, "document", one.document)
+    assert item["revision"] == item["archived_revision"] == rows[-1]["revision"]
+    assert not world.index.rows("SELECT 1 FROM duty")
+    assert (codes(world), repaired(world)) == (["bad_sidecar"], ["unhealable"])  # its own listing nobody knows any more
+
+
 # --- disks
 
 
@@ -322,6 +349,48 @@ def test_a_disk_that_lets_nothing_be_touched_is_no_end_of_the_repair(
     assert repaired(world) == ["unhealable"]
     monkeypatch.undo()
     assert repaired(world) == ["queued"]
+
+
+def as_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for anybody but root: what has no right to be read cannot be opened."""
+    real = os.open
+
+    def opened(*args: Any, **kwargs: Any) -> int:
+        descriptor = real(*args, **kwargs)
+        if not os.fstat(descriptor).st_mode & 0o400:
+            os.close(descriptor)
+            raise PermissionError(errno.EACCES, "planted")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("of", ["file", "item", "patient", "published"])
+def test_a_mode_that_lets_nothing_be_opened_is_mended(world: World, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    path = path_of(world, "document")
+    (world.archive / "published").mkdir(mode=0o700, exist_ok=True)
+    bad = {"file": path, "item": path.parent, "patient": path.parents[1]}.get(of, Path("published"))
+    as_a_user(monkeypatch)
+    (world.archive / bad).chmod(0o000)
+    assert {"unreadable", "wrong_mode"} == set(codes(world))
+    assert set(repaired(world)) == {"healed"}
+    assert (codes(world), troubles(world)) == ([], {})
+    assert (world.archive / path).exists()
+
+
+@pytest.mark.parametrize("of", ["file", "item", "patient", "published"])
+def test_what_the_disk_does_not_give_at_all_is_no_end_of_the_repair_and_stays_where_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    path = path_of(world, "mount")
+    (world.archive / "published").mkdir(mode=0o700, exist_ok=True)
+    bad = {"file": path, "item": path.parent, "patient": path.parents[1]}.get(of, Path("published"))
+    planted(monkeypatch, world.archive / bad)
+    assert set(repaired(world)) == ({"queued"} if of == "file" else {"unhealable"})
+    assert (world.archive / (aside(world, bad) if of == "file" else bad)).exists()
+    world.index.run("DELETE FROM version WHERE kind = 'mount'")  # an index that does not know it moves it no more
+    repaired(world)
+    assert of == "file" or (world.archive / bad).exists()
 
 
 def test_an_archive_that_is_gone_ends_the_repair(world: World) -> None:
@@ -437,6 +506,86 @@ def test_the_scrub_waits_for_an_archive_that_is_away(daily: World, monkeypatch: 
     daily.run(hours=2)
     assert daily.index.meta("scrub_left") == "0"
     assert daily.log.events("damage_found") == []
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """The disk does not give this file or folder any more, wherever it is moved to."""
+    bad, real = path.stat().st_ino, os.open
+
+    def opened(*args: Any, **kwargs: Any) -> int:
+        descriptor = real(*args, **kwargs)
+        if os.fstat(descriptor).st_ino == bad:
+            os.close(descriptor)
+            raise OSError(errno.EIO, "planted")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("change", ["description", "bytes"])
+def test_one_file_that_the_disk_does_not_give_is_told_and_the_mirror_goes_on(
+    daily: World, one: Small, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = path_of(daily, "document")
+    content = (daily.archive / path).read_bytes()
+    planted(monkeypatch, daily.archive / path)
+    scrubbed(daily)
+    assert codes(daily) == ["unreadable"]
+    assert troubles(daily) == {"verify": "archive_damaged"}
+    if change == "description":
+        one.practice.edit_document(one.document, Description="Renamed")
+    else:
+        one.practice.replace_bytes(one.document)
+    later = one.practice.add_document(one.other, "png")
+    daily.run(hours=6)
+    states = [daily.state(one.patient, "document", one.document), daily.state(one.other, "document", later)]
+    assert states == ["archived", "archived"]
+    assert not any((daily.archive / "incoming").iterdir())
+    if change == "description":  # the same bytes came again: they are in its place
+        assert (daily.archive / path).read_bytes() == content
+        assert (aside(daily, path).exists(), codes(daily), troubles(daily)) == (True, [], {})
+    else:
+        assert (codes(daily), troubles(daily)) == (["unreadable"], {"verify": "archive_damaged"})
+
+
+def test_a_file_that_cannot_even_be_set_aside_is_followed_by_a_version_of_its_own(
+    daily: World, one: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = path_of(daily, "document"), os.rename
+    planted(monkeypatch, daily.archive / path)
+
+    def renamed(name: Any, *args: Any, **kwargs: Any) -> None:
+        if name == path.name:
+            raise OSError(errno.EIO, "planted")
+        rename(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    one.practice.edit_document(one.document, Description="Renamed")
+    daily.run(hours=6)
+    assert daily.item(one.patient, "document", one.document)["current_version"] == 2
+    assert daily.state(one.patient, "document", one.document) == "archived"
+    assert troubles(daily) == {}
+
+
+def test_one_folder_that_the_disk_does_not_give_is_told_and_the_mirror_goes_on(
+    daily: World, one: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = path_of(daily, "document").parent
+    with monkeypatch.context() as patch:
+        planted(patch, daily.archive / folder)
+        one.practice.replace_bytes(one.document)
+        scrubbed(daily)
+        later = one.practice.add_document(one.other, "png")
+        daily.run(hours=6)
+        assert [f"{each.code} {each.path}" for each in found(daily)] == [f"unreadable {folder}"]
+        assert troubles(daily) == {"verify": "archive_damaged"}
+        assert daily.state(one.other, "document", later) == "archived"
+        assert daily.index.meta("scrub_left") == "0"
+        assert daily.state(one.patient, "document", one.document) != "archived"
+    scrubbed(daily)
+    daily.run()
+    assert (codes(daily), troubles(daily)) == ([], {})
+    daily.check()
 
 
 def test_a_clock_that_went_back_holds_up_no_scrub(daily: World) -> None:

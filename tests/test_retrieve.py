@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -17,7 +18,7 @@ from syncd.catalog import Catalog
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.model import Item, Patient, Version
-from syncd.retrieve import restore
+from syncd.retrieve import restore, restore_patient
 
 T0 = 1_795_000_000.0
 ZONE = ZoneInfo("America/Chicago")
@@ -146,6 +147,23 @@ def test_restore_of_a_damaged_file_leaves_nothing_behind(shelf: Shelf, tmp_path:
     done = restore(shelf.catalog, shelf.archive, DOCUMENT, tmp_path / "out", None, ZONE)
     assert done.path is None
     assert files(tmp_path / "out") == []
+
+
+def test_what_the_disk_does_not_give_ends_no_restore_of_a_patient(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, bad = shelf.put(DOCUMENT, b"one"), shelf.put(Item(101, "document", 35), b"two")
+    names, real = {Path(whole.sidecar_path).name, Path(bad.path).name}, os.open
+
+    def opened(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path in names:
+            raise OSError(errno.EIO, "planted")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", opened)
+    done = restore_patient(shelf.catalog, shelf.archive, 101, tmp_path / "out", T0, ZONE)
+    assert (done.files, done.damaged) == (1, ("101/document-35",))  # without its sidecar it is named as listed now
+    assert [path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")] == [b"one"]
 
 
 def test_a_vanished_document_can_still_be_restored(shelf: Shelf, tmp_path: Path) -> None:

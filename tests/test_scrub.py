@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from fractions import Fraction
@@ -236,6 +238,36 @@ def test_foreign_files_are_told_and_left_where_they_are(world: World, one: Small
     orphans = {str(sidecar.relative_to(world.archive)), str(sidecar.with_suffix(".jpg").relative_to(world.archive))}
     assert set(found.foreign) == planted | orphans
     assert all((world.archive / name).read_bytes() == b"mine" for name in planted)
+
+
+@pytest.mark.parametrize("of", ["sidecar", "media", "item", "patient", "patient.json"])
+def test_what_the_disk_does_not_give_is_told_and_all_else_is_in_the_index(
+    world: World, one: Small, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    patient = world.archive / "patients" / str(one.patient)
+    item = patient / f"document-{one.document}"
+    sidecar = next(item.glob("2-*.json"))
+    bad = {"sidecar": sidecar, "media": sidecar.with_suffix(".jpg"), "item": item, "patient": patient}.get(
+        of, patient / "patient.json"
+    )
+    number, real, total = bad.stat().st_ino, os.open, len(versions(world.index))
+
+    def opened(*args: Any, **kwargs: Any) -> int:
+        descriptor = real(*args, **kwargs)
+        if os.fstat(descriptor).st_ino == number:
+            os.close(descriptor)
+            raise OSError(errno.EIO, "planted")
+        return descriptor
+
+    lacking = {"sidecar": 1, "item": 2, "media": 0, "patient.json": 0}.get(
+        of, world.index.value("SELECT count(*) FROM version WHERE pat_num = ?", one.patient)
+    )
+    world.stop()
+    monkeypatch.setattr(os, "open", opened)
+    found = reindex(world.settings, open_archive(world), world.clock.now())
+    assert found.known == total - lacking
+    told = {bad, bad.with_suffix(".jpg")} if of == "sidecar" else {bad}
+    assert set(found.foreign) == {str(path.relative_to(world.archive)) for path in told if of != "media"}
 
 
 # --- what follows from the versions

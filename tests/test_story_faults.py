@@ -249,6 +249,49 @@ def test_retry_of_a_damaged_sheet_archives_what_is_rendered_now_as_another_versi
     assert world.media(one.patient, "sheet", one.sheet)[-1].endswith(b"%%EOF\n")
 
 
+def test_patients_folder_that_is_none_fails_its_own_items_and_no_others(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    folder = world.archive / "patients" / str(one.patient)
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    one.practice.replace_bytes(one.document)
+    there = one.practice.add_document(one.patient, "png")
+    with one.practice.as_of(world.clock.now() - 1200.0):
+        later = one.practice.add_document(one.other, "png")
+    world.run(hours=48)
+    assert world.state(one.other, "document", later) == "archived"
+    states = [world.state(one.patient, "document", number) for number in (one.document, there)]
+    assert states == ["failing", "failing"]
+    assert (failing(world), troubles(world)) == ({"io_error": 2}, {})
+    assert len(world.sent("/documents/DownloadSftp", DocNum=there)) == 0  # nothing could be archived there
+    folder.unlink()
+    (tmp_path / "moved").rename(folder)
+    world.run(hours=48)
+    world.check()
+
+
+def test_thumbnail_whose_folder_is_none_is_fetched_again_and_the_others_are_archived(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    folder = world.archive / "patients" / str(one.patient) / f"thumbnail-{one.document}"
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    one.practice.replace_bytes(one.document)
+    with one.practice.as_of(world.clock.now() - 1200.0):
+        later = one.practice.add_document(one.patient, "jpg")
+    world.run(hours=5)
+    assert world.state(one.patient, "thumbnail", later) == "archived"
+    assert world.index.rows("SELECT num FROM item WHERE thumbnail_due = 1") == [{"num": one.document}]
+    assert 2 <= len(world.sent("/documents/Thumbnails", PatNum=one.patient)) <= 4
+    folder.unlink()
+    (tmp_path / "moved").rename(folder)
+    world.run(hours=60)
+    world.check()
+
+
 def test_document_without_its_file_waits_for_the_next_listing(tmp_path: Path) -> None:
     one = small()
     world = serving(tmp_path, one)

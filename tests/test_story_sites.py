@@ -4,8 +4,9 @@ nothing against the items, and ends by itself when the trouble does.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 from syncd import wishes
 from syncd.demo.schema import ALL_PERMISSIONS, READ_ALL
 from syncd.demo.site import DropFile
-from syncd.errors import REASONS, SiteError, TransientError
+from syncd.errors import REASONS, SiteError, SyncdError, TransientError
+from syncd.model import Item, Pulled, PullJob
+from syncd.ports import Finished
 from tests.small import HOUR, backfilling, failing, serving, settle, small, troubles, verdict, versions
 from tests.world import World
 
@@ -237,6 +240,126 @@ def test_archive_that_cannot_take_more_is_named_and_goes_on_later(
     monkeypatch.setattr(os, "statvfs", real)
     settle(world)
     assert troubles(world) == {}
+
+
+@pytest.mark.parametrize("call", ["link", "fsync"])
+def test_batch_that_cannot_be_recorded_leaves_nothing_in_incoming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    one.practice.replace_bytes(one.document)
+    late = one.practice.add_raw_document(one.other, b"a scan from the phone", ".txt")
+    with one.practice.as_of(world.clock.now() - HOUR):
+        for _ in range(3):
+            one.practice.add_document(one.other, "png")
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        for _ in range(8):
+            world.run(hours=0.5)
+            assert not any((world.archive / "incoming").iterdir())
+        assert troubles(world) == {"archive": "disk_error"}
+    world.run(hours=3)
+    assert world.media(one.other, "document", late) == [b"a scan from the phone"]
+    world.check()
+
+
+def pulling_one_by_one(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> Callable[[float], float]:
+    """Two placements wait; the turn that pulls both: the drop tells of one file after the other, each so much later."""
+    lane, pull = world.lanes.pull_lane, world.drop._pull
+    turn, placed = lane.turn, "SELECT count(*) FROM attempt WHERE state = 'placed'"
+    with monkeypatch.context() as patch:
+        patch.setattr(lane, "turn", lambda now: now + 1.0)
+        world.run(until=lambda: world.index.value(placed) == 2)
+
+    def one_by_one(jobs: Sequence[PullJob], finished: Finished) -> list[Pulled | SyncdError]:
+        outcomes = pull(jobs)
+        for told in zip(jobs, outcomes, strict=True):
+            world.clock.advance(seconds)
+            finished([told])
+        return outcomes
+
+    monkeypatch.setattr(world.drop, "pull", one_by_one)
+    return turn
+
+
+def test_what_was_pulled_beside_what_cannot_be_recorded_is_thrown_away_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a placement that is not whole yet lie in `incoming` when another one's cannot be recorded."""
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    for document in (one.document, one.letter):
+        one.practice.replace_bytes(document)
+    turn = pulling_one_by_one(world, monkeypatch)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", failing)
+        turn(world.clock.now())
+        assert troubles(world) == {"archive": "disk_error"}
+        assert not any((world.archive / "incoming").iterdir())
+    monkeypatch.undo()
+    world.run(hours=3)
+    world.check()
+
+
+def test_each_version_bears_the_time_when_its_file_came_whatever_else_is_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    for document in (one.document, one.letter):
+        one.practice.replace_bytes(document)
+    pulling_one_by_one(world, monkeypatch, seconds=600.0)(begun := world.clock.now())
+    newest = "SELECT archived_at FROM version WHERE kind = 'document' AND version = 2 ORDER BY seq"
+    assert [row["archived_at"] - begun for row in world.index.rows(newest)] == [600.0, 1200.0]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_was_linked_before_the_record_failed_is_not_lost_and_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    one.practice.replace_bytes(one.document)
+    lane, link = world.lanes.pull_lane._doors.index.db.conn, os.link
+
+    def linked(*args: Any, **named: Any) -> None:
+        link(*args, **named)
+        lane.execute("PRAGMA query_only = ON")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", linked)
+        with pytest.raises(SiteError, match="SQLITE_READONLY"):  # nor can the trouble be written down
+            world.run(hours=1)
+    assert len(world.media(one.patient, "document", one.document)) == 2
+    assert not any((world.archive / "incoming").iterdir())
+    assert len(world.catalog().versions(Item(one.patient, "document", one.document))) == 1
+    lane.execute("PRAGMA query_only = OFF")
+    if hidden:  # its folder cannot be read when it is to be recorded
+        folder = world.archive / "patients" / str(one.patient) / f"document-{one.document}"
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(tmp_path / "moved")
+        with one.practice.as_of(world.clock.now() - HOUR):
+            later = one.practice.add_document(one.other, "png")
+        world.run(hours=1)
+        assert world.state(one.other, "document", later) == "archived"
+        folder.unlink()
+        (tmp_path / "moved").rename(folder)
+    world.run(hours=30)
+    assert len(world.media(one.patient, "document", one.document)) == 2
+    world.check()
 
 
 def test_daemon_without_an_archive_starts_waits_and_catches_up(tmp_path: Path) -> None:
