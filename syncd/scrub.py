@@ -32,6 +32,7 @@ from syncd.sites import Doors, Sites
 SLICE: Final = 8  # pieces of work in one turn, of 8 MB at most: nothing else waits much longer than half a second
 NOTED: Final = 1000  # files found right that are noted in one transaction
 ALONE: Final = frozenset({"damaged", "missing"})  # what the scrub repairs by itself
+PERHAPS_SENT: Final = "the index is older than what became of it: look in Open Dental before you try again"
 _KEY: Final = "pat_num, CAST(kind AS BLOB) AS kind, num"
 _END: Final = object()
 _OLDEST: Final = "WHERE sidecar = 1 ORDER BY checked_at, seq"
@@ -58,6 +59,7 @@ def adopt_newer(doors: Doors, now: float) -> int:
     """
     if doors.archive.last_seq() <= int(doors.index.meta("last_seq") or 0):
         return 0
+    _end_put_backs(doors.index, now)
     return adopt_all(doors.index, doors.archive, doors.settings, now).versions
 
 
@@ -153,6 +155,20 @@ def _link(index: Index, version: Version) -> None:
             index.set_item(old, "became = coalesce(became, ?)", version.item.full_id)
 
 
+def _end_put_backs(index: Index, now: float) -> None:
+    """What an older index has under way may have been sent since then: it is never sent a second time."""
+    with index.transaction():
+        for row in index.rows("SELECT * FROM put_back WHERE state NOT IN ('done', 'refused', 'lost')"):
+            sql = "UPDATE put_back SET state = 'lost', outcome = ?, fields = '{}' WHERE id = ?"
+            index.run(sql, PERHAPS_SENT, row["id"])
+            item, entry = Item(row["pat_num"], row["kind"], row["num"]), f"put-back-{row['id']}-{row['made_at']:.0f}"
+            told = {"item": item.full_id, "seq": row["seq"], "outcome": "lost"}
+            index.record("put_back_ended", now, row["actor"], entry, **told)
+            index.remember("audit_unsure", entry)  # the audit log may tell how it really ended
+        sql = "UPDATE wish SET done_at = ?, outcome = ? WHERE verb = 'put-back' AND done_at IS NULL"
+        index.run(sql, now, f"refused: {PERHAPS_SENT}")
+
+
 def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
     """Rebuild index.db from its newest sound copy and the archive, or from the archive alone; without one request.
 
@@ -173,6 +189,7 @@ def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
     try:
         index.remember("archive_id", marker)
         index.run("DELETE FROM wish WHERE done_at IS NULL")  # of the copy's day: granted or refused long ago
+        _end_put_backs(index, now)
         findings = adopt_all(index, archive, settings, now)
         findings.known = index.value("SELECT count(*) FROM version")
         index.value("PRAGMA wal_checkpoint(TRUNCATE)")  # not inside a transaction: there it is refused
