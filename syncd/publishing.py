@@ -6,6 +6,7 @@ index. A crash between any two of them heals: what is published and not recorded
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -113,7 +114,7 @@ class Publisher:
                 known = index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is not None
                 index.put_version(version, now)
                 if not known:  # a crash came before the record, and before what follows from it
-                    index.set_item(version.item, "refetch_at = ?", self._again_at(version, now))
+                    index.set_item(version.item, "refetch_at = ?", again_at(version, self._doors.settings.zone, now))
                     self._owe_thumbnail(version.item)
 
     def _plan(self, arrival: Arrival, now: float) -> Publication:
@@ -211,7 +212,7 @@ class Publisher:
         if self._doors.index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
             index.put_version(version, now)
             self._owe_thumbnail(item)
-        index.set_item(item, "refetch_at = ?", self._again_at(arrival, now))
+        index.set_item(item, "refetch_at = ?", again_at(arrival, self._doors.settings.zone, now))
         repair.settle(index, self._doors.archive, self._doors.log, item, now)
 
     def _owe_thumbnail(self, item: Item) -> None:
@@ -228,13 +229,15 @@ class Publisher:
             else:
                 log.info("revision_recorded", item=item, version=outcome.version, seq=outcome.seq)
 
-    def _again_at(self, arrival: Arrival | Version, now: float) -> float | None:
-        if arrival.method == "note":
-            return None  # its bytes come with every listing
-        listing, zone = arrival.listing, self._doors.settings.zone
-        age = stamp_age(str(listing.get("DateTStamp") or ""), str(listing.get("serverDateTime") or ""))
-        if age is not None:
-            refetched = isinstance(arrival, Arrival) and arrival.refetch
-            age = None if refetched else age + max(0.0, arrival.placed_at - arrival.listed_at)
-        created_at = local_time(str(listing.get("DateCreated") or ""), zone)
-        return refetch_at(arrival.item.kind, arrival.item.num, created_at, age, now)
+
+def again_at(arrival: Arrival | Version, zone: dt.tzinfo, now: float) -> float | None:
+    """When what is archived now is fetched once more; None for never."""
+    if arrival.method == "note":
+        return None  # its bytes come with every listing
+    listing = arrival.listing
+    age = stamp_age(str(listing.get("DateTStamp") or ""), str(listing.get("serverDateTime") or ""))
+    if age is not None:
+        refetched = isinstance(arrival, Arrival) and arrival.refetch
+        age = None if refetched else age + max(0.0, arrival.placed_at - arrival.listed_at)
+    created_at = local_time(str(listing.get("DateCreated") or ""), zone)
+    return refetch_at(arrival.item.kind, arrival.item.num, created_at, age, now)

@@ -20,12 +20,13 @@ from syncd import checker, copies, destroy, published, repair
 from syncd.archive import Archive
 from syncd.checker import Finding, Tally
 from syncd.config import Settings
-from syncd.diff import local_time, refetch_at
+from syncd.diff import YOUNG_STAMP, local_time, refetch_at
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import WAS, Item, Kind, Tombstone, Version
 from syncd.naming import parse_id
+from syncd.publishing import again_at
 from syncd.schema import Row
 from syncd.sites import Doors, Sites
 
@@ -66,10 +67,9 @@ def adopt_newer(doors: Doors, now: float) -> int:
 def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) -> Findings:
     """Record every version of the archive that the index does not know, patient by patient.
 
-    An index that knew none takes what had vanished from the archive's published copy.
+    What had vanished is in no sidecar: that comes from the archive's published copy.
     """
     findings, last = Findings(), 0
-    new = index.value("SELECT 1 FROM version LIMIT 1") is None
     tombstones: list[Tombstone] = []
     patients = [patient for patient in map(archive.read_patient, archive.patients()) if patient is not None]
     known = {row["pat_num"] for row in index.rows("SELECT pat_num FROM patient")}
@@ -89,11 +89,32 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
         for tombstone in tombstones:
             destroy.learn(index, tombstone)
             last = max(last, tombstone.seq)
-        for item, at, became in published.vanished(archive.root) if new else ():
-            gone = "vanished_at = coalesce(vanished_at, ?), missing_since_at = ?, became = coalesce(became, ?)"
-            index.set_item(item, f"{gone}, thumbnail_due = 0", at, at, became)
+        _learn_vanished(index, archive)
+        _look_again(index, archive, settings)
         index.reserve_seqs(0, above=max(last, archive.last_seq()))
     return findings
+
+
+def _learn_vanished(index: Index, archive: Archive) -> None:
+    """What had vanished when the published copy was made, but for what the index knows to have come back since."""
+    last, gone = published.vanished(archive.root)
+    since = "SELECT 1 FROM version WHERE (pat_num, kind, num) = (?1, ?2, ?3) AND seq > ?4 UNION ALL"
+    since += " SELECT 1 FROM absence WHERE (pat_num, kind, num) = (?1, ?2, ?3) AND back_at >= ?5"
+    for item, at, became in gone:
+        if index.value(since, *repair.key(item), last, at) is not None:
+            continue
+        told = "vanished_at = coalesce(vanished_at, ?), missing_since_at = ?, became = coalesce(became, ?)"
+        index.set_item(item, f"{told}, thumbnail_due = 0, held_by = NULL", at, at, became)
+        index.run("DELETE FROM duty WHERE (pat_num, kind, num) = (?, ?, ?)", *repair.key(item))
+
+
+def _look_again(index: Index, archive: Archive, settings: Settings) -> None:
+    """A second look at a young stamp that was to come when the last file was archived is still to come."""
+    last = index.value("SELECT max(archived_at) FROM version") or 0.0
+    sql = f"SELECT DISTINCT {_KEY} FROM version WHERE archived_at > ?"  # noqa: S608 - our own text
+    for item in map(_item_of, index.rows(sql, last - YOUNG_STAMP)):
+        for newest in archive.read_item(item)[-1:]:
+            index.set_item(item, "refetch_at = ?", again_at(newest, settings.zone, newest.archived_at))
 
 
 def _list_as_archived(index: Index, versions: Sequence[Version]) -> None:
@@ -137,7 +158,7 @@ def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> No
     for item, version in newest.items():
         created_at = local_time(str(version.listing.get("DateCreated") or ""), settings.zone)
         again = refetch_at(item.kind, item.num, created_at, None, version.archived_at)
-        index.set_item(item, "refetch_at = coalesce(refetch_at, ?)", again)
+        index.set_item(item, "refetch_at = coalesce(refetch_at, ?)", None if version.method == "note" else again)
         if "thumbnail" in settings.sync.kinds:
             index.owe_thumbnail(item)
 

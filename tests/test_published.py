@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from syncd import published, scrub
+from syncd import copies, published, scrub
 from syncd.archive import Archive
 from syncd.catalog import Catalog
 from syncd.checker import Tally, check
@@ -308,3 +308,52 @@ def test_an_index_made_from_the_archive_alone_knows_what_had_vanished(
         assert then
         known = world.index.value("SELECT vanished_at FROM item WHERE num = ? AND kind = 'document'", one.letter)
         assert at == pytest.approx(known, abs=0.01)
+
+
+def reindexed(world: World) -> None:
+    world.stop()
+    scrub.reindex(world.settings, Archive(world.archive, 0), world.clock.now())
+    world.restart()
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_reindex_knows_what_vanished_after_the_copy_that_it_begins_with(
+    world: World, one: Small, copied: bool
+) -> None:
+    if copied:
+        copies.make(world.index, world.settings.state_path / "copies", "2026-03-10")
+    one.practice.move_document(one.document, one.other, keep_number=True)
+    world.sweep()
+    assert marked(world)
+    old = Item(one.patient, "document", one.document)
+    before = world.item(old.pat_num, old.kind, old.num)
+    assert before["became"] == Item(one.other, "document", one.document).full_id
+    reindexed(world)
+    after = world.item(old.pat_num, old.kind, old.num)
+    assert (after["vanished_at"], after["became"]) == (pytest.approx(before["vanished_at"], abs=0.01), before["became"])
+    assert world.index.rows("SELECT * FROM duty WHERE pat_num = ?", one.patient) == []
+
+
+@pytest.mark.parametrize("by", ["the newer copy", "its new version"])
+def test_what_came_back_after_it_was_published_is_not_marked_again(world: World, one: Small, by: str) -> None:
+    letter = Item(one.other, "document", one.letter)
+    if by == "its new version":
+        copies.make(world.index, world.settings.state_path / "copies", "2026-03-10")
+    world.index.vanish(letter, world.clock.now())
+    assert marked(world)
+    if by == "its new version":
+        one.practice.replace_bytes(one.letter)
+    world.sweep()
+    if by == "the newer copy":
+        copies.make(world.index, world.settings.state_path / "copies", "2026-03-10")
+    assert world.item(letter.pat_num, letter.kind, letter.num)["vanished_at"] is None
+    assert [gone[0] for gone in published.vanished(world.archive)[1]] == [letter]
+    reindexed(world)
+    assert world.item(letter.pat_num, letter.kind, letter.num)["vanished_at"] is None
+
+
+def test_a_file_of_somebody_else_in_its_place_tells_nothing(tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    with closing(sqlite3.connect(tmp_path / published.PATH)) as db:
+        db.execute("CREATE TABLE meta (key, value)")
+    assert published.vanished(tmp_path) == (0, [])

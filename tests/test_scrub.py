@@ -356,6 +356,24 @@ def test_what_has_no_stamp_is_fetched_again_by_age_after_a_rebuild(bare: Bare) -
     assert START + 180 * DAY <= due["document"] < START + 187 * DAY
 
 
+@pytest.mark.parametrize(("later", "due"), [(599.0, START + 600), (600.0, START + 180 * DAY)])
+def test_a_second_look_that_was_to_come_when_the_last_file_was_archived_is_still_to_come(
+    bare: Bare, later: float, due: float
+) -> None:
+    young = {"DateTStamp": "2026-03-10 08:59:50", "serverDateTime": "2026-03-10 09:00:00"}
+    bare.publish(Item(101, "document", 34), b"image", listing=young)
+    bare.publish(Item(101, "document", 35), b"other", archived_at=START + later)
+    bare.adopt()
+    assert due <= bare.index.value("SELECT refetch_at FROM item WHERE num = 34") <= due + 7 * DAY * (later // 600)
+
+
+def test_what_came_with_its_listing_is_not_fetched_by_age(bare: Bare) -> None:
+    bare.publish(Item(101, "document", 34), b"image", method="note")
+    bare.publish(Item(101, "document", 35), b"other", archived_at=START + DAY)
+    bare.adopt()
+    assert bare.index.value("SELECT refetch_at FROM item WHERE num = 34") is None
+
+
 def test_numbers_given_out_later_lie_above_all_that_the_archive_ever_carried(bare: Bare) -> None:
     bare.seq = 40
     bare.publish(Item(101, "document", 34), b"image")
