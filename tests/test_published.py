@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from syncd import copies, published, scrub
-from syncd.archive import Archive
+from syncd.archive import MARKER, Archive
+from syncd.call import cli
 from syncd.catalog import Catalog
 from syncd.checker import Tally, check
 from syncd.errors import SiteError
@@ -350,6 +354,41 @@ def test_what_came_back_after_it_was_published_is_not_marked_again(world: World,
     assert [gone[0] for gone in published.vanished(world.archive)[1]] == [letter]
     reindexed(world)
     assert world.item(letter.pat_num, letter.kind, letter.num)["vanished_at"] is None
+
+
+def test_a_bare_archive_is_read_as_it_is_now_and_its_backup_as_it_was(
+    world: World, one: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said: list[str] = []
+
+    def seen(archive: Path) -> tuple[dict[str, Any], set[str]]:
+        os.utime(archive / MARKER, (1, 1))  # at rest
+        result = CliRunner().invoke(cli, ["--archive", str(archive), "find", "--json"])
+        said.append(result.stderr)
+        rows = [row for row in map(json.loads, result.stdout.splitlines()) if row["num"] == one.document]
+        (kept,) = (tmp_path / "cache").rglob("index*.db")
+        with closing(Index(kept)) as index:
+            names = {row["last_name"] for row in index.rows("SELECT last_name FROM patient")}
+        return {row["full_id"]: (row["state"], row["sha256"]) for row in rows if row["current"]}, names
+
+    assert marked(world)
+    shutil.copytree(world.archive, tmp_path / "backup")
+    before = seen(world.archive)
+    assert seen(tmp_path / "backup") == before
+    assert [bool(words) for words in said] == [True, False]
+    old, new = (f"{pat_num}/document-{one.document}" for pat_num in (one.patient, one.other))
+    assert before[0][old][0] == "archived"
+    one.practice.move_document(one.document, one.other, keep_number=True)
+    world.sweep()
+    person = world.index.patient(one.other)
+    assert person is not None
+    Archive(world.archive, 0).write_patient(replace(person, last_name="Newname"))
+    assert marked(world)
+    now = seen(world.archive)
+    assert {name: state for name, (state, _) in now[0].items()} == {old: "vanished", new: "archived"}
+    assert now[1] > {"Newname"}
+    assert seen(tmp_path / "backup") == before
 
 
 def test_a_file_of_somebody_else_in_its_place_tells_nothing(tmp_path: Path) -> None:
