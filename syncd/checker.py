@@ -138,7 +138,8 @@ def _check_patient(
         items.add((str(text_of(row["kind"])), row["num"]))
     if folder is not None and not folder.mode_is_right:
         yield Finding("wrong_mode", top)
-    for name, entry in _survey(archive, top).items():
+    names = _survey(archive, top)
+    for name, entry in names.items():
         kind, _, num = name.rpartition("-")
         if entry.kind == "folder" and archive_path_is_ours(f"{top}/{name}/1-{'0' * 12}.bin"):
             items.add((kind, int(num)))
@@ -150,6 +151,9 @@ def _check_patient(
             yield Finding("bad_sidecar", f"{top}/{name}")
         elif not entry.mode_is_right:
             yield Finding("wrong_mode", f"{top}/{name}")
+    patient = index.patient(pat_num)
+    if folder is not None and patient is not None and patient.last_name and "patient.json" not in names:
+        yield Finding("missing", f"{top}/patient.json")
     for kind, number in sorted(items):
         yield from check_item(index, archive, Item(pat_num, cast("Kind", kind), number), tally, alone, now)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +62,7 @@ class Publisher:
         No two arrivals of a batch may be of one item. Raises SiteError for the archive as a whole; then nothing of
         the batch is recorded, and all of it may be tried again.
         """
+        self.name_patients(arrival.item.pat_num for arrival in arrivals)  # first: a crash leaves nobody without a name
         with self._doors.archive.publishing:  # versions are recorded in the order of their numbers, for followers
             return self._take(arrivals, now, settle)
 
@@ -94,6 +96,13 @@ class Publisher:
     def take_upload(self, arrival: Arrival, now: float) -> None:
         """Archive and record bytes that came with a listing."""
         self.take([arrival], now, lambda _: None)
+
+    def name_patients(self, pat_nums: Iterable[int]) -> None:
+        """Put beside their documents who these patients are, as the last roster told."""
+        named = sorted(set(pat_nums)) if self._doors.settings.sync.patient_names else []
+        for patient in filter(None, map(self._doors.index.patient, named)):
+            with suppress(ItemError):  # something else lies in its place: the document tells of that, and `verify`
+                self._doors.archive.write_patient(patient)
 
     def adopt_in_hand(self, now: float) -> None:
         """Record what was numbered, perhaps published, and then a crash or a full disk came before the record.

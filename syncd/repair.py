@@ -198,7 +198,7 @@ def _mend_patient(index: Index, archive: Archive, path: str) -> str:
     patient = index.patient(int(path.split("/")[1]))
     if patient is None or not patient.last_name:
         return "unhealable"
-    archive.set_aside(path)
+    _set_aside(archive, path)
     archive.write_patient(patient)
     return "healed"
 

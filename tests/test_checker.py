@@ -285,6 +285,18 @@ def test_a_sidecar_whose_file_never_came_is_no_damage(world: World) -> None:
     assert found(world) == {f"unfinished {sidecar}"}
 
 
+def test_a_patient_whose_name_is_not_beside_the_documents_is_told_where_the_index_knows_it(
+    world: World, one: Small
+) -> None:
+    path = f"patients/{one.patient}/patient.json"
+    (world.archive / path).unlink()
+    assert found(world) == {f"missing {path}"}
+    world.index.run("UPDATE patient SET last_name = ''")
+    assert found(world) == set()
+    world.index.run("DELETE FROM patient")
+    assert found(world) == set()
+
+
 def test_what_lies_in_incoming_is_in_flight_while_somebody_writes(world: World) -> None:
     (world.archive / "incoming" / "0123").write_bytes(b"half")
     assert found(world) == {"leftover incoming/0123"}

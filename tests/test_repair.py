@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -296,6 +297,9 @@ def test_modes_and_the_patient_file_are_put_right(world: World, one: Small) -> N
     rot(world, Path(f"patients/{one.patient}/patient.json"))
     assert repaired(world) == ["healed", "healed", "healed"]
     world.check()
+    (folder / "patient.json").unlink()
+    assert repaired(world) == ["healed"]
+    assert json.loads((folder / "patient.json").read_text())["pat_num"] == one.patient
     world.index.run("DELETE FROM patient")
     rot(world, Path(f"patients/{one.patient}/patient.json"))
     assert repaired(world) == ["unhealable"]
