@@ -56,6 +56,11 @@ _NUMBERS: Final = (
 _SAME: Final = ("seq", "version", "sidecar", "sha256", "bytes", "extension", "media_type", "method", "source_revision")
 _TIMES: Final = ("listed_at", "placed_at", "archived_at")
 _COLUMNS: Final = ", ".join([*_NUMBERS, *(f"CAST({name} AS BLOB) AS {name}" for name in _TEXTS)])
+_NEWEST: Final = ("seq", "version", "revision", "sha256", "bytes", "media_type")
+_CURRENT: Final = ", ".join(  # what an item's row says of it, and no time: that may be put right there alone
+    f"CAST({name} AS BLOB) AS {name}"
+    for name in ("current_seq", "current_version", "archived_revision", "sha256", "bytes", "media_type")
+)
 _DAY: Final = 86_400.0
 
 
@@ -194,11 +199,14 @@ class _Look:
             self._tombstone = TOMBSTONE in self._entries and archive.read_tombstone(item) is not None
             sql = "SELECT 1 FROM tombstone WHERE pat_num = ? AND kind = CAST(? AS TEXT) AND num = ?"
             self._destroyed = self._tombstone or bool(index.rows(sql, *key))
+            sql = f"SELECT {_CURRENT} FROM item WHERE pat_num = ? AND kind = CAST(? AS TEXT) AND num = ?"  # noqa: S608
+            self._current = [tuple(row.values()) for row in index.rows(sql, *key)]
             sql = "SELECT path, state FROM damage WHERE pat_num = ? AND kind = CAST(? AS TEXT) AND num = ?"
             self._known = {row["path"]: row["state"] for row in index.rows(sql, *key)}
         self._rows: list[Row] = [row | {name: text_of(row[name]) for name in _TEXTS} for row in rows]
         self._sidecars: dict[str, Version | None] = {}
         self._claimed: set[str] = set()
+        self._all_recorded = True
 
     def walk(self) -> Walk:
         """Everything that is wrong with the item; of one that was destroyed, what an archive put back has of it."""
@@ -216,6 +224,7 @@ class _Look:
         for name, version in self._sidecars.items():
             if version is not None and name not in self._claimed:
                 yield from self._check_unrecorded(name, version)
+        yield from self._check_current(told)
         for name in self._entries.keys() - self._claimed:
             path = f"{self._folder}/{name}"
             ours = name in self._sidecars and archive_path_is_ours(path)
@@ -228,6 +237,7 @@ class _Look:
         self, code: Code, path: str, of: Row | Version | None = None, sidecar: Version | None = None
     ) -> Finding:
         """As it is known already: what was set aside is queued, what was tried in vain is unhealable."""
+        self._all_recorded &= code not in ("bad_row", "unrecorded")
         known = self._known.get(path)
         if known in ("queued", "unhealable") and code not in ("foreign", "wrong_mode"):
             code = cast("Code", known)
@@ -273,9 +283,21 @@ class _Look:
             if sidecar.sidecar == 1:
                 yield from self._check_media(Path(sidecar.path).name, sidecar.sha256, sidecar.bytes, sidecar)
 
+    def _check_current(self, told: Mapping[int, Version]) -> Walk:
+        """The item's own row names its newest version: that is what `find`, `show` and `export` go by."""
+        newest = max(self._rows, key=lambda row: int(row["seq"]), default=None)
+        if newest is None or not self._all_recorded:  # which is the newest is not known yet
+            return
+        if self._current != [tuple(str(newest[name]).encode(errors="surrogateescape") for name in _NEWEST)]:
+            path = f"index.db item {self._item.full_id}"
+            yield self._finding("bad_row", path, newest, told.get(newest["seq"]))
+
     def _check_unrecorded(self, name: str, version: Version) -> Walk:
         media = Path(version.path).name
         self._claimed.add(name)
+        if media not in self._entries and version.path in self._known:  # an index that was lost had it
+            yield self._finding("missing", version.path, version)
+            return
         if media not in self._entries:
             yield self._finding("unfinished", f"{self._folder}/{name}", version)
             return

@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -129,13 +130,22 @@ def vanished(root: Path) -> tuple[int, list[tuple[Item, float, str | None]]]:
     """
     sql = f"SELECT pat_num, kind, num, (julianday(vanished_at) - {_JULIAN_1970}) * 86400, became FROM vanished"
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{(root / PATH).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-        ) as db:
+        with contextlib.closing(_reading(root)) as db:
             (last,) = db.execute("SELECT value FROM meta WHERE key = 'last_seq'").fetchone()
             return int(last), [(Item(*key), at, became) for *key, at, became in db.execute(sql).fetchall()]
     except (sqlite3.Error, TypeError):  # damaged, or not made by syncd
         return 0, []
+
+
+def versions(root: Path) -> Iterator[tuple[int, Item, str]]:
+    """Every file that the index knew when an archive's copy was made: its seq, its item, its path."""
+    sql = "SELECT seq, path, pat_num, kind, num FROM version"
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_reading(root)) as db:
+        yield from ((seq, Item(*key), path) for seq, path, *key in db.execute(sql))
+
+
+def _reading(root: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{(root / PATH).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def publish(index: Index, archive: Archive, settings: Settings, now: float) -> bool:

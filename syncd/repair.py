@@ -213,6 +213,9 @@ def _mend_row(index: Index, found: Finding, now: float) -> str:
             f"DELETE FROM version WHERE seq IN (?, ?) OR ({_OF_ITEM} AND version = ? AND sidecar = ?)",  # noqa: S608
             *(found.seq, version.seq, *key(version.item), version.version, version.sidecar),
         )
+        later = f"SELECT 1 FROM version WHERE {_OF_ITEM} AND seq > ?"  # noqa: S608 - our own text
+        if index.value(later, *key(version.item), version.seq) is None:
+            index.set_item(version.item, "current_seq = NULL")  # its item names the newest one, whatever it said
         index.put_version(version, now)
         index.remember("audit_unsure", f"seq-{version.seq}")  # the audit log may tell of it already
     return "healed"

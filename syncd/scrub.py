@@ -25,7 +25,7 @@ from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import WAS, Item, Kind, Tombstone, Version
-from syncd.naming import parse_id
+from syncd.naming import archive_path_is_ours, parse_id
 from syncd.publishing import again_at
 from syncd.schema import Row
 from syncd.sites import Doors, Sites
@@ -91,6 +91,7 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
             last = max(last, tombstone.seq)
         _learn_vanished(index, archive)
         _look_again(index, archive, settings)
+        _note_missing(index, archive, now)
         index.reserve_seqs(0, above=max(last, archive.last_seq()))
     return findings
 
@@ -106,6 +107,16 @@ def _learn_vanished(index: Index, archive: Archive) -> None:
         told = "vanished_at = coalesce(vanished_at, ?), missing_since_at = ?, became = coalesce(became, ?)"
         index.set_item(item, f"{told}, thumbnail_due = 0, held_by = NULL", at, at, became)
         index.run("DELETE FROM duty WHERE (pat_num, kind, num) = (?, ?, ?)", *repair.key(item))
+
+
+def _note_missing(index: Index, archive: Archive, now: float) -> None:
+    """A file that the published copy knows, and of which the sidecar alone is left, was archived and is gone."""
+    for seq, item, path in published.versions(archive.root):
+        if index.value("SELECT 1 FROM version WHERE seq = ?", seq) is None and archive_path_is_ours(path):
+            names = archive.survey(str(Path(path).parent))
+            if Path(path).name not in names and Path(path).with_suffix(".json").name in names:
+                sql = "INSERT OR IGNORE INTO damage VALUES (?, ?, ?, ?, NULL, 'missing', 'found', ?, NULL)"
+                index.run(sql, path, *repair.key(item), now)
 
 
 def _look_again(index: Index, archive: Archive, settings: Settings) -> None:

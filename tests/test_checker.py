@@ -297,6 +297,30 @@ def test_a_patient_whose_name_is_not_beside_the_documents_is_told_where_the_inde
     assert found(world) == set()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("current_version = current_version + 2", "current_seq = current_seq + 4096", "archived_revision = 'x'"),
+        *("sha256 = 'ab'", "bytes = bytes + 1", "media_type = 'image/gif'", "current_seq = NULL"),
+        "media_type = CAST(X'FF' AS TEXT)",
+    ],
+)
+def test_an_item_that_names_another_version_than_its_newest_is_told(world: World, one: Small, change: str) -> None:
+    world.index.run(f"UPDATE item SET {change} WHERE kind = 'document' AND num = ?", one.document)
+    assert found(world) == {f"bad_row index.db item {one.patient}/document-{one.document}"}
+
+
+def test_versions_without_their_item_are_told(world: World, one: Small) -> None:
+    world.index.run("DELETE FROM item WHERE kind = 'document' AND num = ?", one.document)
+    assert found(world) == {f"bad_row index.db item {one.patient}/document-{one.document}"}
+
+
+def test_a_newest_row_that_is_wrong_says_nothing_of_its_item(world: World, one: Small) -> None:
+    last = world.index.value("SELECT max(seq) FROM version WHERE kind = 'document' AND num = ?", one.document)
+    world.index.run("UPDATE version SET bytes = bytes + 1 WHERE seq = ?", last)
+    assert found(world) == {f"bad_row index.db seq {last}"}
+
+
 def test_what_lies_in_incoming_is_in_flight_while_somebody_writes(world: World) -> None:
     (world.archive / "incoming" / "0123").write_bytes(b"half")
     assert found(world) == {"leftover incoming/0123"}

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from syncd import copies, published, scrub
+from syncd import copies, published, repair, scrub
 from syncd.archive import MARKER, Archive
 from syncd.call import cli
 from syncd.catalog import Catalog
-from syncd.checker import Tally, check
+from syncd.checker import HARMLESS, Tally, check
 from syncd.errors import SiteError
 from syncd.index import Index
 from syncd.model import Item
@@ -389,6 +389,27 @@ def test_a_bare_archive_is_read_as_it_is_now_and_its_backup_as_it_was(
     assert {name: state for name, (state, _) in now[0].items()} == {old: "vanished", new: "archived"}
     assert now[1] > {"Newname"}
     assert seen(tmp_path / "backup") == before
+
+
+def test_a_file_that_was_gone_before_a_reindex_is_missing(world: World, one: Small) -> None:
+    world.index.vanish(Item(one.other, "document", one.letter), world.clock.now())
+    assert marked(world)
+    (path,) = (world.archive / f"patients/{one.other}/document-{one.letter}").glob("*.pdf")
+    (document,) = (world.archive / f"patients/{one.patient}/document-{one.document}").glob("*.jpg")
+    for file in (path, document, document.with_suffix(".json")):
+        file.unlink()
+    reindexed(world)
+    name = str(path.relative_to(world.archive))
+    assert [(row["path"], row["code"]) for row in world.index.rows("SELECT * FROM damage")] == [(name, "missing")]
+    archive, now = Archive(world.archive, 0), world.clock.now()
+    walk = list(scrub.verify(world.index, archive, Tally(), now))
+    assert [(each.code, each.path) for each in walk if each.code not in HARMLESS] == [("missing", name)]
+    scrub.note(world.index, world.log, walk, now, whole=True)
+    (lost,) = [each for each in walk if each.code == "missing"]
+    assert repair.mend(world.index, archive, world.log, lost, now) == "unhealable"
+    assert [each.code for each in scrub.verify(world.index, archive, Tally(), now) if each.path == name] == [
+        "unhealable"
+    ]
 
 
 def test_a_file_of_somebody_else_in_its_place_tells_nothing(tmp_path: Path) -> None:

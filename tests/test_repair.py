@@ -290,6 +290,28 @@ def test_a_version_that_the_index_does_not_know_is_recorded(world: World) -> Non
     assert world.index.rows(VERSIONS) == before
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE item SET current_version = current_version + 2 WHERE kind = 'document'",
+        "UPDATE item SET current_seq = 1 << 40, sha256 = 'ab' WHERE kind = 'document'",
+        "DELETE FROM item WHERE kind = 'document'",
+    ],
+)
+def test_an_item_names_its_newest_version_again(world: World, one: Small, harm: str) -> None:
+    one.practice.replace_bytes(one.document)
+    world.sweep()
+    sql = "SELECT num, current_version, current_seq, sha256, bytes FROM item WHERE kind = 'document' ORDER BY num"
+    before, rows = world.index.rows(sql), world.index.rows(VERSIONS)
+    world.index.run(harm)
+    assert repaired(world) == ["healed", "healed"]
+    assert (world.index.rows(sql), world.index.rows(VERSIONS)) == (before, rows)
+    old = world.index.value("SELECT min(seq) FROM version WHERE kind = 'document' AND num = ?", one.document)
+    world.index.run("UPDATE version SET bytes = bytes + 1 WHERE seq = ?", old)
+    assert repaired(world) == ["healed"]
+    assert world.index.rows(sql) == before
+
+
 def test_modes_and_the_patient_file_are_put_right(world: World, one: Small) -> None:
     folder, path = world.archive / "patients" / str(one.patient), path_of(world, "document")
     folder.chmod(0o755)
