@@ -172,7 +172,7 @@ def check_item(index: Index, archive: Archive, item: Item, tally: Tally, alone: 
         found = yield from _collected(_Look(index, archive, item, seen, now).walk())
     tally.versions, tally.bytes = tally.versions + seen.versions, tally.bytes + seen.bytes
     tally.right += seen.right
-    yield from found
+    yield from sorted(found, key=lambda each: each.code != "wrong_mode")  # of one path: what is worse, last
 
 
 def _collected(walk: Walk) -> Generator[None, None, list[Finding]]:

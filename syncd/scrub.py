@@ -35,6 +35,7 @@ NOTED: Final = 1000  # files found right that are noted in one transaction
 ALONE: Final = frozenset({"damaged", "missing"})  # what the scrub repairs by itself
 PERHAPS_SENT: Final = "the index is older than what became of it: look in Open Dental before you try again"
 _KEY: Final = "pat_num, CAST(kind AS BLOB) AS kind, num"
+_DAMAGE: Final = "FROM damage WHERE kind <> ''"  # of items
 _END: Final = object()
 _OLDEST: Final = "WHERE sidecar = 1 ORDER BY checked_at, seq"
 _OLDEST_SOUND: Final = (  # what is known to be damaged was looked at when the day's part began
@@ -276,7 +277,7 @@ def note(index: Index, log: Log, found: Iterable[Finding], now: float, whole: bo
     """Write down what a walk found; `whole`: it looked at everything, so what it did not find is right again."""
     by_item: dict[Item, list[Finding]] = {}
     if whole:
-        by_item = {_item_of(row): [] for row in index.rows(f"SELECT DISTINCT {_KEY} FROM damage")}  # noqa: S608 - our own text
+        by_item = {_item_of(row): [] for row in index.rows(f"SELECT DISTINCT {_KEY} {_DAMAGE}")}
     for each in found:
         if each.item is not None:
             by_item.setdefault(each.item, []).append(each)
@@ -285,9 +286,9 @@ def note(index: Index, log: Log, found: Iterable[Finding], now: float, whole: bo
 
 
 def wish_of(found: Iterable[Finding]) -> list[tuple[int, str, int, str, str]]:
-    """What the lock's holder is asked to repair: every item's damage, as the wish `repair` takes it."""
+    """What the lock's holder is asked to repair, as the wish `repair` takes it."""
     wrong = [each for each in found if each.code not in checker.HARMLESS]
-    return [(*repair.key(each.item), each.path, each.code) for each in wrong if each.item is not None]
+    return [(*repair.key(each.item or repair.NO_ITEM), each.path, each.code) for each in wrong]
 
 
 def _note_right(index: Index, tally: Tally, now: float) -> None:
@@ -329,6 +330,8 @@ class Scrub:
         if self._due:
             self._due = False
             self._begin(now)
+        if self._mend_others(now):
+            return True
         for _ in range(SLICE):
             if self._item is None and not self._next():
                 return False
@@ -338,6 +341,15 @@ class Scrub:
             elif isinstance(found, Finding):
                 self._found.append(found)
         return True
+
+    def _mend_others(self, now: float) -> bool:
+        """What a person wants repaired and is no item's: modes of folders, and who a patient is; whether any was."""
+        index = self._doors.index
+        rows = index.rows("SELECT path, code FROM damage WHERE kind = '' LIMIT ?", SLICE)
+        for row in rows:
+            repair.mend(index, self._doors.archive, self._doors.log, Finding(row["code"], row["path"]), now)
+            index.run("DELETE FROM damage WHERE path = ?", row["path"])  # if it is wrong yet, the next look tells it
+        return bool(rows)
 
     def abandon(self) -> None:
         """The item in hand is looked at from its start again: its archive was away."""
@@ -356,12 +368,12 @@ class Scrub:
             repair.give_up(index)
             index.remember("scrub_due_at", repr((due_at if on_time else now) + settings.every))
             index.remember("scrub_left", str(share_of(total, settings.subset)))
-        self._again = [_item_of(row) for row in index.rows(f"SELECT DISTINCT {_KEY} FROM damage LIMIT 1000")]  # noqa: S608 - our own text
+        self._again = [_item_of(row) for row in index.rows(f"SELECT DISTINCT {_KEY} {_DAMAGE} LIMIT 1000")]
 
     def _next(self) -> bool:
         """Take the next item in hand: what a person asked for, what was damaged, what was checked longest ago."""
         index = self._doors.index
-        rows = index.rows(f"SELECT {_KEY} FROM damage WHERE state = 'wanted' LIMIT 1")  # noqa: S608 - our own text
+        rows = index.rows(f"SELECT {_KEY} {_DAMAGE} AND state = 'wanted' LIMIT 1")
         if not rows and not self._again and int(index.meta("scrub_left") or 0) > 0:
             rows = index.rows(f"SELECT {_KEY} FROM version v {_OLDEST_SOUND} LIMIT 1")  # noqa: S608
         if not rows and not self._again:

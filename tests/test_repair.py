@@ -427,6 +427,40 @@ def test_a_person_may_ask_the_daemon_for_the_repair(daily: World) -> None:
     daily.check()
 
 
+def test_a_person_may_ask_the_daemon_to_repair_what_is_no_items(daily: World, one: Small) -> None:
+    person, other = (Path(f"patients/{pat_num}/patient.json") for pat_num in (one.patient, one.other))
+    for name in ("patients", person.parent, path_of(daily, "document").parent):
+        (daily.archive / name).chmod(0o755)
+    before = [(daily.archive / each).read_bytes() for each in (person, other)]
+    for each in (person, other):
+        rot(daily, each)
+    rot(daily, path_of(daily, "sheet").with_suffix(".json"))
+    argument = wish_of(found(daily))
+    rot(daily, other, before[1])  # meanwhile
+    wishes.grant(daily.index, daily.log, "repair", argument, daily.clock.now())
+    daily.run(hours=0.1)
+    assert codes(daily) == []
+    assert [(daily.archive / each).read_bytes() for each in (person, other)] == before
+    assert [aside(daily, each).exists() for each in (person, other)] == [True, False]
+    assert daily.index.rows("SELECT * FROM damage") == []
+    assert {line["item"] for line in daily.log.events("version_healed")} == {f"{one.patient}/sheet-{one.sheet}"}
+
+
+def test_a_mode_that_was_changed_hides_no_bytes_that_were(world: World) -> None:
+    path = path_of(world, "document")
+    content = (world.archive / path).read_bytes()
+    rot(world, path)
+    (world.archive / path).chmod(0o644)
+    note(world.index, world.log, found(world), world.clock.now(), whole=True)
+    assert world.index.rows("SELECT code FROM damage") == [{"code": "damaged"}]
+    assert repaired(world) == ["healed", "queued"]
+    assert world.index.rows("SELECT code, state FROM damage") == [{"code": "damaged", "state": "queued"}]
+    assert aside(world, path).stat().st_mode & 0o777 == 0o400
+    world.run()
+    assert (world.archive / path).read_bytes() == content
+    assert (codes(world), world.index.rows("SELECT * FROM damage")) == ([], [])
+
+
 def test_much_damage_at_once_is_only_told(daily: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair, "MOST_ALONE", 1)
     for kind in ("document", "mount"):
