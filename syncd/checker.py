@@ -50,9 +50,7 @@ _TEXTS: Final = (
     *("kind", "revision", "sha256", "extension", "media_type", "path", "method", "flags", "source_revision"),
     "checksum",
 )
-_NUMBERS: Final = (
-    *("seq", "pat_num", "num", "version", "sidecar", "bytes", "listed_at", "placed_at", "archived_at", "checked_at"),
-)
+_NUMBERS: Final = (*("seq", "pat_num", "num", "version", "sidecar", "bytes", "listed_at", "placed_at", "archived_at"),)
 _SAME: Final = ("seq", "version", "sidecar", "sha256", "bytes", "extension", "media_type", "method", "source_revision")
 _TIMES: Final = ("listed_at", "placed_at", "archived_at")
 _COLUMNS: Final = ", ".join([*_NUMBERS, *(f"CAST({name} AS BLOB) AS {name}" for name in _TEXTS)])
@@ -61,7 +59,6 @@ _CURRENT: Final = ", ".join(  # what an item's row says of it, and no time: that
     f"CAST({name} AS BLOB) AS {name}"
     for name in ("current_seq", "current_version", "archived_revision", "sha256", "bytes", "media_type")
 )
-_DAY: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,8 @@ class Tally:
     right: list[int] = field(default_factory=list)
 
 
-def check(index: Index, archive: Archive, tally: Tally, alone: bool = True, now: float = 9e18) -> Walk:
-    """Everything. `alone`: nobody else writes; else what lies in incoming is in flight. `now`: no check is later."""
+def check(index: Index, archive: Archive, tally: Tally, alone: bool = True) -> Walk:
+    """Everything. `alone`: nobody else writes; else what lies in incoming is in flight."""
     if not is_whole(index):
         yield Finding("index_damaged", "index.db")
     for name, entry in archive.survey().items():
@@ -120,7 +117,7 @@ def check(index: Index, archive: Archive, tally: Tally, alone: bool = True, now:
     folders = {int(name): entry for name, entry in there.items() if _patient(name, entry)}
     rows = index.rows("SELECT DISTINCT pat_num FROM version")
     for pat_num in sorted({*folders, *(row["pat_num"] for row in rows)}):
-        yield from _check_patient(index, archive, pat_num, folders.get(pat_num), tally, alone, now)
+        yield from _check_patient(index, archive, pat_num, folders.get(pat_num), tally, alone)
 
 
 def is_whole(index: Index) -> bool:
@@ -136,7 +133,7 @@ def _patient(name: str, entry: Entry) -> bool:
 
 
 def _check_patient(
-    index: Index, archive: Archive, pat_num: int, folder: Entry | None, tally: Tally, alone: bool, now: float
+    index: Index, archive: Archive, pat_num: int, folder: Entry | None, tally: Tally, alone: bool
 ) -> Walk:
     top, items = f"patients/{pat_num}", set[tuple[str, int]]()
     for row in index.rows("SELECT DISTINCT CAST(kind AS BLOB) AS kind, num FROM version WHERE pat_num = ?", pat_num):
@@ -160,16 +157,16 @@ def _check_patient(
     if folder is not None and patient is not None and patient.last_name and "patient.json" not in names:
         yield Finding("missing", f"{top}/patient.json")
     for kind, number in sorted(items):
-        yield from check_item(index, archive, Item(pat_num, cast("Kind", kind), number), tally, alone, now)
+        yield from check_item(index, archive, Item(pat_num, cast("Kind", kind), number), tally, alone)
 
 
-def check_item(index: Index, archive: Archive, item: Item, tally: Tally, alone: bool = True, now: float = 9e18) -> Walk:
+def check_item(index: Index, archive: Archive, item: Item, tally: Tally, alone: bool = True) -> Walk:
     """One item, all its versions and sidecars. Where others write, what seems wrong is looked at once more."""
     seen = Tally()
-    found = yield from _collected(_Look(index, archive, item, seen, now).walk())
+    found = yield from _collected(_Look(index, archive, item, seen).walk())
     if found and not alone:
         seen = Tally()
-        found = yield from _collected(_Look(index, archive, item, seen, now).walk())
+        found = yield from _collected(_Look(index, archive, item, seen).walk())
     tally.versions, tally.bytes = tally.versions + seen.versions, tally.bytes + seen.bytes
     tally.right += seen.right
     yield from sorted(found, key=lambda each: each.code != "wrong_mode")  # of one path: what is worse, last
@@ -188,8 +185,8 @@ def _collected(walk: Walk) -> Generator[None, None, list[Finding]]:
 class _Look:
     """One look at one item: its folder and its rows are read at one moment, its files are hashed after that."""
 
-    def __init__(self, index: Index, archive: Archive, item: Item, tally: Tally, now: float) -> None:
-        self._archive, self._item, self._tally, self._now = archive, item, tally, now
+    def __init__(self, index: Index, archive: Archive, item: Item, tally: Tally) -> None:
+        self._archive, self._item, self._tally = archive, item, tally
         self._folder = f"patients/{item.pat_num}/{item.id}"
         with archive.publishing:  # in this process nothing is half recorded
             self._entries = _survey(archive, self._folder)
@@ -259,7 +256,7 @@ class _Look:
             yield self._finding("unreadable", path)
 
     def _check_row(self, row: Row, sidecar: Version | None) -> Walk:
-        if not (row_is_sound(row) and _is_of(row, self._item) and 0 <= row["checked_at"] <= self._now + _DAY):
+        if not (row_is_sound(row) and _is_of(row, self._item)):
             yield from self._bad_row(row, sidecar)
             return
         path = Path(row["path"])

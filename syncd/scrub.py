@@ -254,10 +254,12 @@ def verify(
 
     `alone`: the caller holds the lock, so when a file was right is noted. SiteError archive_missing ends it.
     """
-    walk = checker.check(index, archive, tally, alone, now)
+    walk = checker.check(index, archive, tally, alone)
+    if alone:
+        _put_right(index, now)
     if part != 1:
         count = share_of(index.value("SELECT count(*) FROM version WHERE sidecar = 1"), part)
-        walk = _oldest(index, archive, tally, count, alone, now)
+        walk = _oldest(index, archive, tally, count, alone)
     for found in walk:
         if found is not None:
             yield found
@@ -267,10 +269,10 @@ def verify(
         _note_right(index, tally, now)
 
 
-def _oldest(index: Index, archive: Archive, tally: Tally, count: int, alone: bool, now: float) -> checker.Walk:
+def _oldest(index: Index, archive: Archive, tally: Tally, count: int, alone: bool) -> checker.Walk:
     items = [_item_of(row) for row in index.rows(f"SELECT {_KEY} FROM version {_OLDEST} LIMIT ?", count)]  # noqa: S608
     for item in dict.fromkeys(items):
-        yield from checker.check_item(index, archive, item, tally, alone, now)
+        yield from checker.check_item(index, archive, item, tally, alone)
 
 
 def note(index: Index, log: Log, found: Iterable[Finding], now: float, whole: bool) -> None:
@@ -289,6 +291,11 @@ def wish_of(found: Iterable[Finding]) -> list[tuple[int, str, int, str, str]]:
     """What the lock's holder is asked to repair, as the wish `repair` takes it."""
     wrong = [each for each in found if each.code not in checker.HARMLESS]
     return [(*repair.key(each.item or repair.NO_ITEM), each.path, each.code) for each in wrong]
+
+
+def _put_right(index: Index, now: float) -> None:
+    """What a clock that was ahead checked, or a flipped bit, would not be checked again before then."""
+    index.run("UPDATE version SET checked_at = ?1 WHERE sidecar = 1 AND checked_at > ?1", now)
 
 
 def _note_right(index: Index, tally: Tally, now: float) -> None:
@@ -366,6 +373,7 @@ class Scrub:
         total = 0 if first else index.value("SELECT count(*) FROM version WHERE sidecar = 1")
         with index.transaction():
             repair.give_up(index)
+            _put_right(index, now)
             index.remember("scrub_due_at", repr((due_at if on_time else now) + settings.every))
             index.remember("scrub_left", str(share_of(total, settings.subset)))
         self._again = [_item_of(row) for row in index.rows(f"SELECT DISTINCT {_KEY} {_DAMAGE} LIMIT 1000")]

@@ -438,6 +438,17 @@ def test_subsets_check_every_file_once_before_any_twice(world: World) -> None:
     assert world.index.value("SELECT min(checked_at) FROM version WHERE sidecar = 1") > world.clock.now()
 
 
+def test_what_a_clock_that_was_ahead_checked_is_right_and_checked_in_its_turn(world: World) -> None:
+    total = world.index.value("SELECT count(*) FROM version WHERE sidecar = 1")
+    seq = world.index.value("SELECT max(seq) FROM version WHERE sidecar = 1")
+    world.index.run("UPDATE version SET checked_at = ? WHERE seq = ?", world.clock.now() + 9000 * DAY, seq)
+    assert checked(world, alone=False) == []
+    for day in range(1, total + 2):
+        assert checked(world, Fraction(1, total), later=day) == []
+    assert world.index.value("SELECT checked_at FROM version WHERE seq = ?", seq) > world.clock.now()
+    assert world.index.value("SELECT max(checked_at) FROM version") < world.clock.now() + DAY
+
+
 def test_many_files_are_noted_before_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("syncd.scrub.NOTED", 1)
     assert checked(world) == []
