@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from syncd import audit, config, copies, errors, scrub, wiring, wishes
+from syncd import audit, config, copies, errors, published, scrub, wiring, wishes
 from syncd.archive import MARKER, Archive
 from syncd.backfill import Stop
 from syncd.catalog import Catalog
@@ -417,7 +417,10 @@ def shelf_of(call: Call) -> Iterator[Shelf]:
 
 @contextlib.contextmanager
 def _bare(call: Call, path: Path) -> Iterator[Shelf]:
-    """An archive without its configuration: its zone is unknown, so times are UTC."""
+    """An archive without its configuration: its zone is unknown, so times are UTC.
+
+    Its index is of one moment of it: what vanished or was renamed since, or had not by then, needs another one.
+    """
     archive = Archive(path, reserve=0)
     marker = archive.marker_id()
     if marker is None or not re.fullmatch("[0-9a-zA-Z-]{1,64}", marker):
@@ -425,12 +428,16 @@ def _bare(call: Call, path: Path) -> Iterator[Shelf]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncd" / marker
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings = config.parse(BARE, name="archive", folder=cache, environ={})
-    with contextlib.closing(Index(cache / "index.db")) as index:
-        last = str(archive.last_seq())
-        if last == "0" or index.meta("adopted_up_to") != last:
-            call.say("the archive is read into an index in your cache; the first time takes a while")
+    last, told = archive.last_seq(), archive.seen(published.PATH) or [0, 0]
+    name = f"index-{last}-{told[1]}.db"
+    for old in cache.glob("index*"):
+        if not old.name.startswith(name):
+            old.unlink(missing_ok=True)
+    with contextlib.closing(Index(cache / name)) as index:
+        if last == 0 or index.meta("adopted") is None:
+            call.say("the archive is read into an index in your cache; this takes a while, once for each state of it")
             scrub.adopt_all(index, archive, settings, call.clock.now())
             index.run("DELETE FROM audit_entry")  # no log goes with a bare archive
             at_rest = call.clock.now() - (path / MARKER).stat().st_mtime > AT_REST
-            index.remember("adopted_up_to", last if at_rest else None)
+            index.remember("adopted", "yes" if at_rest else None)
         yield Catalog(index), archive, settings

@@ -50,13 +50,15 @@ _TEXTS: Final = (
     *("kind", "revision", "sha256", "extension", "media_type", "path", "method", "flags", "source_revision"),
     "checksum",
 )
-_NUMBERS: Final = (
-    *("seq", "pat_num", "num", "version", "sidecar", "bytes", "listed_at", "placed_at", "archived_at", "checked_at"),
-)
+_NUMBERS: Final = (*("seq", "pat_num", "num", "version", "sidecar", "bytes", "listed_at", "placed_at", "archived_at"),)
 _SAME: Final = ("seq", "version", "sidecar", "sha256", "bytes", "extension", "media_type", "method", "source_revision")
 _TIMES: Final = ("listed_at", "placed_at", "archived_at")
 _COLUMNS: Final = ", ".join([*_NUMBERS, *(f"CAST({name} AS BLOB) AS {name}" for name in _TEXTS)])
-_DAY: Final = 86_400.0
+_NEWEST: Final = ("seq", "version", "revision", "sha256", "bytes", "media_type")
+_CURRENT: Final = ", ".join(  # what an item's row says of it, and no time: that may be put right there alone
+    f"CAST({name} AS BLOB) AS {name}"
+    for name in ("current_seq", "current_version", "archived_revision", "sha256", "bytes", "media_type")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,8 @@ class Tally:
     right: list[int] = field(default_factory=list)
 
 
-def check(index: Index, archive: Archive, tally: Tally, alone: bool = True, now: float = 9e18) -> Walk:
-    """Everything. `alone`: nobody else writes; else what lies in incoming is in flight. `now`: no check is later."""
+def check(index: Index, archive: Archive, tally: Tally, alone: bool = True) -> Walk:
+    """Everything. `alone`: nobody else writes; else what lies in incoming is in flight."""
     if not is_whole(index):
         yield Finding("index_damaged", "index.db")
     for name, entry in archive.survey().items():
@@ -118,7 +120,7 @@ def check(index: Index, archive: Archive, tally: Tally, alone: bool = True, now:
     folders = {int(name): entry for name, entry in there.items() if _patient(name, entry)}
     rows = index.rows("SELECT DISTINCT pat_num FROM version")
     for pat_num in sorted({*folders, *(row["pat_num"] for row in rows)}):
-        yield from _check_patient(index, archive, pat_num, folders.get(pat_num), tally, alone, now)
+        yield from _check_patient(index, archive, pat_num, folders.get(pat_num), tally, alone)
 
 
 def is_whole(index: Index) -> bool:
@@ -134,7 +136,7 @@ def _patient(name: str, entry: Entry) -> bool:
 
 
 def _check_patient(
-    index: Index, archive: Archive, pat_num: int, folder: Entry | None, tally: Tally, alone: bool, now: float
+    index: Index, archive: Archive, pat_num: int, folder: Entry | None, tally: Tally, alone: bool
 ) -> Walk:
     top, items = f"patients/{pat_num}", set[tuple[str, int]]()
     for row in index.rows("SELECT DISTINCT CAST(kind AS BLOB) AS kind, num FROM version WHERE pat_num = ?", pat_num):
@@ -144,7 +146,8 @@ def _check_patient(
     inside = _survey(archive, top)
     if inside is None:
         yield Finding("unreadable", top)
-    for name, entry in (inside or {}).items():
+    names = inside or {}
+    for name, entry in names.items():
         kind, _, num = name.rpartition("-")
         if entry.kind in ("folder", "unreadable") and archive_path_is_ours(f"{top}/{name}/1-{'0' * 12}.bin"):
             items.add((kind, int(num)))
@@ -156,20 +159,23 @@ def _check_patient(
             yield Finding("bad_sidecar", f"{top}/{name}")
         elif not entry.mode_is_right:
             yield Finding("wrong_mode", f"{top}/{name}")
+    patient = index.patient(pat_num)
+    if folder is not None and inside is not None and patient and patient.last_name and "patient.json" not in names:
+        yield Finding("missing", f"{top}/patient.json")
     for kind, number in sorted(items):
-        yield from check_item(index, archive, Item(pat_num, cast("Kind", kind), number), tally, alone, now)
+        yield from check_item(index, archive, Item(pat_num, cast("Kind", kind), number), tally, alone)
 
 
-def check_item(index: Index, archive: Archive, item: Item, tally: Tally, alone: bool = True, now: float = 9e18) -> Walk:
+def check_item(index: Index, archive: Archive, item: Item, tally: Tally, alone: bool = True) -> Walk:
     """One item, all its versions and sidecars. Where others write, what seems wrong is looked at once more."""
     seen = Tally()
-    found = yield from _collected(_Look(index, archive, item, seen, now).walk())
+    found = yield from _collected(_Look(index, archive, item, seen).walk())
     if found and not alone:
         seen = Tally()
-        found = yield from _collected(_Look(index, archive, item, seen, now).walk())
+        found = yield from _collected(_Look(index, archive, item, seen).walk())
     tally.versions, tally.bytes = tally.versions + seen.versions, tally.bytes + seen.bytes
     tally.right += seen.right
-    yield from found
+    yield from sorted(found, key=lambda each: each.code != "wrong_mode")  # of one path: what is worse, last
 
 
 def _collected(walk: Walk) -> Generator[None, None, list[Finding]]:
@@ -185,8 +191,8 @@ def _collected(walk: Walk) -> Generator[None, None, list[Finding]]:
 class _Look:
     """One look at one item: its folder and its rows are read at one moment, its files are hashed after that."""
 
-    def __init__(self, index: Index, archive: Archive, item: Item, tally: Tally, now: float) -> None:
-        self._archive, self._item, self._tally, self._now = archive, item, tally, now
+    def __init__(self, index: Index, archive: Archive, item: Item, tally: Tally) -> None:
+        self._archive, self._item, self._tally = archive, item, tally
         self._folder = f"patients/{item.pat_num}/{item.id}"
         with archive.publishing:  # in this process nothing is half recorded
             there = _survey(archive, self._folder)
@@ -197,11 +203,14 @@ class _Look:
             self._tombstone = TOMBSTONE in self._entries and archive.read_tombstone(item) is not None
             sql = "SELECT 1 FROM tombstone WHERE pat_num = ? AND kind = CAST(? AS TEXT) AND num = ?"
             self._destroyed = self._tombstone or bool(index.rows(sql, *key))
+            sql = f"SELECT {_CURRENT} FROM item WHERE pat_num = ? AND kind = CAST(? AS TEXT) AND num = ?"  # noqa: S608
+            self._current = [tuple(row.values()) for row in index.rows(sql, *key)]
             sql = "SELECT path, state FROM damage WHERE pat_num = ? AND kind = CAST(? AS TEXT) AND num = ?"
             self._known = {row["path"]: row["state"] for row in index.rows(sql, *key)}
         self._rows: list[Row] = [row | {name: text_of(row[name]) for name in _TEXTS} for row in rows]
         self._sidecars: dict[str, Version | None] = {}
         self._claimed: set[str] = set()
+        self._all_recorded = True
 
     def walk(self) -> Walk:
         """Everything that is wrong with the item; of one that was destroyed, what an archive put back has of it."""
@@ -223,6 +232,7 @@ class _Look:
         for name, version in self._sidecars.items():
             if version is not None and name not in self._claimed:
                 yield from self._check_unrecorded(name, version)
+        yield from self._check_current(told)
         for name in self._entries.keys() - self._claimed:
             path = f"{self._folder}/{name}"
             ours = name in self._sidecars and archive_path_is_ours(path)
@@ -235,6 +245,7 @@ class _Look:
         self, code: Code, path: str, of: Row | Version | None = None, sidecar: Version | None = None
     ) -> Finding:
         """As it is known already: what was set aside is queued, what was tried in vain is unhealable."""
+        self._all_recorded &= code not in ("bad_row", "unrecorded")
         known = self._known.get(path)
         if known in ("queued", "unhealable") and code not in ("foreign", "wrong_mode"):
             code = cast("Code", known)
@@ -255,7 +266,7 @@ class _Look:
             self._sidecars[name] = None
 
     def _check_row(self, row: Row, sidecar: Version | None) -> Walk:
-        if not (row_is_sound(row) and _is_of(row, self._item) and 0 <= row["checked_at"] <= self._now + _DAY):
+        if not (row_is_sound(row) and _is_of(row, self._item)):
             yield from self._bad_row(row, sidecar)
             return
         path = Path(row["path"])
@@ -279,9 +290,21 @@ class _Look:
             if sidecar.sidecar == 1:
                 yield from self._check_media(Path(sidecar.path).name, sidecar.sha256, sidecar.bytes, sidecar)
 
+    def _check_current(self, told: Mapping[int, Version]) -> Walk:
+        """The item's own row names its newest version: that is what `find`, `show` and `export` go by."""
+        newest = max(self._rows, key=lambda row: int(row["seq"]), default=None)
+        if newest is None or not self._all_recorded:  # which is the newest is not known yet
+            return
+        if self._current != [tuple(str(newest[name]).encode(errors="surrogateescape") for name in _NEWEST)]:
+            path = f"index.db item {self._item.full_id}"
+            yield self._finding("bad_row", path, newest, told.get(newest["seq"]))
+
     def _check_unrecorded(self, name: str, version: Version) -> Walk:
         media = Path(version.path).name
         self._claimed.add(name)
+        if media not in self._entries and version.path in self._known:  # an index that was lost had it
+            yield self._finding("missing", version.path, version)
+            return
         if media not in self._entries:
             yield self._finding("unfinished", f"{self._folder}/{name}", version)
             return

@@ -18,6 +18,7 @@ from syncd.index import Index
 from syncd.schema import DiskErrors, number_of, row_is_sound
 
 KEPT: Final = 7
+_KEY: Final = "copy_number"  # in table meta of the copy
 _NAME: Final = "index-{}.db"
 _REMEDY: Final = "index.db is damaged: `syncd reindex` makes it anew from its copies and the archive"
 _DRAFT: Final = "index.new"
@@ -63,7 +64,7 @@ def _make(db: sqlite3.Connection, folder: Path, name: str, anew: bool = False) -
         draft.unlink(missing_ok=True)
         draft.touch(0o600)
         try:
-            _write(db, draft)
+            _write(db, draft, 1 + max(map(_number, found(folder)), default=0))
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
@@ -74,10 +75,12 @@ def _make(db: sqlite3.Connection, folder: Path, name: str, anew: bool = False) -
     return True
 
 
-def _write(db: sqlite3.Connection, draft: Path) -> None:
+def _write(db: sqlite3.Connection, draft: Path, number: int) -> None:
     with contextlib.closing(sqlite3.connect(draft)) as copy:
         db.backup(copy)
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, which needs no other
+        with copy:
+            copy.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_KEY, str(number)))
         if copy.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
             raise SiteError("disk_error", _REMEDY)
     _sync(draft)
@@ -111,9 +114,19 @@ def refuse_torn(path: Path) -> None:
 
 
 def found(folder: Path) -> list[Path]:
-    """The copies, newest first; of one day that before a migration first."""
+    """The copies, newest first, by the order in which they were made: a clock that was ahead dates them wrongly."""
     copies = folder.glob(_NAME.format("[0-9]" * 4 + "-[0-9][0-9]-[0-9][0-9]*"))
-    return sorted(copies, key=lambda path: path.stem, reverse=True)
+    return sorted(copies, key=lambda path: (_number(path), path.stem), reverse=True)
+
+
+def _number(copy: Path) -> int:
+    """1, 2, 3, ... as copies were made; 0 of one that cannot be read."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+            found = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?", (_KEY,)).fetchone()
+            return int(found[0]) if found else 0
+    except sqlite3.Error:
+        return 0
 
 
 def is_sound(copy: Path, archive_id: str) -> bool:

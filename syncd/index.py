@@ -162,25 +162,20 @@ class Index:
     # --- the roster and the lists
 
     def apply_roster(
-        self,
-        patients: Iterable[Patient],
-        at: float,
-        names: bool,
-        only: frozenset[int] | None,
-        leaving: bool = True,
+        self, patients: Iterable[Patient], at: float, names: bool, only: frozenset[int] | None, leaving: bool = True
     ) -> Row:
-        """Take over one complete roster. Answers {new, back, left}: lists of PatNum.
+        """Take over one complete roster. Answers {new, back, left, renamed}: lists of PatNum.
 
         `names`: whether names and birthdates are kept. `only`: the patients this practice wants mirrored. `leaving`:
         whether who is not named has left.
         """
         patients = list(patients)
-        sql = "SELECT pat_num, left_at, status, stamp, last_name, first_name, preferred, birthdate FROM patient"
+        sql = "SELECT pat_num, left_at, stamp, status, last_name, first_name, preferred, birthdate FROM patient"
         sql += " WHERE ?1 IS NULL" if leaving else " WHERE pat_num IN (SELECT value FROM json_each(?1))"
         with DISK:
             found = self.db.conn.execute(sql, (None if leaving else json.dumps([p.pat_num for p in patients]),))
             before = {pat_num: told for pat_num, *told in found}
-        new, back, seen = [], [], set()
+        new, back, renamed, seen = [], [], [], set()
         with self.transaction():
             for p in patients:
                 if only is not None and p.pat_num not in only:
@@ -190,9 +185,12 @@ class Index:
                     new.append(p.pat_num)
                 elif before[p.pat_num][0] is not None:
                     back.append(p.pat_num)
-                said = (p.last_name, p.first_name, p.preferred, p.birthdate) if names else ("", "", "", "")
-                if before.get(p.pat_num) != [None, p.status, p.stamp, *said]:
-                    self.db.conn.execute(PUT_PATIENT, (p.pat_num, p.status, p.stamp, *said, at))
+                told = (p.last_name, p.first_name, p.preferred, p.birthdate) if names else ("", "", "", "")
+                said = [p.status, *told]
+                if before.get(p.pat_num) != [None, p.stamp, *said]:
+                    self.db.conn.execute(PUT_PATIENT, (p.pat_num, p.stamp, *said, at))
+                if p.pat_num in before and before[p.pat_num][2:] != said:
+                    renamed.append(p.pat_num)
                 for name in _LIST_KINDS if p.pat_num in (*new[-1:], *back[-1:]) else ():
                     self.db.conn.execute("INSERT OR IGNORE INTO list (pat_num, name) VALUES (?, ?)", (p.pat_num, name))
             left = [n for n, told in before.items() if leaving and told[0] is None and n not in seen]
@@ -200,7 +198,7 @@ class Index:
                 self.db.conn.execute("UPDATE patient SET left_at = ? WHERE pat_num = ?", (at, pat_num))
             if leaving:
                 self.remember("roster_at", str(at))
-        return {"new": new, "back": back, "left": left}
+        return {"new": new, "back": back, "left": left, "renamed": renamed}
 
     def add_patients(self, patients: Iterable[Patient], names: bool) -> None:
         """Patients whom the archive knows; the next roster says whether they are still there."""

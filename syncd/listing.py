@@ -191,6 +191,7 @@ class Lists:
         self.departed: list[int] = []
         self.settled: list[tuple[ListKey, int, float | None]] = []  # lists that were read, for the agenda
         self.postponed: list[tuple[ListKey, float]] = []
+        self._renamed = set[int]()  # whose patient.json may tell the name of before
         self._bad_answers: dict[ListName, guards.Breaker] = {name: guards.Breaker() for name in LANE_OF_LIST}
         self._publisher = Publisher(doors)
         self.seen: Callable[[ListKey, Sequence[Listed], float], None] = lambda *_: None  # first, of a complete listing
@@ -202,6 +203,7 @@ class Lists:
             self.roster_refused(ListingError("the roster is empty"), now)
             return
         changes = index.apply_roster(patients, now, sync.patient_names, sync.patients)
+        self._rename(changes["renamed"])
         self.arrived += changes["new"] + changes["back"]  # first: no later roster tells of them again
         self.departed += changes["left"]
         self._sites.works("roster", now)
@@ -214,9 +216,18 @@ class Lists:
         """Take over some rows of the roster: nobody left for not being among them. Answers who is new."""
         sync = self.doors.settings.sync
         changes = self.doors.index.apply_roster(patients, now, sync.patient_names, sync.patients, leaving=False)
+        self._rename(changes["renamed"])
         arrived: list[int] = changes["new"] + changes["back"]
         self.arrived += arrived
         return arrived
+
+    def _rename(self, pat_nums: Sequence[int]) -> None:
+        """Beside their documents, too; an archive that is away gets it with the next roster."""
+        self._renamed.update(pat_nums)
+        with contextlib.suppress(SiteError):
+            if self._renamed and self._sites.reason("archive") is None:
+                self._publisher.name_patients(self._renamed.intersection(self.doors.archive.patients()))
+                self._renamed.clear()
 
     def roster_refused(self, error: SyncdError, now: float) -> None:
         """The roster could not be read: everybody stays, and it is asked for again later."""

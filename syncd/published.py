@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -122,19 +123,29 @@ _CONTENT: Final = (  # cheap, also where there are a million: whether the file w
 )
 
 
-def vanished(root: Path) -> list[tuple[Item, float, str | None]]:
+def vanished(root: Path) -> tuple[int, list[tuple[Item, float, str | None]]]:
     """What had vanished when an archive's copy was made, since when, and what it became; nothing without a sound copy.
 
-    For an index that is made anew: sidecars do not tell it.
+    First the highest sequence number of then. For an index that is made anew: sidecars do not tell it.
     """
     sql = f"SELECT pat_num, kind, num, (julianday(vanished_at) - {_JULIAN_1970}) * 86400, became FROM vanished"
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{(root / PATH).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-        ) as db:
-            return [(Item(*key), at, became) for *key, at, became in db.execute(sql).fetchall()]
-    except sqlite3.Error:
-        return []
+        with contextlib.closing(_reading(root)) as db:
+            (last,) = db.execute("SELECT value FROM meta WHERE key = 'last_seq'").fetchone()
+            return int(last), [(Item(*key), at, became) for *key, at, became in db.execute(sql).fetchall()]
+    except (sqlite3.Error, TypeError):  # damaged, or not made by syncd
+        return 0, []
+
+
+def versions(root: Path) -> Iterator[tuple[int, Item, str]]:
+    """Every file that the index knew when an archive's copy was made: its seq, its item, its path."""
+    sql = "SELECT seq, path, pat_num, kind, num FROM version"
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_reading(root)) as db:
+        yield from ((seq, Item(*key), path) for seq, path, *key in db.execute(sql))
+
+
+def _reading(root: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{(root / PATH).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def publish(index: Index, archive: Archive, settings: Settings, now: float) -> bool:
@@ -174,7 +185,7 @@ def _write(draft: Path, source: Path, settings: Settings, now: float) -> None:
             told = {"practice": settings.name, "time_zone": settings.zone.key, "published_at": iso(now)}
             told |= {"syncd": __version__, "schema_version": str(SCHEMA_VERSION)}
             db.executemany("INSERT INTO meta VALUES (?, ?)", told.items())
-            db.execute("INSERT INTO meta SELECT 'last_seq', max(seq) FROM version")
+            db.execute("INSERT INTO meta SELECT 'last_seq', max(seq) FROM source.version")
             db.execute("COMMIT")
     except (sqlite3.Error, OSError) as error:
         code = getattr(error, "sqlite_errorname", type(error).__name__)

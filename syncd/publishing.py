@@ -6,8 +6,9 @@ index. A crash between any two of them heals: what is published and not recorded
 
 from __future__ import annotations
 
+import datetime as dt
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,7 @@ class Publisher:
         the batch is recorded, and all of it is fetched again: its files in `incoming` are gone whatever becomes of it.
         """
         try:
+            self.name_patients(arrival.item.pat_num for arrival in arrivals)  # first: a crash leaves nobody nameless
             with self._doors.archive.publishing:  # versions are recorded in the order of their numbers, for followers
                 return self._take(arrivals, now, settle)
         finally:
@@ -98,6 +100,13 @@ class Publisher:
         """Archive and record bytes that came with a listing."""
         self.take([arrival], now, lambda _: None)
 
+    def name_patients(self, pat_nums: Iterable[int]) -> None:
+        """Put beside their documents who these patients are, as the last roster told."""
+        named = sorted(set(pat_nums)) if self._doors.settings.sync.patient_names else []
+        for patient in filter(None, map(self._doors.index.patient, named)):
+            with suppress(ItemError):  # something else lies in its place: the document tells of that, and `verify`
+                self._doors.archive.write_patient(patient)
+
     def adopt_in_hand(self, now: float) -> None:
         """Record what was numbered, perhaps published, and then a crash or a full disk came before the record.
 
@@ -118,7 +127,7 @@ class Publisher:
                 known = index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is not None
                 index.put_version(version, now)
                 if not known:  # a crash came before the record, and before what follows from it
-                    index.set_item(version.item, "refetch_at = ?", self._again_at(version, now))
+                    index.set_item(version.item, "refetch_at = ?", again_at(version, self._doors.settings.zone, now))
                     self._owe_thumbnail(version.item)
 
     def _planned(self, arrival: Arrival, now: float) -> Publication | ItemError:
@@ -236,7 +245,7 @@ class Publisher:
         if self._doors.index.value("SELECT 1 FROM version WHERE seq = ?", version.seq) is None:
             index.put_version(version, now)
             self._owe_thumbnail(item)
-        index.set_item(item, "refetch_at = ?", self._again_at(arrival, now))
+        index.set_item(item, "refetch_at = ?", again_at(arrival, self._doors.settings.zone, now))
         repair.settle(index, self._doors.archive, self._doors.log, item, now)
 
     def _owe_thumbnail(self, item: Item) -> None:
@@ -253,13 +262,15 @@ class Publisher:
             else:
                 log.info("revision_recorded", item=item, version=outcome.version, seq=outcome.seq)
 
-    def _again_at(self, arrival: Arrival | Version, now: float) -> float | None:
-        if arrival.method == "note":
-            return None  # its bytes come with every listing
-        listing, zone = arrival.listing, self._doors.settings.zone
-        age = stamp_age(str(listing.get("DateTStamp") or ""), str(listing.get("serverDateTime") or ""))
-        if age is not None:
-            refetched = isinstance(arrival, Arrival) and arrival.refetch
-            age = None if refetched else age + max(0.0, arrival.placed_at - arrival.listed_at)
-        created_at = local_time(str(listing.get("DateCreated") or ""), zone)
-        return refetch_at(arrival.item.kind, arrival.item.num, created_at, age, now)
+
+def again_at(arrival: Arrival | Version, zone: dt.tzinfo, now: float) -> float | None:
+    """When what is archived now is fetched once more; None for never."""
+    if arrival.method == "note":
+        return None  # its bytes come with every listing
+    listing = arrival.listing
+    age = stamp_age(str(listing.get("DateTStamp") or ""), str(listing.get("serverDateTime") or ""))
+    if age is not None:
+        refetched = isinstance(arrival, Arrival) and arrival.refetch
+        age = None if refetched else age + max(0.0, arrival.placed_at - arrival.listed_at)
+    created_at = local_time(str(listing.get("DateCreated") or ""), zone)
+    return refetch_at(arrival.item.kind, arrival.item.num, created_at, age, now)

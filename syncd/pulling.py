@@ -259,8 +259,7 @@ class PullLane:
                 by_attempt[target.attempt.id].append((target, result))
             done.update(each.id for each, _ in taken if self._settled(each, by_attempt[each.id], now))
 
-        versions = self._publisher.take(arrivals, now, settle)
-        self._patients({version.item.pat_num for version in versions if isinstance(version, Version)})
+        self._publisher.take(arrivals, now, settle)
         with suppress(TransientError):  # the connection went meanwhile, of which the pull tells; cleaned later
             self.cleaner.clean([each for each in self._doors.index.attempts("cleaning", now) if each.id in done], now)
 
@@ -343,13 +342,6 @@ class PullLane:
         sql = "SELECT sha256 FROM item WHERE pat_num = ? AND kind = 'document' AND num = ?"
         made_from = str(self._doors.index.value(sql, target.item.pat_num, target.item.num) or "")
         return made_from, thumbnail_revision(made_from, target.named.file_name)
-
-    def _patients(self, pat_nums: set[int]) -> None:
-        if self._doors.settings.sync.patient_names:
-            for pat_num in pat_nums:
-                patient = self._doors.index.patient(pat_num)
-                if patient is not None:
-                    self._doors.archive.write_patient(patient)
 
     # --- what became of an attempt, inside the transaction that records its files
 

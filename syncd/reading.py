@@ -355,6 +355,8 @@ def verify(call: Call, subset: Fraction, repair: bool) -> int:
             count = scrub.share_of(total, subset)
             words = f"would verify {count:,} of {total:,} files" + (" and repair what is damaged" if repair else "")
             return call.answer({"would_verify": count}, words)
+        if repair:
+            archive = wiring.own_archive(call.settings, index.meta("archive_id") or "")
         lock = Lock(call.settings.state_path, "verify")
         alone = lock.holder() is None  # beside the daemon it only reads, and asks it for the repair
         if alone:

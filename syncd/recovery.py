@@ -35,12 +35,11 @@ from syncd.call import (
     waited,
 )
 from syncd.catalog import Catalog, Row
-from syncd.errors import EXIT_OK, ItemError, LockHeldError, SiteError, UsageError
+from syncd.errors import EXIT_OK, ItemError, LockHeldError, UsageError
 from syncd.index import Index
 from syncd.mirror import Scope
 from syncd.model import Item
 from syncd.screen import plain
-from syncd.service import owner_id
 
 UPLOAD_WAIT: Final = 120.0  # seconds
 UPLOAD_CODES: Final = {"done": EXIT_OK, "refused": errors.EXIT_USAGE, "lost": errors.EXIT_OWED}
@@ -144,12 +143,7 @@ def _doomed(told: Row) -> str:
 def _carry_out(call: Call, index: Index, item: Item) -> bool:
     """Here where nobody holds the lock; else its holder does it. Whether nothing of the item is left."""
     with contextlib.suppress(LockHeldError), locked(call, "destroy") as (log, own_index):
-        archive = wiring.open_archive(call.settings, owner_id())
-        try:
-            archive.check(own_index.meta("archive_id") or "")
-        except SiteError as error:
-            if error.reason != "archive_full":  # a tombstone has room in what it makes
-                raise
+        archive = wiring.own_archive(call.settings, own_index.meta("archive_id") or "")  # a tombstone makes room
         with contextlib.suppress(ItemError):  # what the disk does not let go is told by its order, which stays open
             destroy.finish(own_index, archive, log, call.settings, call.clock.now())
         settle(call, own_index)

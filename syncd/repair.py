@@ -21,13 +21,14 @@ from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError
 from syncd.index import Index
 from syncd.logs import Log
-from syncd.model import Item, Method
+from syncd.model import Item, Kind, Method
 from syncd.sites import Sites
 
 KEPT_DAYS: Final = 9
 MOST_ALONE: Final = 20  # damaged items: beyond that a disk or a memory fails, and a person decides
 _OF_ITEM: Final = "pat_num = ? AND kind = ? AND num = ?"
 _OF_D: Final = f"d.pat_num = ? AND d.kind = ? AND d.num = ? AND d.code IN ({', '.join('?' * len(OF_MEDIA))})"
+NO_ITEM: Final = Item(0, cast("Kind", ""), 0)
 OUTCOMES: Final = ("healed", "queued", "unhealable")
 LANE: Final = "verify"  # of table `site`
 _DUE: Final = (  # somebody still fetches the item
@@ -68,7 +69,7 @@ def _healed(index: Index, log: Log, now: float, **ids: object) -> None:
 
 
 def want(index: Index, item: Item, path: str, code: str, now: float) -> None:
-    """A person asks the lock's holder to look at this again, and to repair it."""
+    """A person asks the lock's holder to look at this again, and to repair it; NO_ITEM: a path that is no item's."""
     index.run(
         "INSERT INTO damage (path, pat_num, kind, num, code, state, found_at) VALUES (?, ?, ?, ?, ?, 'wanted', ?)"
         " ON CONFLICT DO UPDATE SET state = CASE state WHEN 'queued' THEN state ELSE 'wanted' END",
@@ -210,7 +211,9 @@ def _mend_patient(index: Index, archive: Archive, path: str) -> str:
     patient = index.patient(int(path.split("/")[1]))
     if patient is None or not patient.last_name:
         return "unhealable"
-    archive.set_aside(path)
+    if archive.read_patient(patient.pat_num) is not None:
+        return "healed"  # meanwhile
+    _set_aside(archive, path)
     archive.write_patient(patient)
     return "healed"
 
@@ -225,6 +228,9 @@ def _mend_row(index: Index, found: Finding, now: float) -> str:
             f"DELETE FROM version WHERE seq IN (?, ?) OR ({_OF_ITEM} AND version = ? AND sidecar = ?)",  # noqa: S608
             *(found.seq, version.seq, *key(version.item), version.version, version.sidecar),
         )
+        later = f"SELECT 1 FROM version WHERE {_OF_ITEM} AND seq > ?"  # noqa: S608 - our own text
+        if index.value(later, *key(version.item), version.seq) is None:
+            index.set_item(version.item, "current_seq = NULL")  # its item names the newest one, whatever it said
         index.put_version(version, now)
         index.remember("audit_unsure", f"seq-{version.seq}")  # the audit log may tell of it already
     return "healed"

@@ -365,7 +365,7 @@ IS_NEWEST = (  # of an item, unless a higher seq is there
     " WHERE pat_num = ? AND kind = ? AND num = ? AND coalesce(current_seq, 0) <= ?"
 )
 PUT_PATIENT = (
-    "INSERT INTO patient (pat_num, status, stamp, last_name, first_name, preferred, birthdate,"
+    "INSERT INTO patient (pat_num, stamp, status, last_name, first_name, preferred, birthdate,"
     " roster_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET status = excluded.status,"
     " stamp = excluded.stamp, last_name = excluded.last_name, first_name = excluded.first_name,"
     " preferred = excluded.preferred, birthdate = excluded.birthdate,"

@@ -20,19 +20,22 @@ from syncd import checker, copies, destroy, published, repair
 from syncd.archive import Archive
 from syncd.checker import Finding, Tally
 from syncd.config import Settings
-from syncd.diff import local_time, refetch_at
+from syncd.diff import YOUNG_STAMP, local_time, refetch_at
 from syncd.errors import UsageError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import WAS, Item, Kind, Tombstone, Version
-from syncd.naming import parse_id
+from syncd.naming import archive_path_is_ours, parse_id
+from syncd.publishing import again_at
 from syncd.schema import Row
 from syncd.sites import Doors, Sites
 
 SLICE: Final = 8  # pieces of work in one turn, of 8 MB at most: nothing else waits much longer than half a second
 NOTED: Final = 1000  # files found right that are noted in one transaction
 ALONE: Final = frozenset({"damaged", "missing"})  # what the scrub repairs by itself
+PERHAPS_SENT: Final = "the index is older than what became of it: look in Open Dental before you try again"
 _KEY: Final = "pat_num, CAST(kind AS BLOB) AS kind, num"
+_DAMAGE: Final = "FROM damage WHERE kind <> ''"  # of items
 _END: Final = object()
 _OLDEST: Final = "WHERE sidecar = 1 ORDER BY checked_at, seq"
 _OLDEST_SOUND: Final = (  # what is known to be damaged was looked at when the day's part began
@@ -58,16 +61,16 @@ def adopt_newer(doors: Doors, now: float) -> int:
     """
     if doors.archive.last_seq() <= int(doors.index.meta("last_seq") or 0):
         return 0
+    _end_put_backs(doors.index, now)
     return adopt_all(doors.index, doors.archive, doors.settings, now).versions
 
 
 def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) -> Findings:
     """Record every version of the archive that the index does not know, patient by patient.
 
-    An index that knew none takes what had vanished from the archive's published copy.
+    What had vanished is in no sidecar: that comes from the archive's published copy.
     """
     findings, last = Findings(), 0
-    new = index.value("SELECT 1 FROM version LIMIT 1") is None
     tombstones: list[Tombstone] = []
     patients = [patient for patient in map(archive.read_patient, archive.patients()) if patient is not None]
     known = {row["pat_num"] for row in index.rows("SELECT pat_num FROM patient")}
@@ -87,11 +90,43 @@ def adopt_all(index: Index, archive: Archive, settings: Settings, now: float) ->
         for tombstone in tombstones:
             destroy.learn(index, tombstone)
             last = max(last, tombstone.seq)
-        for item, at, became in published.vanished(archive.root) if new else ():
-            gone = "vanished_at = coalesce(vanished_at, ?), missing_since_at = ?, became = coalesce(became, ?)"
-            index.set_item(item, f"{gone}, thumbnail_due = 0", at, at, became)
+        _learn_vanished(index, archive)
+        _look_again(index, archive, settings)
+        _note_missing(index, archive, now)
         index.reserve_seqs(0, above=max(last, archive.last_seq()))
     return findings
+
+
+def _learn_vanished(index: Index, archive: Archive) -> None:
+    """What had vanished when the published copy was made, but for what the index knows to have come back since."""
+    last, gone = published.vanished(archive.root)
+    since = "SELECT 1 FROM version WHERE (pat_num, kind, num) = (?1, ?2, ?3) AND seq > ?4 UNION ALL"
+    since += " SELECT 1 FROM absence WHERE (pat_num, kind, num) = (?1, ?2, ?3) AND back_at >= ?5"
+    for item, at, became in gone:
+        if index.value(since, *repair.key(item), last, at) is not None:
+            continue
+        told = "vanished_at = coalesce(vanished_at, ?), missing_since_at = ?, became = coalesce(became, ?)"
+        index.set_item(item, f"{told}, thumbnail_due = 0, held_by = NULL", at, at, became)
+        index.run("DELETE FROM duty WHERE (pat_num, kind, num) = (?, ?, ?)", *repair.key(item))
+
+
+def _note_missing(index: Index, archive: Archive, now: float) -> None:
+    """A file that the published copy knows, and of which the sidecar alone is left, was archived and is gone."""
+    for seq, item, path in published.versions(archive.root):
+        if index.value("SELECT 1 FROM version WHERE seq = ?", seq) is None and archive_path_is_ours(path):
+            names = archive.survey(str(Path(path).parent))
+            if Path(path).name not in names and Path(path).with_suffix(".json").name in names:
+                sql = "INSERT OR IGNORE INTO damage VALUES (?, ?, ?, ?, NULL, 'missing', 'found', ?, NULL)"
+                index.run(sql, path, *repair.key(item), now)
+
+
+def _look_again(index: Index, archive: Archive, settings: Settings) -> None:
+    """A second look at a young stamp that was to come when the last file was archived is still to come."""
+    last = index.value("SELECT max(archived_at) FROM version") or 0.0
+    sql = f"SELECT DISTINCT {_KEY} FROM version WHERE archived_at > ?"  # noqa: S608 - our own text
+    for item in map(_item_of, index.rows(sql, last - YOUNG_STAMP)):
+        for newest in archive.read_item(item)[-1:]:
+            index.set_item(item, "refetch_at = ?", again_at(newest, settings.zone, newest.archived_at))
 
 
 def _list_as_archived(index: Index, versions: Sequence[Version]) -> None:
@@ -135,7 +170,7 @@ def _derive(index: Index, versions: Sequence[Version], settings: Settings) -> No
     for item, version in newest.items():
         created_at = local_time(str(version.listing.get("DateCreated") or ""), settings.zone)
         again = refetch_at(item.kind, item.num, created_at, None, version.archived_at)
-        index.set_item(item, "refetch_at = coalesce(refetch_at, ?)", again)
+        index.set_item(item, "refetch_at = coalesce(refetch_at, ?)", None if version.method == "note" else again)
         if "thumbnail" in settings.sync.kinds:
             index.owe_thumbnail(item)
 
@@ -151,6 +186,20 @@ def _link(index: Index, version: Version) -> None:
             values = (*repair.key(old), version.seq, version.first_seen_at, version.item.num)
             index.run(f"INSERT INTO put_back {columns} {told} WHERE pat_num = ?1 AND became = ?6)", *values)
             index.set_item(old, "became = coalesce(became, ?)", version.item.full_id)
+
+
+def _end_put_backs(index: Index, now: float) -> None:
+    """What an older index has under way may have been sent since then: it is never sent a second time."""
+    with index.transaction():
+        for row in index.rows("SELECT * FROM put_back WHERE state NOT IN ('done', 'refused', 'lost')"):
+            sql = "UPDATE put_back SET state = 'lost', outcome = ?, fields = '{}' WHERE id = ?"
+            index.run(sql, PERHAPS_SENT, row["id"])
+            item, entry = Item(row["pat_num"], row["kind"], row["num"]), f"put-back-{row['id']}-{row['made_at']:.0f}"
+            told = {"item": item.full_id, "seq": row["seq"], "outcome": "lost"}
+            index.record("put_back_ended", now, row["actor"], entry, **told)
+            index.remember("audit_unsure", entry)  # the audit log may tell how it really ended
+        sql = "UPDATE wish SET done_at = ?, outcome = ? WHERE verb = 'put-back' AND done_at IS NULL"
+        index.run(sql, now, f"refused: {PERHAPS_SENT}")
 
 
 def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
@@ -173,6 +222,7 @@ def reindex(settings: Settings, archive: Archive, now: float) -> Findings:
     try:
         index.remember("archive_id", marker)
         index.run("DELETE FROM wish WHERE done_at IS NULL")  # of the copy's day: granted or refused long ago
+        _end_put_backs(index, now)
         findings = adopt_all(index, archive, settings, now)
         findings.known = index.value("SELECT count(*) FROM version")
         index.value("PRAGMA wal_checkpoint(TRUNCATE)")  # not inside a transaction: there it is refused
@@ -204,10 +254,12 @@ def verify(
 
     `alone`: the caller holds the lock, so when a file was right is noted. SiteError archive_missing ends it.
     """
-    walk = checker.check(index, archive, tally, alone, now)
+    walk = checker.check(index, archive, tally, alone)
+    if alone:
+        _put_right(index, now)
     if part != 1:
         count = share_of(index.value("SELECT count(*) FROM version WHERE sidecar = 1"), part)
-        walk = _oldest(index, archive, tally, count, alone, now)
+        walk = _oldest(index, archive, tally, count, alone)
     for found in walk:
         if found is not None:
             yield found
@@ -217,17 +269,17 @@ def verify(
         _note_right(index, tally, now)
 
 
-def _oldest(index: Index, archive: Archive, tally: Tally, count: int, alone: bool, now: float) -> checker.Walk:
+def _oldest(index: Index, archive: Archive, tally: Tally, count: int, alone: bool) -> checker.Walk:
     items = [_item_of(row) for row in index.rows(f"SELECT {_KEY} FROM version {_OLDEST} LIMIT ?", count)]  # noqa: S608
     for item in dict.fromkeys(items):
-        yield from checker.check_item(index, archive, item, tally, alone, now)
+        yield from checker.check_item(index, archive, item, tally, alone)
 
 
 def note(index: Index, log: Log, found: Iterable[Finding], now: float, whole: bool) -> None:
     """Write down what a walk found; `whole`: it looked at everything, so what it did not find is right again."""
     by_item: dict[Item, list[Finding]] = {}
     if whole:
-        by_item = {_item_of(row): [] for row in index.rows(f"SELECT DISTINCT {_KEY} FROM damage")}  # noqa: S608 - our own text
+        by_item = {_item_of(row): [] for row in index.rows(f"SELECT DISTINCT {_KEY} {_DAMAGE}")}
     for each in found:
         if each.item is not None:
             by_item.setdefault(each.item, []).append(each)
@@ -236,9 +288,14 @@ def note(index: Index, log: Log, found: Iterable[Finding], now: float, whole: bo
 
 
 def wish_of(found: Iterable[Finding]) -> list[tuple[int, str, int, str, str]]:
-    """What the lock's holder is asked to repair: every item's damage, as the wish `repair` takes it."""
+    """What the lock's holder is asked to repair, as the wish `repair` takes it."""
     wrong = [each for each in found if each.code not in checker.HARMLESS]
-    return [(*repair.key(each.item), each.path, each.code) for each in wrong if each.item is not None]
+    return [(*repair.key(each.item or repair.NO_ITEM), each.path, each.code) for each in wrong]
+
+
+def _put_right(index: Index, now: float) -> None:
+    """What a clock that was ahead checked, or a flipped bit, would not be checked again before then."""
+    index.run("UPDATE version SET checked_at = ?1 WHERE sidecar = 1 AND checked_at > ?1", now)
 
 
 def _note_right(index: Index, tally: Tally, now: float) -> None:
@@ -280,6 +337,8 @@ class Scrub:
         if self._due:
             self._due = False
             self._begin(now)
+        if self._mend_others(now):
+            return True
         for _ in range(SLICE):
             if self._item is None and not self._next():
                 return False
@@ -289,6 +348,15 @@ class Scrub:
             elif isinstance(found, Finding):
                 self._found.append(found)
         return True
+
+    def _mend_others(self, now: float) -> bool:
+        """What a person wants repaired and is no item's: modes of folders, and who a patient is; whether any was."""
+        index = self._doors.index
+        rows = index.rows("SELECT path, code FROM damage WHERE kind = '' LIMIT ?", SLICE)
+        for row in rows:
+            repair.mend(index, self._doors.archive, self._doors.log, Finding(row["code"], row["path"]), now)
+            index.run("DELETE FROM damage WHERE path = ?", row["path"])  # if it is wrong yet, the next look tells it
+        return bool(rows)
 
     def abandon(self) -> None:
         """The item in hand is looked at from its start again: its archive was away."""
@@ -305,14 +373,15 @@ class Scrub:
         total = 0 if first else index.value("SELECT count(*) FROM version WHERE sidecar = 1")
         with index.transaction():
             repair.give_up(index)
+            _put_right(index, now)
             index.remember("scrub_due_at", repr((due_at if on_time else now) + settings.every))
             index.remember("scrub_left", str(share_of(total, settings.subset)))
-        self._again = [_item_of(row) for row in index.rows(f"SELECT DISTINCT {_KEY} FROM damage LIMIT 1000")]  # noqa: S608 - our own text
+        self._again = [_item_of(row) for row in index.rows(f"SELECT DISTINCT {_KEY} {_DAMAGE} LIMIT 1000")]
 
     def _next(self) -> bool:
         """Take the next item in hand: what a person asked for, what was damaged, what was checked longest ago."""
         index = self._doors.index
-        rows = index.rows(f"SELECT {_KEY} FROM damage WHERE state = 'wanted' LIMIT 1")  # noqa: S608 - our own text
+        rows = index.rows(f"SELECT {_KEY} {_DAMAGE} AND state = 'wanted' LIMIT 1")
         if not rows and not self._again and int(index.meta("scrub_left") or 0) > 0:
             rows = index.rows(f"SELECT {_KEY} FROM version v {_OLDEST_SOUND} LIMIT 1")  # noqa: S608
         if not rows and not self._again:

@@ -246,8 +246,9 @@ class Uploads:
         doors.index.run("UPDATE put_back SET state = 'unanswered' WHERE state = 'asked'")  # the last process ended
 
     def next(self, now: float) -> Step | None:
-        """The next request of a put-back, if any is under way."""
-        sql = "SELECT * FROM put_back WHERE state IN ('wanted', 'staged', 'unanswered') AND next_look_at <= ? LIMIT 1"
+        """The next request of a put-back, if any is under way; none before the archive shows how old the index is."""
+        sql = "SELECT * FROM put_back WHERE state IN ('wanted', 'staged', 'unanswered') AND next_look_at <= ?"
+        sql += " AND NOT EXISTS (SELECT 1 FROM site WHERE lane = 'archive') LIMIT 1"
         for row in self.doors.index.rows(sql, now):
             if not self.doors.settings.api.allow_upload and row["state"] != "unanswered":
                 settle(self.doors.index, row, "refused", NOT_ALLOWED, now)

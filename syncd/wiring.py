@@ -93,6 +93,20 @@ def open_archive(settings: Settings, owner: str = "") -> Archive:
     return Archive(settings.archive.path, settings.archive.reserve, settings.archive.group, owner)
 
 
+def own_archive(settings: Settings, archive_id: str) -> Archive:
+    """The practice's archive, to be written to, also where its reserve is not free.
+
+    Raises SiteError where it is not that one, cannot be written, or was taken over by another installation.
+    """
+    archive = open_archive(settings, owner_id())
+    try:
+        archive.check(archive_id)
+    except SiteError as error:
+        if error.reason != "archive_full":
+            raise
+    return archive
+
+
 def open_audit(settings: Settings) -> AuditLog:
     """The practice's audit log; the first entry makes it."""
     return AuditLog(settings.log_path / "audit")

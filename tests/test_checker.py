@@ -47,7 +47,7 @@ def archive_of(world: World) -> Archive:
 
 def found(world: World, alone: bool = True) -> set[str]:
     """Everything that the checker finds, as "code path"."""
-    walk = check(world.index, archive_of(world), Tally(), alone, world.clock.now())
+    walk = check(world.index, archive_of(world), Tally(), alone)
     return {f"{each.code} {each.path}" for each in walk if each is not None}
 
 
@@ -261,7 +261,7 @@ def test_a_later_sidecar_that_is_gone_is_told(world: World) -> None:
         ("seq", 90_000), ("num", 77), ("version", 5), ("sidecar", 3), ("revision", "x"), ("sha256", "0" * 64),
         ("bytes", 1), ("extension", "png"), ("media_type", "x"), ("path", "x"), ("listed_at", 1.0), ("placed_at", 1.0),
         ("archived_at", 1.0), ("method", "x"), ("flags", '["x"]'), ("source_revision", "x"), ("checksum", "x"),
-        ("checked_at", 9e17), ("checked_at", -1.0), ("kind", b"doc\xefment"), ("kind", b"d/cument"), ("pat_num", 999),
+        ("kind", b"doc\xefment"), ("kind", b"d/cument"), ("pat_num", 999),
     ],
 )  # fmt: skip
 def test_no_column_of_a_version_can_change_unnoticed(world: World, column: str, value: object) -> None:
@@ -326,6 +326,42 @@ def test_a_sidecar_whose_file_never_came_is_no_damage(world: World) -> None:
     world.index.run("DELETE FROM version WHERE path = ?", path)
     (world.archive / path).unlink()
     assert found(world) == {f"unfinished {sidecar}"}
+
+
+def test_a_patient_whose_name_is_not_beside_the_documents_is_told_where_the_index_knows_it(
+    world: World, one: Small
+) -> None:
+    path = f"patients/{one.patient}/patient.json"
+    (world.archive / path).unlink()
+    assert found(world) == {f"missing {path}"}
+    world.index.run("UPDATE patient SET last_name = ''")
+    assert found(world) == set()
+    world.index.run("DELETE FROM patient")
+    assert found(world) == set()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("current_version = current_version + 2", "current_seq = current_seq + 4096", "archived_revision = 'x'"),
+        *("sha256 = 'ab'", "bytes = bytes + 1", "media_type = 'image/gif'", "current_seq = NULL"),
+        "media_type = CAST(X'FF' AS TEXT)",
+    ],
+)
+def test_an_item_that_names_another_version_than_its_newest_is_told(world: World, one: Small, change: str) -> None:
+    world.index.run(f"UPDATE item SET {change} WHERE kind = 'document' AND num = ?", one.document)
+    assert found(world) == {f"bad_row index.db item {one.patient}/document-{one.document}"}
+
+
+def test_versions_without_their_item_are_told(world: World, one: Small) -> None:
+    world.index.run("DELETE FROM item WHERE kind = 'document' AND num = ?", one.document)
+    assert found(world) == {f"bad_row index.db item {one.patient}/document-{one.document}"}
+
+
+def test_a_newest_row_that_is_wrong_says_nothing_of_its_item(world: World, one: Small) -> None:
+    last = world.index.value("SELECT max(seq) FROM version WHERE kind = 'document' AND num = ?", one.document)
+    world.index.run("UPDATE version SET bytes = bytes + 1 WHERE seq = ?", last)
+    assert found(world) == {f"bad_row index.db seq {last}"}
 
 
 def test_what_lies_in_incoming_is_in_flight_while_somebody_writes(world: World) -> None:

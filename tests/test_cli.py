@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from syncd import errors
+from syncd.archive import Archive
 from syncd.backfill import Stop
 from syncd.call import Call, Verbs
 from syncd.cli import cli
@@ -771,6 +772,30 @@ def test_verify_repair_sets_aside_and_the_next_backfill_heals(desk: Desk) -> Non
     desk.json("backfill")
     assert desk.json("verify")["damaged"] == []
     assert [(row["full_id"], row["version"], row["sha256"]) for row in desk.found()] == before
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_archive_that_was_taken_over_is_verified_and_not_repaired(desk: Desk, held: bool) -> None:
+    desk.json("backfill")
+    changed = desk.archive / desk.found("--kind", "document")[0]["path"]
+    changed.chmod(0o600)
+    changed.write_bytes(b"x")
+    Archive(desk.archive, 0).take_over("0" * 16)  # `syncd reindex` on another machine
+    with Lock(desk.state, "run") if held else contextlib.nullcontext():
+        said = desk.call("verify", "--repair")
+    assert (said.exit_code, "taken over" in said.stderr) == (errors.EXIT_ARCHIVE, True)
+    assert not (desk.archive / "damaged").exists()
+    assert desk.call("verify").exit_code == errors.EXIT_DAMAGE
+    assert changed.read_bytes() == b"x"
+
+
+def test_an_archive_below_its_reserve_is_repaired(desk: Desk) -> None:
+    desk.json("backfill")
+    changed = desk.archive / desk.found("--kind", "document")[0]["path"]
+    changed.chmod(0o644)
+    desk.file.write_text(re.sub('reserve = ".*"', 'reserve = "900000 GB"', desk.file.read_text()))
+    assert desk.call("verify", "--repair").exit_code == 0
+    assert changed.stat().st_mode & 0o777 == 0o400
 
 
 def test_daemon_with_an_index_that_nobody_can_read_lives_on_and_says_what_to_do(desk: Desk) -> None:

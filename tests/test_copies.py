@@ -121,6 +121,23 @@ def test_a_damaged_index_is_not_copied(world: World) -> None:
     fresh.close()
 
 
+def test_a_copy_that_a_wrong_clock_dated_in_the_future_is_not_the_newest(world: World, one: Small) -> None:
+    for year in range(2031, 2031 + copies.KEPT):
+        copies.make(world.index, folder(world), f"{year}-01-01")
+    one.practice.delete_document(one.letter)
+    world.run(hours=60)
+    assert copies.make(world.index, folder(world), "2026-03-12")
+    assert not copies.make(world.index, folder(world), "2026-03-12")
+    assert copies.make(world.index, folder(world), "2026-03-13")
+    names = [path.name for path in copies.found(folder(world))]
+    assert (names[:3], len(names)) == (
+        ["index-2026-03-13.db", "index-2026-03-12.db", "index-2037-01-01.db"],
+        copies.KEPT,
+    )
+    rebuilt(world)
+    assert world.item(one.other, "document", one.letter)["vanished_at"] is not None
+
+
 def test_reindex_takes_the_newest_copy_and_what_the_archive_has_beyond_it(world: World, one: Small) -> None:
     one.practice.delete_document(one.letter)
     world.run(hours=60)

@@ -339,11 +339,11 @@ def test_no_order_of_reservations_repeats_a_number(index: Index, calls: list[tup
 
 
 def test_roster_tells_who_is_new_who_left_and_who_came_back(index: Index) -> None:
-    assert roster(index, 101, 102) == {"new": [101, 102], "back": [], "left": []}
-    assert roster(index, 101, at=T0 + 1) == {"new": [], "back": [], "left": [102]}
+    assert roster(index, 101, 102) == {"new": [101, 102], "back": [], "left": [], "renamed": []}
+    assert roster(index, 101, at=T0 + 1) == {"new": [], "back": [], "left": [102], "renamed": []}
     assert {state.key[0] for state in index.lists()} == {101}
-    assert roster(index, 101, at=T0 + 2) == {"new": [], "back": [], "left": []}
-    assert roster(index, 101, 102, at=T0 + 3) == {"new": [], "back": [102], "left": []}
+    assert roster(index, 101, at=T0 + 2) == {"new": [], "back": [], "left": [], "renamed": []}
+    assert roster(index, 101, 102, at=T0 + 3) == {"new": [], "back": [102], "left": [], "renamed": []}
     assert [state.key for state in index.lists()] == [
         (pat_num, name) for pat_num in (101, 102) for name in ("documents", "sheets")
     ]
@@ -367,6 +367,12 @@ def test_names_are_kept_only_where_they_are_wanted(index: Index) -> None:
     index.apply_roster([patient(101)], T0, names=False, only=None)
     assert index.patient(101) == patient(101, last_name="", first_name="", preferred="", birthdate="")
     assert index.patient(999) is None
+
+
+def test_a_patient_whose_name_or_status_changed_is_told(index: Index) -> None:
+    roster(index, 101, 102, 103)
+    told = [patient(101, stamp="newer"), patient(102, first_name="Ada"), patient(103, status="Archived"), patient(104)]
+    assert index.apply_roster(told, T0, names=True, only=None)["renamed"] == [102, 103]
 
 
 def test_only_the_patients_that_are_wanted_are_taken_over(index: Index) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from syncd import published, scrub
-from syncd.archive import Archive
+from syncd import copies, published, repair, scrub
+from syncd.archive import MARKER, Archive
+from syncd.call import cli
 from syncd.catalog import Catalog
-from syncd.checker import Tally, check
+from syncd.checker import HARMLESS, Tally, check
 from syncd.errors import SiteError
 from syncd.index import Index
 from syncd.model import Item
@@ -308,3 +312,108 @@ def test_an_index_made_from_the_archive_alone_knows_what_had_vanished(
         assert then
         known = world.index.value("SELECT vanished_at FROM item WHERE num = ? AND kind = 'document'", one.letter)
         assert at == pytest.approx(known, abs=0.01)
+
+
+def reindexed(world: World) -> None:
+    world.stop()
+    scrub.reindex(world.settings, Archive(world.archive, 0), world.clock.now())
+    world.restart()
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_reindex_knows_what_vanished_after_the_copy_that_it_begins_with(
+    world: World, one: Small, copied: bool
+) -> None:
+    if copied:
+        copies.make(world.index, world.settings.state_path / "copies", "2026-03-10")
+    one.practice.move_document(one.document, one.other, keep_number=True)
+    world.sweep()
+    assert marked(world)
+    old = Item(one.patient, "document", one.document)
+    before = world.item(old.pat_num, old.kind, old.num)
+    assert before["became"] == Item(one.other, "document", one.document).full_id
+    reindexed(world)
+    after = world.item(old.pat_num, old.kind, old.num)
+    assert (after["vanished_at"], after["became"]) == (pytest.approx(before["vanished_at"], abs=0.01), before["became"])
+    assert world.index.rows("SELECT * FROM duty WHERE pat_num = ?", one.patient) == []
+
+
+@pytest.mark.parametrize("by", ["the newer copy", "its new version"])
+def test_what_came_back_after_it_was_published_is_not_marked_again(world: World, one: Small, by: str) -> None:
+    letter = Item(one.other, "document", one.letter)
+    if by == "its new version":
+        copies.make(world.index, world.settings.state_path / "copies", "2026-03-10")
+    world.index.vanish(letter, world.clock.now())
+    assert marked(world)
+    if by == "its new version":
+        one.practice.replace_bytes(one.letter)
+    world.sweep()
+    if by == "the newer copy":
+        copies.make(world.index, world.settings.state_path / "copies", "2026-03-10")
+    assert world.item(letter.pat_num, letter.kind, letter.num)["vanished_at"] is None
+    assert [gone[0] for gone in published.vanished(world.archive)[1]] == [letter]
+    reindexed(world)
+    assert world.item(letter.pat_num, letter.kind, letter.num)["vanished_at"] is None
+
+
+def test_a_bare_archive_is_read_as_it_is_now_and_its_backup_as_it_was(
+    world: World, one: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said: list[str] = []
+
+    def seen(archive: Path) -> tuple[dict[str, Any], set[str]]:
+        os.utime(archive / MARKER, (1, 1))  # at rest
+        result = CliRunner().invoke(cli, ["--archive", str(archive), "find", "--json"])
+        said.append(result.stderr)
+        rows = [row for row in map(json.loads, result.stdout.splitlines()) if row["num"] == one.document]
+        (kept,) = (tmp_path / "cache").rglob("index*.db")
+        with closing(Index(kept)) as index:
+            names = {row["last_name"] for row in index.rows("SELECT last_name FROM patient")}
+        return {row["full_id"]: (row["state"], row["sha256"]) for row in rows if row["current"]}, names
+
+    assert marked(world)
+    shutil.copytree(world.archive, tmp_path / "backup")
+    before = seen(world.archive)
+    assert seen(tmp_path / "backup") == before
+    assert [bool(words) for words in said] == [True, False]
+    old, new = (f"{pat_num}/document-{one.document}" for pat_num in (one.patient, one.other))
+    assert before[0][old][0] == "archived"
+    one.practice.move_document(one.document, one.other, keep_number=True)
+    world.sweep()
+    person = world.index.patient(one.other)
+    assert person is not None
+    Archive(world.archive, 0).write_patient(replace(person, last_name="Newname"))
+    assert marked(world)
+    now = seen(world.archive)
+    assert {name: state for name, (state, _) in now[0].items()} == {old: "vanished", new: "archived"}
+    assert now[1] > {"Newname"}
+    assert seen(tmp_path / "backup") == before
+
+
+def test_a_file_that_was_gone_before_a_reindex_is_missing(world: World, one: Small) -> None:
+    world.index.vanish(Item(one.other, "document", one.letter), world.clock.now())
+    assert marked(world)
+    (path,) = (world.archive / f"patients/{one.other}/document-{one.letter}").glob("*.pdf")
+    (document,) = (world.archive / f"patients/{one.patient}/document-{one.document}").glob("*.jpg")
+    for file in (path, document, document.with_suffix(".json")):
+        file.unlink()
+    reindexed(world)
+    name = str(path.relative_to(world.archive))
+    assert [(row["path"], row["code"]) for row in world.index.rows("SELECT * FROM damage")] == [(name, "missing")]
+    archive, now = Archive(world.archive, 0), world.clock.now()
+    walk = list(scrub.verify(world.index, archive, Tally(), now))
+    assert [(each.code, each.path) for each in walk if each.code not in HARMLESS] == [("missing", name)]
+    scrub.note(world.index, world.log, walk, now, whole=True)
+    (lost,) = [each for each in walk if each.code == "missing"]
+    assert repair.mend(world.index, archive, world.log, lost, now) == "unhealable"
+    assert [each.code for each in scrub.verify(world.index, archive, Tally(), now) if each.path == name] == [
+        "unhealable"
+    ]
+
+
+def test_a_file_of_somebody_else_in_its_place_tells_nothing(tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    with closing(sqlite3.connect(tmp_path / published.PATH)) as db:
+        db.execute("CREATE TABLE meta (key, value)")
+    assert published.vanished(tmp_path) == (0, [])

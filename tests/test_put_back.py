@@ -5,12 +5,13 @@ ever writes there.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from syncd import upload, wishes
+from syncd import copies, scrub, upload, wishes
 from syncd.archive import Archive
 from syncd.errors import UsageError
 from syncd.index import Index
@@ -166,6 +167,47 @@ def test_an_upload_without_an_answer_is_never_sent_twice(gone: Gone, when: str) 
     gone.world.check_drop()
     if when == "after":
         assert upload.flags_of(gone.world.index, Item(gone.one.patient, "document", row["became"]))
+
+
+@pytest.mark.parametrize("how", ["reindex", "backup"])
+@pytest.mark.parametrize("state", ["waiting", "wanted"])
+def test_an_order_in_an_older_index_is_never_sent_a_second_time(gone: Gone, how: str, state: str) -> None:
+    world = gone.world
+    gone.order()
+    if state == "wanted":
+        wishes.grant_all(world.index, world.log, world.clock.now())
+    copies.make(world.index, world.settings.state_path / "copies", "2026-03-10")
+    world.run(until=lambda: upload.ended(world.index, gone.item, clean=True))
+    became = gone.row["became"]
+    world.run(hours=3)
+    world.stop()
+    (world.settings.state_path / "index.db").unlink()
+    if how == "reindex":
+        reindex(world.settings, Archive(world.archive, 0), world.clock.now())
+    else:
+        (copy,) = copies.found(world.settings.state_path / "copies")
+        shutil.copy(copy, world.settings.state_path / "index.db")
+    world.restart()
+    world.run(hours=3)
+    ended = [("lost", None, scrub.PERHAPS_SENT)] if state == "wanted" else []
+    told = world.index.rows("SELECT state, became, outcome FROM put_back ORDER BY id")
+    assert [tuple(row.values()) for row in told] == [*ended, ("done", became, None)]
+    assert len(world.sent(UPLOAD)) == 1
+    world.check_audit()
+
+
+def test_nothing_is_sent_before_the_archive_shows_how_old_the_index_is(gone: Gone) -> None:
+    world = gone.world
+    gone.order()
+    world.run(until=lambda: gone.row["state"] == "staged" if upload.latest(world.index, gone.item) else None)
+    world.stop()
+    world.archive.rename(world.archive.with_name("away"))
+    world.restart()
+    world.run(hours=1)
+    assert (gone.row["state"], world.sent(UPLOAD)) == ("staged", [])
+    world.archive.with_name("away").rename(world.archive)
+    world.run(until=lambda: upload.ended(world.index, gone.item, clean=True))
+    assert (gone.row["state"], len(world.sent(UPLOAD))) == ("done", 1)
 
 
 @pytest.mark.usefixtures("soon")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,6 +292,28 @@ def test_a_version_that_the_index_does_not_know_is_recorded(world: World) -> Non
     assert world.index.rows(VERSIONS) == before
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE item SET current_version = current_version + 2 WHERE kind = 'document'",
+        "UPDATE item SET current_seq = 1 << 40, sha256 = 'ab' WHERE kind = 'document'",
+        "DELETE FROM item WHERE kind = 'document'",
+    ],
+)
+def test_an_item_names_its_newest_version_again(world: World, one: Small, harm: str) -> None:
+    one.practice.replace_bytes(one.document)
+    world.sweep()
+    sql = "SELECT num, current_version, current_seq, sha256, bytes FROM item WHERE kind = 'document' ORDER BY num"
+    before, rows = world.index.rows(sql), world.index.rows(VERSIONS)
+    world.index.run(harm)
+    assert repaired(world) == ["healed", "healed"]
+    assert (world.index.rows(sql), world.index.rows(VERSIONS)) == (before, rows)
+    old = world.index.value("SELECT min(seq) FROM version WHERE kind = 'document' AND num = ?", one.document)
+    world.index.run("UPDATE version SET bytes = bytes + 1 WHERE seq = ?", old)
+    assert repaired(world) == ["healed"]
+    assert world.index.rows(sql) == before
+
+
 def test_modes_and_the_patient_file_are_put_right(world: World, one: Small) -> None:
     folder, path = world.archive / "patients" / str(one.patient), path_of(world, "document")
     folder.chmod(0o755)
@@ -298,6 +321,9 @@ def test_modes_and_the_patient_file_are_put_right(world: World, one: Small) -> N
     rot(world, Path(f"patients/{one.patient}/patient.json"))
     assert repaired(world) == ["healed", "healed", "healed"]
     world.check()
+    (folder / "patient.json").unlink()
+    assert repaired(world) == ["healed"]
+    assert json.loads((folder / "patient.json").read_text())["pat_num"] == one.patient
     world.index.run("DELETE FROM patient")
     rot(world, Path(f"patients/{one.patient}/patient.json"))
     assert repaired(world) == ["unhealable"]
@@ -470,6 +496,40 @@ def test_a_person_may_ask_the_daemon_for_the_repair(daily: World) -> None:
     daily.check()
 
 
+def test_a_person_may_ask_the_daemon_to_repair_what_is_no_items(daily: World, one: Small) -> None:
+    person, other = (Path(f"patients/{pat_num}/patient.json") for pat_num in (one.patient, one.other))
+    for name in ("patients", person.parent, path_of(daily, "document").parent):
+        (daily.archive / name).chmod(0o755)
+    before = [(daily.archive / each).read_bytes() for each in (person, other)]
+    for each in (person, other):
+        rot(daily, each)
+    rot(daily, path_of(daily, "sheet").with_suffix(".json"))
+    argument = wish_of(found(daily))
+    rot(daily, other, before[1])  # meanwhile
+    wishes.grant(daily.index, daily.log, "repair", argument, daily.clock.now())
+    daily.run(hours=0.1)
+    assert codes(daily) == []
+    assert [(daily.archive / each).read_bytes() for each in (person, other)] == before
+    assert [aside(daily, each).exists() for each in (person, other)] == [True, False]
+    assert daily.index.rows("SELECT * FROM damage") == []
+    assert {line["item"] for line in daily.log.events("version_healed")} == {f"{one.patient}/sheet-{one.sheet}"}
+
+
+def test_a_mode_that_was_changed_hides_no_bytes_that_were(world: World) -> None:
+    path = path_of(world, "document")
+    content = (world.archive / path).read_bytes()
+    rot(world, path)
+    (world.archive / path).chmod(0o644)
+    note(world.index, world.log, found(world), world.clock.now(), whole=True)
+    assert world.index.rows("SELECT code FROM damage") == [{"code": "damaged"}]
+    assert repaired(world) == ["healed", "queued"]
+    assert world.index.rows("SELECT code, state FROM damage") == [{"code": "damaged", "state": "queued"}]
+    assert aside(world, path).stat().st_mode & 0o777 == 0o400
+    world.run()
+    assert (world.archive / path).read_bytes() == content
+    assert (codes(world), world.index.rows("SELECT * FROM damage")) == ([], [])
+
+
 def test_much_damage_at_once_is_only_told(daily: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair, "MOST_ALONE", 1)
     for kind in ("document", "mount"):
@@ -590,9 +650,11 @@ def test_one_folder_that_the_disk_does_not_give_is_told_and_the_mirror_goes_on(
 
 def test_a_clock_that_went_back_holds_up_no_scrub(daily: World) -> None:
     daily.index.remember("scrub_due_at", repr(daily.clock.now() + 400 * DAY))
+    daily.index.run("UPDATE version SET checked_at = ?", daily.clock.now() + 400 * DAY)
     daily.lanes.pull_lane.due("scrub")
     daily.run(hours=1)
     assert len(daily.log.events("archive_scrubbed")) == 1
+    assert daily.index.value("SELECT max(checked_at) FROM version WHERE sidecar = 1") <= daily.clock.now()
 
 
 def test_a_late_mark_does_not_make_the_next_one_late(daily: World) -> None:

@@ -388,6 +388,24 @@ def test_what_has_no_stamp_is_fetched_again_by_age_after_a_rebuild(bare: Bare) -
     assert START + 180 * DAY <= due["document"] < START + 187 * DAY
 
 
+@pytest.mark.parametrize(("later", "due"), [(599.0, START + 600), (600.0, START + 180 * DAY)])
+def test_a_second_look_that_was_to_come_when_the_last_file_was_archived_is_still_to_come(
+    bare: Bare, later: float, due: float
+) -> None:
+    young = {"DateTStamp": "2026-03-10 08:59:50", "serverDateTime": "2026-03-10 09:00:00"}
+    bare.publish(Item(101, "document", 34), b"image", listing=young)
+    bare.publish(Item(101, "document", 35), b"other", archived_at=START + later)
+    bare.adopt()
+    assert due <= bare.index.value("SELECT refetch_at FROM item WHERE num = 34") <= due + 7 * DAY * (later // 600)
+
+
+def test_what_came_with_its_listing_is_not_fetched_by_age(bare: Bare) -> None:
+    bare.publish(Item(101, "document", 34), b"image", method="note")
+    bare.publish(Item(101, "document", 35), b"other", archived_at=START + DAY)
+    bare.adopt()
+    assert bare.index.value("SELECT refetch_at FROM item WHERE num = 34") is None
+
+
 def test_numbers_given_out_later_lie_above_all_that_the_archive_ever_carried(bare: Bare) -> None:
     bare.seq = 40
     bare.publish(Item(101, "document", 34), b"image")
@@ -450,6 +468,17 @@ def test_subsets_check_every_file_once_before_any_twice(world: World) -> None:
         seen += world.index.value(sql, world.clock.now() + day)
     assert seen >= total
     assert world.index.value("SELECT min(checked_at) FROM version WHERE sidecar = 1") > world.clock.now()
+
+
+def test_what_a_clock_that_was_ahead_checked_is_right_and_checked_in_its_turn(world: World) -> None:
+    total = world.index.value("SELECT count(*) FROM version WHERE sidecar = 1")
+    seq = world.index.value("SELECT max(seq) FROM version WHERE sidecar = 1")
+    world.index.run("UPDATE version SET checked_at = ? WHERE seq = ?", world.clock.now() + 9000 * DAY, seq)
+    assert checked(world, alone=False) == []
+    for day in range(1, total + 2):
+        assert checked(world, Fraction(1, total), later=day) == []
+    assert world.index.value("SELECT checked_at FROM version WHERE seq = ?", seq) > world.clock.now()
+    assert world.index.value("SELECT max(checked_at) FROM version") < world.clock.now() + DAY
 
 
 def test_many_files_are_noted_before_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

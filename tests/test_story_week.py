@@ -110,6 +110,32 @@ def test_names_of_patients_go_into_the_archive_and_nowhere_else(world: World) ->
     assert "Lovelace" not in json.dumps(world.log.lines)
 
 
+def test_a_patient_with_an_uploaded_row_only_has_a_name_in_the_archive(world: World) -> None:
+    pat = world.practice.add_patient("Lovelace", "Ada")
+    world.practice.add_raw_document(pat, b"a letter", ".txt")
+    world.run()
+    assert json.loads((world.archive / f"patients/{pat}/patient.json").read_text())["last_name"] == "Lovelace"
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_name_that_changed_is_renewed_in_the_archive_of_whoever_is_there(world: World, away: bool) -> None:
+    ada, nobody = world.practice.add_patient("Byron", "Ada"), world.practice.add_patient("Byron", "George")
+    world.practice.add_document(ada)
+    world.run()
+    if away:
+        world.archive.rename(world.archive.with_name("away"))
+        world.run(hours=0.2)
+    for pat in (ada, nobody):
+        world.practice.update("patient", pat, {"LName": "Lovelace"})
+    world.run(hours=2)
+    if away:
+        world.archive.with_name("away").rename(world.archive)
+        world.run(hours=2)
+    assert world.index.value("SELECT count(*) FROM patient WHERE last_name = 'Lovelace'") == 2
+    assert json.loads((world.archive / f"patients/{ada}/patient.json").read_text())["last_name"] == "Lovelace"
+    assert not (world.archive / f"patients/{nobody}").exists()
+
+
 # --- documents
 
 
