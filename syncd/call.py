@@ -374,6 +374,8 @@ def index_if_any(call: Call) -> Iterator[Index | None]:
         yield None
         return
     if not os.access(path, os.R_OK | os.W_OK):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise SiteError("disk_error", "the file system of the state folder is read-only")
         raise PermissionError
     if Lock(path.parent).holder() is None:
         copies.refuse_torn(path)

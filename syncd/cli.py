@@ -85,7 +85,16 @@ def run(call: Call) -> int:
         stack.enter_context(on_record(call, *held, "run"))
         lanes = stack.enter_context(lanes_of(call, outside, held, Scope()))
         Daemon(lanes, stop, Systemd(os.environ), partial(_describe, settings, held[1])).run()
+        _tell_end(settings, held[1])
     return EXIT_OK if stop.terminated else errors.EXIT_INTERRUPTED
+
+
+def _tell_end(settings: Settings, index: Index) -> None:
+    """What reads the files of a status, and not the lock, is told, too, that nobody mirrors any more."""
+    said, text = _describe(settings, index, ended=True)
+    files = StatusFiles.of(settings)
+    files.write_json(said)
+    files.append_report(text)
 
 
 def _wait_for_index(call: Call, stop: Stop) -> None:
@@ -117,9 +126,9 @@ def _wait_for_index(call: Call, stop: Stop) -> None:
                 return
 
 
-def _describe(settings: Settings, index: Index) -> tuple[report.Report, str]:
+def _describe(settings: Settings, index: Index, *, ended: bool = False) -> tuple[report.Report, str]:
     try:
-        said, _ = _status(settings, index)
+        said, _ = _status(settings, index, ended=ended)
     except SiteError as error:
         said, _ = _status(settings, None, blind=error)
     return said, faces.text(said, settings.zone)
@@ -241,15 +250,23 @@ def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests
 
 
 def _status(
-    settings: Settings, index: Index | None, days: float = 7, blind: SiteError | None = None
+    settings: Settings,
+    index: Index | None,
+    days: float = 7,
+    blind: SiteError | None = None,
+    *,
+    ended: bool = False,
 ) -> tuple[report.Report, report.StatusFacts]:
-    """The status of this moment, with or without an index; without a lock. `blind`: why the index cannot be read."""
+    """The status of this moment, with or without an index; without a lock. `blind`: why the index cannot be read.
+
+    `ended`: by whoever still holds the lock, and lets it go now.
+    """
     clock, facts = SystemClock(), report.StatusFacts()
     now = clock.now()
     if index is not None:
         catalog = Catalog(index, settings.name, settings.sync.kinds)
         facts = catalog.status_facts(now, settings.api.page_limit, days, settings.zone)
-    holder, counts = Lock(settings.state_path).holder(), wiring.open_pace(settings, clock).counts()
+    holder, counts = None if ended else Lock(settings.state_path).holder(), wiring.open_pace(settings, clock).counts()
     troubles = report.silent_parts(holder.signs if holder else None, clock.steady(), now)
     if blind is not None:
         troubles += (report.Trouble("index", blind.reason, str(blind), now, now, backfill.GIVE_UP_AFTER),)

@@ -57,6 +57,7 @@ class Bell:
         self._memory: Memory | None = None
         self._switched_at = float("-inf")
         self._waiting: queue.SimpleQueue[Callable[[], tuple[str, str]]] = queue.SimpleQueue()
+        self._unsent: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._sender: threading.Thread | None = None
 
     def look(self, status: Report) -> None:
@@ -71,14 +72,22 @@ class Bell:
             self._memory = Memory()
             with contextlib.suppress(SyncdError):  # an index that fails is what has to be told
                 self._memory = Memory.from_json(self._index.meta("notices") if self._index else None)
+        while not self._unsent.empty():
+            self._memory = notices.unsent(self._memory, self._unsent.get(), now)
         is_open = pacing.office_is_open(self._settings, now)
         before, (self._memory, notice) = self._memory, notices.look(self._memory, status, now, wanted.after, is_open)
         if notice is not None:
             self._log.info("notice_sent", reason=str(notice["reason"]), now=str(notice["kind"]))
-            self._send(lambda command=wanted.command: ("command", notifier.run_command(command, notice)))  # type: ignore[misc]
+            self._send(lambda command=wanted.command: self._run(command, notice))  # type: ignore[misc]
         if self._index is not None and replace(before, looked_at=now) != self._memory:
             with contextlib.suppress(SyncdError):
                 self._index.remember("notices", self._memory.to_json())
+
+    def _run(self, command: tuple[str, ...], notice: notices.Notice) -> tuple[str, str]:
+        problem = notifier.run_command(command, notice)
+        if problem:
+            self._unsent.put(str(notice["reason"]))
+        return "command", problem
 
     def _send(self, send: Callable[[], tuple[str, str]]) -> None:
         self._waiting.put(send)
@@ -173,6 +182,7 @@ class Daemon:
     def _take_turns(self, name: str, turn: Callable[[float], float]) -> None:
         clock, stop, failed_at = self._lanes.clock, self._stop.event, float("-inf")
         while not stop.is_set():
+            glance = GLANCE
             try:
                 wait = turn(clock.now()) - clock.now()
                 if wait <= 0 or clock.steady() - failed_at > OVER_AFTER:  # between failures, idle turns prove nothing
@@ -182,10 +192,10 @@ class Daemon:
                 self._lanes.log.error("turn_failed", where=name, exc_info=error)  # noqa: TRY400 - our Log has no exception()
                 failed_at = clock.steady()
                 self._pulse.ails(name, getattr(error, "reason", "lane_stuck"))
-                wait = AFTER_A_BUG
+                wait = glance = AFTER_A_BUG
             self._turned_at[name] = clock.steady()
             if wait > 0:
-                stop.wait(min(wait, GLANCE))
+                stop.wait(min(wait, glance))
 
     def _glance(self) -> None:
         clock = self._lanes.clock

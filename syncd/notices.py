@@ -16,6 +16,7 @@ from syncd.report import DAY, Report, human_duration
 URGENT: Final = frozenset({"archive_damaged", "other_database", "archive_missing"})  # told at once
 AT_THE_OFFICE: Final = frozenset({"econnector_down", "econnector_twice"})  # its computers may be off after hours
 GOOD_FOR: Final = 1800.0
+AGAIN: Final = 900.0  # seconds after one that could not be sent
 MANY: Final = 4  # notices a day; the next one says that it goes on like that, and then there is silence for a day
 LONGEST_STEP: Final = 300.0  # between two looks: what lay further apart was not seen
 
@@ -69,6 +70,12 @@ def look(memory: Memory, said: Report, now: float, after: float, office_is_open:
         return memory, None
     kind: Kind = "trouble" if told_at is None else "reminder"
     return _tell(replace(memory, told_at={**memory.told_at, reason: now}), kind, said, now)
+
+
+def unsent(memory: Memory, reason: str, now: float) -> Memory:
+    """A notice of that reason reached nobody: while it lasts it is told again after a quarter of an hour."""
+    told_at = {**memory.told_at, reason: now - DAY + AGAIN} if reason in memory.told_at else memory.told_at
+    return replace(memory, told_at=told_at)
 
 
 def _good(memory: Memory, said: Report, now: float) -> tuple[Memory, Notice | None]:

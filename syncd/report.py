@@ -387,7 +387,7 @@ def health(said: Report, facts: StatusFacts, max_age: float | None, floor: float
     if said["state"] != "stopped" and (lasts > LIVELY or any(t.lane == "index" for t in facts.troubles)):
         return False, f"unhealthy: {said['reason']} for {human_duration(lasts)}: {said['message']}"
     healthy, words = _fresh(facts, HEALTH_FACTOR * floor if max_age is None else max_age, now)
-    if said["state"] in ("stopped", "degraded"):
+    if said["state"] in ("stopped", "degraded", "blocked"):
         words += "; syncd is not running" if said["state"] == "stopped" else f"; {said['reason']}: {said['message']}"
     return healthy, f"{'healthy' if healthy else 'unhealthy'}: {words}"
 

@@ -449,9 +449,9 @@ class _Setup:
         rows += here
         if systemd:
             run("systemctl", "try-restart", f"syncd@{name}.service", f"syncd-backfill@{name}.service")
-        start = [f"systemctl start syncd-backfill@{name}", f"systemctl enable --now syncd@{name}"]
+        start = [f"systemctl enable --now syncd@{name}"]  # it mirrors what there is; a backfill would keep it out
         if self._take_over:
-            start[0] = f"syncd -p {name} reindex"
+            start.insert(0, f"syncd -p {name} reindex")
         elif self._known and not self._new:
             start = [f"systemctl start syncd@{name}", f"syncd -p {name} status"]
         notes = [] if systemd else ["systemd does not run here: nothing was restarted"]

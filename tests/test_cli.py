@@ -363,7 +363,9 @@ def test_daemon_takes_up_wishes_and_a_backfill_and_ends_with_0(desk: Desk) -> No
         wait_until((desk.folder / "log" / "status.json").exists)
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
-    assert json.loads((desk.folder / "log" / "status.json").read_text())["practice"] == "mirror"
+    told = json.loads((desk.folder / "log" / "status.json").read_text())
+    assert (told["practice"], told["state"], told["reason"]) == ("mirror", "stopped", "not_running")
+    assert "STOPPED (not_running)" in (desk.folder / "log" / "status.log").read_text()
     assert desk.json("status")["state"] == "stopped"
 
 
@@ -553,6 +555,18 @@ def test_doctor_finds_an_archive_that_syncds_user_may_not_use(desk: Desk, monkey
     (found,) = [c for c in desk.json("doctor", "--offline", code=7)["checks"] if c["check"] == "archive"]
     assert (found["result"], found["who"]) == ("failed", "practice_it")
     assert "chown" in found["message"]
+
+
+def test_state_on_a_disk_that_turned_read_only_is_no_matter_of_permissions(
+    mirrored: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, access, space = mirrored.state / "index.db", os.access, os.statvfs
+    monkeypatch.setattr(os, "access", lambda path, *a, **k: path != index and access(path, *a, **k))
+    monkeypatch.setattr(os, "statvfs", lambda path: space("/sys" if path == index else path))
+    monkeypatch.setattr(os, "ST_RDONLY", space("/sys").f_flag)  # any flag of another file system
+    said = mirrored.json("status")
+    assert (said["state"], said["reason"], "read-only" in said["message"]) == ("blocked", "disk_error", True)
+    assert mirrored.call("health").exit_code == errors.EXIT_UNHEALTHY
 
 
 def test_doctor_says_that_its_caller_may_not_open_the_index(mirrored: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

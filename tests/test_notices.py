@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncd.notices import GOOD_FOR, MANY, URGENT, Memory, Notice, look
+from syncd.notices import AGAIN, GOOD_FOR, MANY, URGENT, Memory, Notice, look, unsent
 from syncd.report import DAY, HOUR, Report
 
 T0 = 1_775_000_000.0
@@ -68,6 +68,15 @@ def test_notice_says_what_to_do_and_the_end_how_long_it_took(watch: Watch) -> No
     assert (trouble["who"], trouble["reason"], trouble["schema_version"]) == ("integrator", "key_refused", 1)
     assert (end["reasons"], end["lasted_seconds"]) == (["key_refused"], 3 * HOUR)
     assert end["line"] == "syncd main: it works again, after 3 h (key_refused)"
+
+
+def test_notice_that_reached_nobody_is_told_again_after_a_quarter_of_an_hour(watch: Watch) -> None:
+    assert watch.see(BAD, HOUR) == ["trouble"]
+    watch.memory = unsent(watch.memory, "key_refused", watch.now)
+    assert watch.see(BAD, AGAIN - MINUTE) == []
+    assert watch.see(BAD, 2 * MINUTE) == ["reminder"]
+    watch.memory = unsent(watch.memory, "api_error", watch.now)  # its episode is over
+    assert watch.see(BAD, HOUR) == []
 
 
 def test_a_short_calm_is_no_end(watch: Watch) -> None:

@@ -297,7 +297,9 @@ def test_a_pause_is_healthy_whatever_the_age_and_says_so() -> None:
 
 
 def test_a_block_is_unhealthy_once_it_lasts() -> None:
-    assert verdict(replace(SYNCED, troubles=(trouble("archive_missing", since=LIVELY - 1),)))[0]
+    healthy, line = verdict(replace(SYNCED, troubles=(trouble("archive_missing", since=LIVELY - 1),)))
+    assert healthy
+    assert "archive_missing: the archive is not mounted" in line, "it says no less than of smaller trouble"
     healthy, line = verdict(replace(SYNCED, troubles=(trouble("archive_missing", since=LIVELY + 1),)))
     assert not healthy
     assert "archive_missing" in line

@@ -114,8 +114,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def test_a_file_of_answers_is_enough_for_a_mirror(server: Server) -> None:
     result = server.given()
-    assert "sudo systemctl start syncd-backfill@main" in result.stdout
     assert "sudo systemctl enable --now syncd@main" in result.stdout
+    assert "syncd-backfill" not in result.stdout, "it would hold the lock for days, and the service would end for good"
     assert server.syncd("backfill", "--no-progress").exit_code == 0
     assert server.syncd("doctor").exit_code == 0
 

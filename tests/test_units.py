@@ -105,7 +105,7 @@ def test_unit_is_not_restarted_for_what_a_restart_cannot_mend(unit: Unit) -> Non
 def test_daemon_is_restarted_for_ever_and_supervised() -> None:
     daemon = read("syncd@.service")
     assert daemon["Service", "Type"] == ["notify"]
-    assert daemon["Service", "Restart"] == ["on-failure"]
+    assert daemon["Service", "Restart"] == ["always"]
     assert daemon["Unit", "StartLimitIntervalSec"] == ["0"]
     assert daemon["Service", "WatchdogSec"]
 
