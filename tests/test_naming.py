@@ -91,6 +91,12 @@ def test_what_is_no_id_is_refused_without_an_echo(text: str) -> None:
     assert "Smith" not in str(refusal.value)
 
 
+def test_lists_of_a_patient_have_an_id_too() -> None:
+    assert naming.parse_list_id("patient-101") == 101
+    for text in ("patient-0", "patient-", "101", "Smith", "patient-" + "9" * 19):
+        assert naming.parse_list_id(text) is None
+
+
 def test_guard_ids() -> None:
     assert naming.parse_guard_id("guard-7") == 7
     for wrong in ("patient-7", "guard-", "guard-0", "101"):
