@@ -288,8 +288,9 @@ class Look:
         left = any(self._index.value(f"{rows} LIMIT 1") for rows in (unread, damaged))
         if left or self._any("owed", now) or self._any("failing", now):
             return EXIT_OWED
-        roster = {row["pat_num"] for row in self._index.rows("SELECT pat_num FROM patient WHERE left_at IS NULL")}
-        return EXIT_OK if (self._wanted.patients or roster) <= roster else EXIT_USAGE
+        there = "SELECT 1 FROM patient WHERE pat_num = ? AND left_at IS NULL"
+        known = all(self._index.value(there, each) for each in self._wanted.patients or ())
+        return EXIT_OK if known else EXIT_USAGE
 
     def _any(self, state: Literal["owed", "failing", "held"], now: float) -> bool:
         """Whether an item is in that state; where patients were named, one of theirs."""
