@@ -243,7 +243,9 @@ def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests
     said |= {"reason": trouble.reason if trouble else None, "exit_code": code}
     if trouble and code in (*backfill.AT_ONCE, errors.EXIT_REMOTE):
         complain(code, trouble.detail)
-    return call.answer(said, words, code)
+    with contextlib.suppress(OSError):  # nobody reads, or the disk is full: the work is done all the same
+        call.answer(said, words, code)
+    return code
 
 
 # --- how it is
