@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import groupby
@@ -21,7 +22,7 @@ from syncd.archive import Archive
 from syncd.checker import Finding, Tally
 from syncd.config import Settings
 from syncd.diff import YOUNG_STAMP, local_time, refetch_at
-from syncd.errors import UsageError
+from syncd.errors import ItemError, UsageError
 from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import WAS, Item, Kind, Tombstone, Version
@@ -114,7 +115,9 @@ def _note_missing(index: Index, archive: Archive, now: float) -> None:
     """A file that the published copy knows, and of which the sidecar alone is left, was archived and is gone."""
     for seq, item, path in published.versions(archive.root):
         if index.value("SELECT 1 FROM version WHERE seq = ?", seq) is None and archive_path_is_ours(path):
-            names = archive.survey(str(Path(path).parent))
+            names: Collection[str] = ()
+            with suppress(ItemError):  # as above: of what lies there nothing is known
+                names = archive.survey(str(Path(path).parent))
             if Path(path).name not in names and Path(path).with_suffix(".json").name in names:
                 sql = "INSERT OR IGNORE INTO damage VALUES (?, ?, ?, ?, NULL, 'missing', 'found', ?, NULL)"
                 index.run(sql, path, *repair.key(item), now)
@@ -125,8 +128,9 @@ def _look_again(index: Index, archive: Archive, settings: Settings) -> None:
     last = index.value("SELECT max(archived_at) FROM version") or 0.0
     sql = f"SELECT DISTINCT {_KEY} FROM version WHERE archived_at > ?"  # noqa: S608 - our own text
     for item in map(_item_of, index.rows(sql, last - YOUNG_STAMP)):
-        for newest in archive.read_item(item)[-1:]:
-            index.set_item(item, "refetch_at = ?", again_at(newest, settings.zone, newest.archived_at))
+        with suppress(ItemError):  # a folder that the disk does not give: `verify` tells it, and all else goes on
+            for newest in archive.read_item(item)[-1:]:
+                index.set_item(item, "refetch_at = ?", again_at(newest, settings.zone, newest.archived_at))
 
 
 def _list_as_archived(index: Index, versions: Sequence[Version]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from syncd import copies, published
 from syncd.archive import Archive, Publication
 from syncd.checker import Tally
 from syncd.config import Settings
@@ -240,6 +241,37 @@ def test_foreign_files_are_told_and_left_where_they_are(world: World, one: Small
     assert all((world.archive / name).read_bytes() == b"mine" for name in planted)
 
 
+def not_given(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """From now on the disk does not give this file or folder."""
+    number, real = path.stat().st_ino, os.open
+
+    def opened(*args: Any, **kwargs: Any) -> int:
+        descriptor = real(*args, **kwargs)
+        if os.fstat(descriptor).st_ino == number:
+            os.close(descriptor)
+            raise OSError(errno.EIO, "planted")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("known_by", ["a copy", "the published copy"])
+def test_folder_that_the_disk_does_not_give_ends_no_reindex_that_knows_what_was_there(
+    world: World, monkeypatch: pytest.MonkeyPatch, known_by: str
+) -> None:
+    last = "SELECT pat_num, kind, num FROM version ORDER BY archived_at DESC LIMIT 1"  # its second look is to come
+    item, total = Item(**world.index.rows(last)[0]), len(versions(world.index))
+    there = len([row for row in versions(world.index) if Item(row["pat_num"], row["kind"], row["num"]) == item])
+    if known_by == "a copy":
+        copies.make(world.index, world.settings.state_path / "copies", "2026-03-10")
+    else:
+        published.publish(world.index, open_archive(world), world.settings, world.clock.now())
+    world.stop()
+    not_given(monkeypatch, world.archive / "patients" / str(item.pat_num) / item.id)
+    found = reindex(world.settings, open_archive(world), world.clock.now())
+    assert found.known == total - (0 if known_by == "a copy" else there)
+
+
 @pytest.mark.parametrize("of", ["sidecar", "media", "item", "patient", "patient.json"])
 def test_what_the_disk_does_not_give_is_told_and_all_else_is_in_the_index(
     world: World, one: Small, monkeypatch: pytest.MonkeyPatch, of: str
@@ -250,20 +282,12 @@ def test_what_the_disk_does_not_give_is_told_and_all_else_is_in_the_index(
     bad = {"sidecar": sidecar, "media": sidecar.with_suffix(".jpg"), "item": item, "patient": patient}.get(
         of, patient / "patient.json"
     )
-    number, real, total = bad.stat().st_ino, os.open, len(versions(world.index))
-
-    def opened(*args: Any, **kwargs: Any) -> int:
-        descriptor = real(*args, **kwargs)
-        if os.fstat(descriptor).st_ino == number:
-            os.close(descriptor)
-            raise OSError(errno.EIO, "planted")
-        return descriptor
-
+    total = len(versions(world.index))
     lacking = {"sidecar": 1, "item": 2, "media": 0, "patient.json": 0}.get(
         of, world.index.value("SELECT count(*) FROM version WHERE pat_num = ?", one.patient)
     )
     world.stop()
-    monkeypatch.setattr(os, "open", opened)
+    not_given(monkeypatch, bad)
     found = reindex(world.settings, open_archive(world), world.clock.now())
     assert found.known == total - lacking
     told = {bad, bad.with_suffix(".jpg")} if of == "sidecar" else {bad}
