@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from syncd.catalog import Catalog
 from syncd.config import Settings
@@ -281,23 +280,24 @@ class Look:
         return row["tried"] or 0, row["lists"]
 
     def _outcome(self, now: float) -> int:
-        if self._index.value("SELECT 1 FROM site WHERE reason = ?", GOES_ON) or self._any("held", now):
+        states = self._states(now)
+        if "held" in states or self._index.value("SELECT 1 FROM site WHERE reason = ?", GOES_ON):
             return EXIT_HELD
         unread = f"SELECT 1 FROM list JOIN patient USING (pat_num) WHERE failures > 0 AND left_at IS NULL{self._mine}"  # noqa: S608
         damaged = f"SELECT 1 FROM damage WHERE state != 'unhealable'{self._mine}"  # noqa: S608 - our own text
         left = any(self._index.value(f"{rows} LIMIT 1") for rows in (unread, damaged))
-        if left or self._any("owed", now) or self._any("failing", now):
+        if left or states & {"owed", "failing"}:
             return EXIT_OWED
         there = "SELECT 1 FROM patient WHERE pat_num = ? AND left_at IS NULL"
         known = all(self._index.value(there, each) for each in self._wanted.patients or ())
         return EXIT_OK if known else EXIT_USAGE
 
-    def _any(self, state: Literal["owed", "failing", "held"], now: float) -> bool:
-        """Whether an item is in that state; where patients were named, one of theirs."""
+    def _states(self, now: float) -> set[str]:
+        """The states that decide, as far as items are in them; where patients were named, only theirs."""
         if self._wanted.patients is None:
-            return bool(getattr(self._catalog.status_facts(now), state))
-        of_each = (self._catalog.find(Filters(patient=each, state=state)) for each in self._wanted.patients)
-        return any(next(found, None) for found in of_each)
+            facts = self._catalog.status_facts(now)
+            return {state for state in ("held", "owed", "failing") if getattr(facts, state)}
+        return {row["state"] for each in self._wanted.patients for row in self._catalog.find(Filters(patient=each))}
 
     def progress(self) -> Progress:
         """The figures of this moment."""
