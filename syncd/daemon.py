@@ -182,7 +182,7 @@ class Daemon:
     def _take_turns(self, name: str, turn: Callable[[float], float]) -> None:
         clock, stop, failed_at = self._lanes.clock, self._stop.event, float("-inf")
         while not stop.is_set():
-            glance = GLANCE
+            longest = GLANCE  # between two looks at whether to stop, and for a wish
             try:
                 wait = turn(clock.now()) - clock.now()
                 if wait <= 0 or clock.steady() - failed_at > OVER_AFTER:  # between failures, idle turns prove nothing
@@ -192,10 +192,10 @@ class Daemon:
                 self._lanes.log.error("turn_failed", where=name, exc_info=error)  # noqa: TRY400 - our Log has no exception()
                 failed_at = clock.steady()
                 self._pulse.ails(name, getattr(error, "reason", "lane_stuck"))
-                wait = glance = AFTER_A_BUG
+                wait = longest = AFTER_A_BUG
             self._turned_at[name] = clock.steady()
             if wait > 0:
-                stop.wait(min(wait, glance))
+                stop.wait(min(wait, longest))
 
     def _glance(self) -> None:
         clock = self._lanes.clock

@@ -126,6 +126,18 @@ def test_trouble_and_its_end_are_told_once_over_restarts(tmp_path: Path) -> None
     assert [line["now"] for line in post.log.events("notice_sent")] == ["trouble", "recovered"]
 
 
+def test_notice_whose_command_failed_is_sent_again_after_a_quarter_of_an_hour(tmp_path: Path) -> None:
+    post = Post(tmp_path, command=script(f"cat >> {tmp_path}/letters; echo >> {tmp_path}/letters; exit 1"))
+    post.see(0.6, "blocked", "key_refused")
+    deadline = time.monotonic() + 10
+    while not post.log.events("notice_failed") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    post.see(0.2, "blocked", "key_refused")
+    assert post.kinds(1) == ["trouble"]
+    post.see(0.1, "blocked", "key_refused")
+    assert post.kinds(2) == ["trouble", "reminder"]
+
+
 def test_switch_is_called_each_quarter_of_an_hour_while_all_is_well(tmp_path: Path) -> None:
     requests: list[bytes] = []
     with listening(saying("200 OK", requests)) as port:

@@ -24,7 +24,7 @@ import requests
 
 from syncd import cli, daemon
 from syncd.api import OpenDentalApi, PlacementSite
-from syncd.backfill import Stop
+from syncd.backfill import AFTER_A_BUG, Stop
 from syncd.daemon import Daemon
 from syncd.demo.adapter import OfficeAdapter
 from syncd.demo.clock import SimulatedClock
@@ -387,6 +387,30 @@ def a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runnin
 def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     with a_daemon(tmp_path, monkeypatch) as one:
         yield one
+
+
+class LastWait(threading.Event):
+    """What a lane waits on; its first wait ends everything."""
+
+    waited: float | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited = timeout
+        self.set()
+        return True
+
+
+def test_lane_that_met_a_bug_waits_before_it_is_tried_again(tmp_path: Path) -> None:
+    world, stop = World.start(tmp_path), Stop()
+    stop.event = event = LastWait()
+
+    def turn(_: float) -> float:
+        raise ZeroDivisionError
+
+    Daemon(world.lanes, stop, Systemd({}), lambda: ({}, ""))._take_turns("api", turn)
+    assert event.waited == AFTER_A_BUG
+    assert [line["where"] for line in world.log.events("turn_failed")] == ["api"]
+    world.stop()
 
 
 def test_daemon_whose_parts_live_is_never_called_stuck(running: Running) -> None:
