@@ -242,6 +242,21 @@ def test_archive_that_cannot_take_more_is_named_and_goes_on_later(
     assert troubles(world) == {}
 
 
+def not_done(*_: object, **__: object) -> None:
+    """A call that the disk does not carry out."""
+    raise OSError(errno.EIO, "planted")
+
+
+def with_new_bytes(folder: Path) -> World:
+    """A mirror at rest, of which two documents have changed."""
+    one = small()
+    world = serving(folder, one)
+    world.run()
+    for document in (one.document, one.letter):
+        one.practice.replace_bytes(document)
+    return world
+
+
 @pytest.mark.parametrize("call", ["link", "fsync"])
 def test_batch_that_cannot_be_recorded_leaves_nothing_in_incoming(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -255,11 +270,8 @@ def test_batch_that_cannot_be_recorded_leaves_nothing_in_incoming(
         for _ in range(3):
             one.practice.add_document(one.other, "png")
 
-    def failing(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, "planted")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, call, failing)
+        patch.setattr(os, call, not_done)
         for _ in range(8):
             world.run(hours=0.5)
             assert not any((world.archive / "incoming").iterdir())
@@ -292,18 +304,10 @@ def test_what_was_pulled_beside_what_cannot_be_recorded_is_thrown_away_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files of a placement that is not whole yet lie in `incoming` when another one's cannot be recorded."""
-    one = small()
-    world = serving(tmp_path, one)
-    world.run()
-    for document in (one.document, one.letter):
-        one.practice.replace_bytes(document)
+    world = with_new_bytes(tmp_path)
     turn = pulling_one_by_one(world, monkeypatch)
-
-    def failing(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, "planted")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "link", failing)
+        patch.setattr(os, "link", not_done)
         turn(world.clock.now())
         assert troubles(world) == {"archive": "disk_error"}
         assert not any((world.archive / "incoming").iterdir())
@@ -315,11 +319,7 @@ def test_what_was_pulled_beside_what_cannot_be_recorded_is_thrown_away_too(
 def test_each_version_bears_the_time_when_its_file_came_whatever_else_is_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = small()
-    world = serving(tmp_path, one)
-    world.run()
-    for document in (one.document, one.letter):
-        one.practice.replace_bytes(document)
+    world = with_new_bytes(tmp_path)
     pulling_one_by_one(world, monkeypatch, seconds=600.0)(begun := world.clock.now())
     newest = "SELECT archived_at FROM version WHERE kind = 'document' AND version = 2 ORDER BY seq"
     assert [row["archived_at"] - begun for row in world.index.rows(newest)] == [600.0, 1200.0]
