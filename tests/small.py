@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 from sqlite_utils import Database
 
 from syncd.backfill import Look, Stop, Wanted
@@ -101,3 +105,17 @@ def verdict(world: World) -> int | None:
     wanted = Wanted(world.scope.since, world.scope.patients, world.scope.max_requests)
     requests = world.lanes.api_lane
     return Look(world.settings, world.index, world.clock, wanted, lambda: requests.requests).verdict(Stop())
+
+
+def not_given(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """From now on the disk does not give this file or folder, wherever it is moved to."""
+    number, real = path.stat().st_ino, os.open
+
+    def opened(*args: Any, **kwargs: Any) -> int:
+        descriptor = real(*args, **kwargs)
+        if os.fstat(descriptor).st_ino == number:
+            os.close(descriptor)
+            raise OSError(errno.EIO, "planted")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)

@@ -18,7 +18,7 @@ from syncd.errors import REASONS, SiteError
 from syncd.model import Item
 from syncd.repair import mend
 from syncd.scrub import note, reindex, verify, wish_of
-from tests.small import DAY, HOUR, Small, serving, small, troubles
+from tests.small import DAY, HOUR, Small, not_given, serving, small, troubles
 from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
@@ -411,7 +411,7 @@ def test_what_the_disk_does_not_give_at_all_is_no_end_of_the_repair_and_stays_wh
     path = path_of(world, "mount")
     (world.archive / "published").mkdir(mode=0o700, exist_ok=True)
     bad = {"file": path, "item": path.parent, "patient": path.parents[1]}.get(of, Path("published"))
-    planted(monkeypatch, world.archive / bad)
+    not_given(monkeypatch, world.archive / bad)
     assert set(repaired(world)) == ({"queued"} if of == "file" else {"unhealable"})
     assert (world.archive / (aside(world, bad) if of == "file" else bad)).exists()
     world.index.run("DELETE FROM version WHERE kind = 'mount'")  # an index that does not know it moves it no more
@@ -568,27 +568,13 @@ def test_the_scrub_waits_for_an_archive_that_is_away(daily: World, monkeypatch: 
     assert daily.log.events("damage_found") == []
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """The disk does not give this file or folder any more, wherever it is moved to."""
-    bad, real = path.stat().st_ino, os.open
-
-    def opened(*args: Any, **kwargs: Any) -> int:
-        descriptor = real(*args, **kwargs)
-        if os.fstat(descriptor).st_ino == bad:
-            os.close(descriptor)
-            raise OSError(errno.EIO, "planted")
-        return descriptor
-
-    monkeypatch.setattr(os, "open", opened)
-
-
 @pytest.mark.parametrize("change", ["description", "bytes"])
 def test_one_file_that_the_disk_does_not_give_is_told_and_the_mirror_goes_on(
     daily: World, one: Small, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     path = path_of(daily, "document")
     content = (daily.archive / path).read_bytes()
-    planted(monkeypatch, daily.archive / path)
+    not_given(monkeypatch, daily.archive / path)
     scrubbed(daily)
     assert codes(daily) == ["unreadable"]
     assert troubles(daily) == {"verify": "archive_damaged"}
@@ -612,7 +598,7 @@ def test_a_file_that_cannot_even_be_set_aside_is_followed_by_a_version_of_its_ow
     daily: World, one: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, rename = path_of(daily, "document"), os.rename
-    planted(monkeypatch, daily.archive / path)
+    not_given(monkeypatch, daily.archive / path)
 
     def renamed(name: Any, *args: Any, **kwargs: Any) -> None:
         if name == path.name:
@@ -632,7 +618,7 @@ def test_one_folder_that_the_disk_does_not_give_is_told_and_the_mirror_goes_on(
 ) -> None:
     folder = path_of(daily, "document").parent
     with monkeypatch.context() as patch:
-        planted(patch, daily.archive / folder)
+        not_given(patch, daily.archive / folder)
         one.practice.replace_bytes(one.document)
         scrubbed(daily)
         later = one.practice.add_document(one.other, "png")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Iterator
 from fractions import Fraction
@@ -23,7 +21,7 @@ from syncd.model import Item, Version
 from syncd.schema import Row
 from syncd.scrub import adopt_all, adopt_newer, reindex, share_of, verify
 from syncd.sites import Doors
-from tests.small import DAY, Small, serving, small
+from tests.small import DAY, Small, not_given, serving, small
 from tests.world import START, World, make_settings
 
 VERSIONS = "SELECT * FROM version ORDER BY seq"
@@ -239,20 +237,6 @@ def test_foreign_files_are_told_and_left_where_they_are(world: World, one: Small
     orphans = {str(sidecar.relative_to(world.archive)), str(sidecar.with_suffix(".jpg").relative_to(world.archive))}
     assert set(found.foreign) == planted | orphans
     assert all((world.archive / name).read_bytes() == b"mine" for name in planted)
-
-
-def not_given(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """From now on the disk does not give this file or folder."""
-    number, real = path.stat().st_ino, os.open
-
-    def opened(*args: Any, **kwargs: Any) -> int:
-        descriptor = real(*args, **kwargs)
-        if os.fstat(descriptor).st_ino == number:
-            os.close(descriptor)
-            raise OSError(errno.EIO, "planted")
-        return descriptor
-
-    monkeypatch.setattr(os, "open", opened)
 
 
 @pytest.mark.parametrize("known_by", ["a copy", "the published copy"])
