@@ -253,3 +253,8 @@ def archive_path_is_ours(relative: str) -> bool:
     """Whether a path below the archive is of the layout of design.md section 5."""
     found = _ARCHIVE_PATH.fullmatch(relative)
     return found is not None and _holdable(found)
+
+
+def plain_name(name: str) -> bool:
+    """Whether a file name from an answer stays inside its folder."""
+    return name not in ("", ".", "..") and "/" not in name and "\\" not in name and "\x00" not in name

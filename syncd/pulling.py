@@ -19,7 +19,7 @@ from syncd.cleaning import Cleaner
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.model import KIND_OF, Attempt, FieldValue, Item, PlacedName, Pulled, PullJob, Version
-from syncd.naming import check_body, extension_of, media_type, properly_ended
+from syncd.naming import check_body, extension_of, media_type, plain_name, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher
 from syncd.scrub import adopt_newer
@@ -32,7 +32,9 @@ FILES = 48  # files recorded in one transaction, unless one placement brought mo
 CAP = 2 << 30  # bytes: larger files are refused
 IDLE = 0.25
 LOOK_AGAIN = 300.0  # an unanswered placement is judged five minutes after it was asked for
-AFTER_A_CUT = 60.0  # seconds; four times as long each time, up to an hour
+AFTER_A_CUT = 60.0  # seconds; four times as long each time
+CUTS = 3  # then a file that is the first not to end once more is the reason, and counts as one that cannot be read
+LONG, MANY = 3600.0, 4096  # seconds, files: then one call takes nothing more along, and all else has its turn
 PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
 WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
 NOT_READ = frozenset({"changed_while_read", "unreadable_on_drop", "io_error"})  # the office made it: we did not get it
@@ -77,6 +79,13 @@ class _Hand:
         if some:
             yield some
 
+    def cut(self) -> None:
+        """The connection is lost. Which file breaks it cannot be told but by its being the first again and again."""
+        left = [target for target in self.targets if isinstance(self.outcomes.get(target.local), TransientError)]
+        if left and left[0].attempt.looks >= CUTS:
+            its = [target.local for target in left if target.attempt.id == left[0].attempt.id]
+            self.outcomes |= dict.fromkeys(its, ItemError("unreadable_on_drop"))
+
 
 class PullLane:
     """Turns without thread or sleep: `turn(now)` does one batch and says when it wants the next."""
@@ -85,7 +94,7 @@ class PullLane:
         self._doors, self._sites = doors, sites
         self._publisher, self.cleaner = Publisher(doors), Cleaner(doors)
         self._upkeep = Upkeep(doors, sites)
-        self._recovered = False
+        self._recovered = self._long = False
         self._archive_seen_at = 0.0
 
     @property
@@ -108,7 +117,9 @@ class PullLane:
                     self._see_archive(now)  # nothing is done there, but its trouble begins and ends
                 busy = self._recovered and self._sites.reason("archive") is None and self._upkeep.turn(now)
             else:
-                busy = self._turn(now) or self._upkeep.turn(now)
+                busy = self._turn(now)
+                if not busy or self._long:
+                    busy = self._upkeep.turn(now) or busy
         except (SiteError, TransientError) as error:
             self._sites.failed(error, now, lane=LANE_OF.get(error.reason, "drop"))
             return now + IDLE
@@ -198,18 +209,22 @@ class PullLane:
 
     def _pull(self, attempts: Sequence[Attempt]) -> None:
         """Pull; publish what is whole while the rest is on its way, and take along what is placed meanwhile."""
-        hand = _Hand()
+        hand, until = _Hand(), self._doors.clock.now() + LONG
+        self._long = False
 
         def finished(ended: Sequence[tuple[PullJob, Pulled | SyncdError]]) -> list[PullJob]:
             hand.outcomes |= {job.local: outcome for job, outcome in ended}
+            if any(isinstance(outcome, TransientError) for _, outcome in ended):
+                hand.cut()
             for some in hand.whole():  # each at its own time: a large file may be on its way for an hour
                 self._publish(some, hand.outcomes, self._doors.clock.now())
-            placed = self._doors.index.attempts("placed", self._doors.clock.now(), BATCH) if hand.open else []
+            self._long = len(hand.targets) >= MANY or self._doors.clock.now() > until
+            more = bool(hand.open) and not self._long
+            placed = self._doors.index.attempts("placed", self._doors.clock.now(), BATCH) if more else []
             return self._jobs(hand, [each for each in placed if each.id not in hand.known])
 
         try:
             outcomes = self._doors.drop.pull(self._jobs(hand, attempts), finished)
-            hand.outcomes |= {target.local: outcome for target, outcome in zip(hand.targets, outcomes, strict=True)}
             finished([])  # what brought no file
         except BaseException:
             for target in hand.targets:  # pulled again, under another name
@@ -219,9 +234,9 @@ class PullLane:
         for target, outcome in zip(hand.targets, outcomes, strict=True):
             if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
-                looks, state = target.attempt.looks, target.attempt.state
-                wait = AFTER_A_CUT * 4 ** min(looks, 3)
-                self._doors.index.set_attempt(target.attempt.id, state, now + wait, looks=looks + 1)
+                if (looks := target.attempt.looks) < CUTS:
+                    wait, state = AFTER_A_CUT * 4**looks, target.attempt.state
+                    self._doors.index.set_attempt(target.attempt.id, state, now + wait, looks=looks + 1)
                 break
         else:
             self._sites.works("drop", now)
@@ -277,7 +292,7 @@ class PullLane:
             Target(attempt, _image(attempt, named), folder + named.file_name.encode(), named, new())
             for named in placed
             if named.file_name not in twice
-            and _plain_name(named.file_name)
+            and plain_name(named.file_name)
             and (attempt.method != "thumbnails" or named.doc_num in known)
         ]
 
@@ -431,13 +446,11 @@ class PullLane:
     def _judge(self, attempt: Attempt, now: float) -> None:
         """Look at once, look again five minutes after the request: used only if untouched and properly ended."""
         judged_at = attempt.asked_at + LOOK_AGAIN
-        in_folder = attempt.staging.endswith("/")
+        seen = None if attempt.staging.endswith("/") else self._doors.drop.look([attempt.staging.encode()])[0]
         if now < judged_at:
-            seen = None if in_folder else self._doors.drop.look([attempt.staging.encode()])[0]
             columns = {"seen_size": seen.size, "seen_mtime": seen.mtime} if seen else {}
             self._doors.index.set_attempt(attempt.id, "unanswered", judged_at, looks=1, **columns)
             return
-        seen = None if in_folder else self._doors.drop.look([attempt.staging.encode()])[0]
         if seen is not None and attempt.seen == (seen.size, seen.mtime):
             self._pull([attempt])
             if self._doors.index.value("SELECT state FROM attempt WHERE id = ?", attempt.id) != "unanswered":
@@ -484,8 +497,3 @@ def _item(attempt: Attempt) -> Item:
 
 def _image(attempt: Attempt, named: PlacedName) -> Item:
     return Item(attempt.pat_num, "mount-image" if attempt.method == "mount-images" else "thumbnail", named.doc_num)
-
-
-def _plain_name(name: str) -> bool:
-    """Whether a file name from an answer stays inside its folder."""
-    return name not in ("", ".", "..") and "/" not in name and "\\" not in name and "\x00" not in name

@@ -327,3 +327,9 @@ def test_only_the_date_that_the_list_puts_before_a_description_is_taken_off(text
 def test_texts_are_searched_without_case_and_accents_and_sqlite_can_hold_them(text: str, found_as: str) -> None:
     assert naming.folded(text) == found_as
     naming.folded(text).encode()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "..\\x", "a\0"])
+def test_name_that_leaves_its_folder_is_not_plain(name: str) -> None:
+    assert not naming.plain_name(name)
+    assert naming.plain_name(f"x{len(name)}.jpg")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from syncd import wishes
+from syncd import pulling, wishes
 from syncd.demo.schema import ALL_PERMISSIONS, READ_ALL
 from syncd.demo.site import DropFile
 from syncd.errors import REASONS, SiteError, SyncdError, TransientError
@@ -281,19 +281,22 @@ def test_batch_that_cannot_be_recorded_leaves_nothing_in_incoming(
     world.check()
 
 
-def pulling_one_by_one(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> Callable[[float], float]:
-    """Two placements wait; the turn that pulls both: the drop tells of one file after the other, each so much later."""
+def pulling_one_by_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0, waiting: int = 2
+) -> Callable[[float], float]:
+    """So many placements wait; the turn that pulls: the drop tells of one file after the other, each so much later."""
     lane, pull = world.lanes.pull_lane, world.drop._pull
     turn, placed = lane.turn, "SELECT count(*) FROM attempt WHERE state = 'placed'"
     with monkeypatch.context() as patch:
         patch.setattr(lane, "turn", lambda now: now + 1.0)
-        world.run(until=lambda: world.index.value(placed) == 2)
+        world.run(until=lambda: world.index.value(placed) == waiting)
 
     def one_by_one(jobs: Sequence[PullJob], finished: Finished) -> list[Pulled | SyncdError]:
-        outcomes = pull(jobs)
-        for told in zip(jobs, outcomes, strict=True):
+        queue, outcomes = list(jobs), list[Pulled | SyncdError]()
+        for job in queue:
+            outcomes += pull([job])
             world.clock.advance(seconds)
-            finished([told])
+            queue += finished([(job, outcomes[-1])])
         return outcomes
 
     monkeypatch.setattr(world.drop, "pull", one_by_one)
@@ -437,10 +440,37 @@ def test_late_files_of_an_unreachable_site_are_removed_when_it_is_back(world: Wo
 
 def test_file_whose_reading_breaks_the_connection_holds_up_no_other(world: World) -> None:
     world.drop.poison = "*"
-    world.run(hours=2)
+    world.run(hours=0.3)
     assert set(world.site.files) == {world.drop.poison}
     assert archived(world) >= 5
     world.drop.poison = ""
+    settle(world)
+
+
+def test_file_that_breaks_the_connection_for_ever_is_a_failing_item_until_it_can_be_read(tmp_path: Path) -> None:
+    one = small(documents=8)
+    world = backfilling(tmp_path, one)
+    world.drop.bad = one.practice.truth()[one.patient].documents[one.document]
+    world.run(hours=12)
+    assert failing(world) == {"unreadable_on_drop": 1}
+    assert world.drop.bad not in [file.data for file in world.site.files.values()]
+    world.drop.bad = b""
+    settle(world, days=3)
+    world.stop()
+
+
+def test_all_else_has_its_turn_though_there_is_always_something_to_pull(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulling, "IN_HAND", 2)
+    monkeypatch.setattr(pulling, "MANY", 4)
+    world.run(until=lambda: archived(world) >= 1)
+    turn = pulling_one_by_one(world, monkeypatch, waiting=7)
+    world.lanes.pull_lane.due("copy")
+    turn(world.clock.now())
+    assert world.index.value("SELECT count(*) FROM attempt WHERE state = 'placed'") == 3
+    assert list((world.folder / "state" / "copies").iterdir())
+    monkeypatch.undo()
     settle(world)
 
 

@@ -92,7 +92,8 @@ class DropInMemory:
     """`ports.Drop` over the office's `MemoryDrop`. `broken`: every call ends with this error. `calls` counts them.
 
     `meddle`: called between the two looks of a pull, as another writer on the site. `poison`: a path whose reading
-    breaks the connection, so that it and what comes after it in the call is not read; "*" is the next one. `refusing`:
+    breaks the connection, so that it and what comes after it in the call is not read; "*" is the next one. `bad`: so
+    does each file with these bytes. `refusing`:
     syncd may not write here.
     """
 
@@ -101,6 +102,7 @@ class DropInMemory:
     calls: int = 0
     meddle: Callable[[PullJob], None] | None = None
     poison: str = ""
+    bad: bytes = b""
     refusing: bool = False
     received: int = 0
 
@@ -122,7 +124,8 @@ class DropInMemory:
         self._talk()
         paths = [_text(job.remote) for job in jobs]
         self.poison = paths[0] if self.poison == "*" else self.poison
-        whole = paths.index(self.poison) if self.poison in paths else len(jobs)
+        breaks = [path == self.poison or self._bytes(path) == self.bad != b"" for path in paths]
+        whole = breaks.index(True) if True in breaks else len(jobs)
         cut: list[Pulled | SyncdError] = [TransientError("drop_unreachable") for _ in jobs[whole:]]
         try:
             return [*(self._pulled(job) for job in jobs[:whole]), *cut]
@@ -131,6 +134,9 @@ class DropInMemory:
                 with contextlib.suppress(OSError):
                     job.local.unlink(missing_ok=True)
             raise
+
+    def _bytes(self, path: str) -> bytes:
+        return self.site.files[path].data if path in self.site.files else b""
 
     def _pulled(self, job: PullJob) -> Pulled | SyncdError:
         found = self.site.files.get(_text(job.remote))
