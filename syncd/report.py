@@ -257,6 +257,11 @@ def _silent(part: str, reason: str, since_at: float, now: float) -> Trouble:
     return Trouble(part, reason, worded(reason, part), since_at, now, failures)
 
 
+def absent(left_at: float) -> tuple[Trouble, ...]:
+    """A service that shall mirror, and let the lock go then."""
+    return (Trouble("service", "not_running", "", left_at, left_at, 1),)
+
+
 def ripened(facts: StatusFacts, now: float) -> StatusFacts:
     """Throttling is a wait that was asked for; for an hour without one good answer somebody has to look."""
     long = {t for t in facts.troubles if t.reason == "throttled" and now - t.since_at > HOUR}
@@ -293,7 +298,8 @@ def _moments(
     if state == "paused":
         return None, around.paused_until
     if state == "stopped":
-        return max(filter(None, (facts.last_listed_at, facts.last_archived_at)), default=None), None
+        last = max(filter(None, (facts.last_listed_at, facts.last_archived_at)), default=None)
+        return trouble.since_at if trouble else last, None
     if trouble:
         return trouble.since_at, trouble.next_try_at if trouble.next_try_at > now else None
     return min((hold.made_at for hold in facts.holds), default=None), None
@@ -376,11 +382,15 @@ def _incident(incident: Incident, now: float) -> Report:
 def health(said: Report, facts: StatusFacts, max_age: float | None, floor: float, now: float) -> tuple[bool, str]:
     """Whether the mirror is as fresh as promised, and one line that says why. `max_age` and `floor` in seconds.
 
-    Nobody holding the lock is no verdict by itself (a backfill may run once a night): the age of the oldest list is.
+    Nobody holding the lock is no verdict where no service is expected (a backfill may run once a night): the age of the
+    oldest list is.
     """
     if said["state"] == "paused":
         return True, f"healthy: paused until {said['next_try_at']}"
     facts = ripened(facts, now)
+    gone = max((now - t.since_at for t in facts.troubles if t.reason == "not_running"), default=0.0)
+    if said["state"] == "stopped" and gone > SILENT:
+        return False, f"unhealthy: not_running for {human_duration(gone)}: {said['message']}"
     since = [now - t.since_at for t in facts.troubles if blocks(t)]
     since += [now - hold.made_at for hold in facts.holds if hold.scope == "all"]  # nothing new may be true any more
     lasts = max(since, default=0.0)

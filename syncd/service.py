@@ -110,6 +110,12 @@ class Lock:
         holder = _read_holder(fd)
         raise LockHeldError(f"`syncd {holder.verb}` (pid {holder.pid}) holds the lock of this practice")
 
+    def left_at(self) -> float:
+        """When a holder gave its last sign of life, in seconds since the epoch; now where nobody ever held it."""
+        with contextlib.suppress(FileNotFoundError), _disk_errors():
+            return self._path.stat().st_mtime
+        return time.time()
+
     def holder(self) -> Holder | None:
         """Who holds the lock now; None: nobody. For readers; raises SiteError when the file cannot be read."""
         with _disk_errors():

@@ -460,7 +460,7 @@ def test_status_answers_though_the_archives_mount_hangs(mirrored: Desk, monkeypa
         mount.wait()
         return real(folder)
 
-    monkeypatch.setattr("syncd.cli.MOUNT_HANGS_AFTER", 0.2)
+    monkeypatch.setattr("syncd.call.MOUNT_HANGS_AFTER", 0.2)
     monkeypatch.setattr(os, "statvfs", hang)
     try:
         assert [mirrored.json("status")["archive_free_bytes"] for _ in range(3)] == [None] * 3
@@ -501,6 +501,23 @@ def test_all_practices_of_a_machine_stand_in_one_table(
 def test_health_is_8_when_the_oldest_list_is_older_than_asked(mirrored: Desk) -> None:
     assert mirrored.call("health").exit_code == 0
     assert mirrored.call("health", "--max-age", "1ms").exit_code == errors.EXIT_UNHEALTHY
+
+
+def test_health_is_8_once_the_service_is_gone_but_not_where_backfills_mirror_now_and_then(desk: Desk) -> None:
+    with desk.process("run") as process:
+        wait_until(lambda: desk.call("health").exit_code == 0 and desk.json("status")["owed"] == 0)
+        process.kill()
+        process.wait(15)
+    assert desk.call("health").exit_code == 0, "it may be started again at once"
+    gone = time.time() - 1000
+    os.utime(desk.state / "lock", (gone, gone))
+    said = desk.call("health")
+    assert said.exit_code == errors.EXIT_UNHEALTHY
+    assert said.stdout.startswith("unhealthy: not_running for 16 min: no syncd holds the lock: start the service")
+    assert desk.json("status")["healthy"] is False
+    desk.json("backfill")
+    os.utime(desk.state / "lock", (gone, gone))
+    assert desk.call("health").exit_code == 0
 
 
 def test_verdict_is_told_though_nobody_reads_the_words(mirrored: Desk) -> None:

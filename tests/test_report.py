@@ -27,6 +27,7 @@ from syncd.report import (
     StatusFacts,
     Surroundings,
     Trouble,
+    absent,
     floor_seconds,
     health,
     human_bytes,
@@ -288,6 +289,19 @@ def test_a_mirror_that_is_not_running_says_so_and_turns_unhealthy_by_age() -> No
     stopped = replace(AROUND, holder=None)
     assert verdict(SYNCED, around=stopped) == (True, verdict(SYNCED)[1] + "; syncd is not running")
     assert not verdict(replace(SYNCED, oldest_polled_at=NOW - 2 * DAY), around=stopped)[0]
+
+
+def test_a_service_that_stopped_is_unhealthy_after_a_quarter_of_an_hour_whatever_the_age() -> None:
+    stopped = replace(AROUND, holder=None)
+    assert verdict(replace(SYNCED, troubles=absent(NOW - SILENT)), around=stopped)[0], "it is only restarted"
+    gone = replace(SYNCED, troubles=absent(NOW - SILENT - 60))
+    healthy, line = verdict(gone, around=stopped)
+    assert not healthy
+    assert line.startswith("unhealthy: not_running for 16 min: no syncd holds the lock")
+    assert not verdict(gone, 9 * DAY, stopped)[0], "also of somebody who allows a great age"
+    assert told(gone, stopped)["since"] == iso(NOW - SILENT - 60)
+    assert (told(gone, stopped)["state"], told(gone, stopped)["healthy"]) == ("stopped", False)
+    assert verdict(gone, around=replace(stopped, paused_until=NOW + HOUR))[0]
 
 
 def test_a_pause_is_healthy_whatever_the_age_and_says_so() -> None:
