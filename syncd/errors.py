@@ -131,17 +131,16 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         5,
     ),
     "throttled": ("nobody", "Open Dental asked for fewer requests: syncd waits as told", 5),
-    "disappearances_held": (
-        _IT,
-        "many documents left the listings at once: see `syncd held`, then approve or reject",
-        6,
-    ),
     "archive_damaged": (
         _IT,
         "archived files are not what they were: `syncd verify` names them, `syncd verify --repair` mends what it can",
         4,
     ),
-    "items_failing": (_IT, "some documents cannot be fetched: see `syncd status --failing`", 3),
+    "disappearances_held": (
+        _IT,
+        "many documents left the listings at once: see `syncd held`, then approve or reject",
+        6,
+    ),
     "roster_unread": (
         "open_dental",
         "the list of patients could not be read for a day, new ones are missed: see syncd.log, ask Open Dental",
@@ -157,6 +156,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         "some lists were not read for longer than promised: see the incidents; where none is read now, restart syncd",
         3,
     ),
+    "items_failing": (_IT, "some documents cannot be fetched: see `syncd status --failing`", 3),
     "log_unwritable": (_IT, "the log folder cannot be written, syncing goes on: make room, or check its disk", 3),
     "hook_failing": (_IT, "the program of [hook] fails, it is called again, the mirror goes on: see what it says", 3),
     "catching_up": ("nobody", "documents are owed and being fetched", 3),

@@ -275,17 +275,23 @@ def _state(facts: StatusFacts, around: Surroundings, now: float) -> tuple[State,
     roster_age = now - facts.roster_read_at if facts.roster_read_at else 0.0
     blind = next((t for t in facts.troubles if t.lane == "index"), None)  # then nothing else is known
     blocking = worst(tuple(t for t in facts.troubles if blocks(t)))
-    trouble = worst(facts.troubles)
+    floor = floor_seconds(facts, around.budget)
+    smaller = [trouble.reason for trouble in facts.troubles]
+    for reason, applies in (
+        ("disappearances_held", facts.holds or facts.held),
+        ("roster_unread", roster_age > floor),
+        ("lists_unreadable", facts.lists_unreadable),
+        ("sweep_overdue", not _fresh(facts, HEALTH_FACTOR * floor, now)[0]),
+        ("items_failing", facts.failing),
+    ):
+        smaller += [reason] if applies else []
+    degraded = min(smaller, key=_URGENCY.index, default="")
     claims: tuple[tuple[object, State, str], ...] = (
         ((around.paused_until or now) > now, "paused", "paused"),
         (blind, "blocked", blind.reason if blind else ""),
         (around.holder is None, "stopped", "not_running"),
         (blocking, "blocked", blocking.reason if blocking else ""),
-        (trouble, "degraded", trouble.reason if trouble else ""),
-        (facts.holds or facts.held, "degraded", "disappearances_held"),
-        (roster_age > floor_seconds(facts, around.budget), "degraded", "roster_unread"),
-        (facts.lists_unreadable, "degraded", "lists_unreadable"),
-        (facts.failing, "degraded", "items_failing"),
+        (degraded, "degraded", degraded),
         (facts.owed or facts.lists_never_polled or unread, "catching_up", "catching_up"),
     )
     return next(((state, reason) for applies, state, reason in claims if applies), ("ok", "ok"))
@@ -309,8 +315,6 @@ def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     """`status --json`: every key of the contract (design.md section 3), and more figures that people ask for."""
     facts, floor = ripened(facts, now), floor_seconds(facts, around.budget)
     state, reason = _state(facts, around, now)
-    if state in ("ok", "catching_up") and not _fresh(facts, HEALTH_FACTOR * floor, now)[0]:
-        state, reason = "degraded", "sweep_overdue"
     trouble = next((t for t in facts.troubles if t.reason == reason), None)
     since, next_try_at = _moments(facts, around, state, trouble, now)
     message = (trouble.detail if trouble and trouble.detail else REASONS[reason][1]).replace("NAME", around.practice)

@@ -6,6 +6,7 @@ import base64
 import datetime as dt
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -117,6 +118,19 @@ def test_the_worst_state_is_named_first_and_the_next_one_appears_when_it_is_mend
         ("catching_up", "catching_up"),
         ("ok", "ok"),
     ]
+
+
+@pytest.mark.parametrize("least", [{"failing": {"refused": 1}}, {"troubles": (trouble("hook_failing"),)}])
+def test_lists_that_are_too_old_are_told_though_something_smaller_is_wrong(least: dict[str, Any]) -> None:
+    assert told(replace(SYNCED, **least))["reason"] in ("items_failing", "hook_failing")
+    said = told(replace(SYNCED, oldest_polled_at=NOW - 9 * DAY, **least))
+    assert (said["state"], said["reason"], said["who"]) == ("degraded", "sweep_overdue", "practice_it")
+
+
+def test_why_lists_are_too_old_comes_before_that_they_are() -> None:
+    old = replace(SYNCED, oldest_polled_at=NOW - 9 * DAY, failing={"refused": 1})
+    assert told(replace(old, lists_unreadable=1))["reason"] == "lists_unreadable"
+    assert told(replace(old, lists_unreadable=1, held=1))["reason"] == "disappearances_held"
 
 
 def test_lists_that_were_never_polled_are_work_even_when_nothing_is_owed() -> None:
