@@ -6,6 +6,7 @@ story, per turn in the shell. A message never carries a name, a description, a r
 
 from __future__ import annotations
 
+import errno
 from typing import Final, Literal
 
 Who = Literal["nobody", "practice_it", "integrator", "open_dental"]
@@ -29,6 +30,7 @@ EXIT_INTERRUPTED: Final = 130
 EXIT_TERMINATED: Final = 143
 
 _IT: Final = "practice_it"
+_FULL: Final = frozenset({"ENOSPC", "EDQUOT", "SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"})  # the last: of index.db-shm
 # reason -> (who must act, "what is wrong: what to do", exit code while it lasts): the documented list of `status`, the
 # most urgent first. Of several troubles `status` names the first. NAME stands for the practice.
 REASONS: Final[dict[str, tuple[Who, str, int]]] = {
@@ -54,6 +56,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     ),
     "archive_read_only": (_IT, "the archive cannot be written: check the file system and its permissions", 13),
     "archive_full": (_IT, "free space is below [archive] reserve: make room or enlarge the disk", 13),
+    "state_full": (_IT, "the disk of the state folder is full: make room there, or enlarge it", 13),
     "disk_error": (_IT, "a local disk reports errors: check the disk of the state or archive folder", 13),
     "resources_exhausted": (
         _IT,
@@ -183,6 +186,12 @@ FailureClass = Literal[
     "wrong_location",  # the answer names another file than was asked for
     "zero_bytes",
 ]
+
+
+def state_reason(error: BaseException) -> str:
+    """Why the state folder cannot be read or written: SQLite's own word, where it has one, or the system's."""
+    name = getattr(error, "sqlite_errorname", errno.errorcode.get(getattr(error, "errno", None) or 0))
+    return "state_full" if name in _FULL else "disk_error"
 
 
 def worded(reason: str, detail: str = "") -> str:

@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from syncd import pacing
 from syncd.config import Settings
-from syncd.errors import ConfigError, LockHeldError, SiteError
+from syncd.errors import ConfigError, LockHeldError, SiteError, state_reason
 from syncd.ports import Clock
 from syncd.report import Signs
 
@@ -62,7 +62,7 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = "resources_exhausted" if error.errno in _SHORT else "disk_error"
+        reason = "resources_exhausted" if error.errno in _SHORT else state_reason(error)
         raise SiteError(reason, errno.errorcode.get(error.errno or 0, "unknown")) from error
 
 
