@@ -165,7 +165,7 @@ def test_the_dialogue_says_what_is_wrong_and_asks_again(server: Server) -> None:
         "sftp": "there\nelsewhere",
         "sftp_port": f"ssh\n99999\n{server.simulation.outside.port}",
         "archive": f"archive\n{server.archive}",
-        "notify_command": "'/bin/alert\nalert\n/bin/alert --now",
+        "notify_command": "'/bin/echo\nalert\n/bin/echo --now",
     }
     result = server.call(typed=typed(server, **changed))
     assert result.exit_code == 0, result.output
@@ -174,11 +174,11 @@ def test_the_dialogue_says_what_is_wrong_and_asks_again(server: Server) -> None:
     for words in ("less than or equal to 65535", "absolute path in quotes", "quotation mark", "absolute path first"):
         assert words in result.stderr
     written = tomllib.loads((server.etc / "config.toml").read_text())
-    assert written["notify"]["command"] == ["/bin/alert", "--now"]
+    assert written["notify"]["command"] == ["/bin/echo", "--now"]
 
 
 def test_enter_keeps_everything_byte_for_byte(server: Server) -> None:
-    server.given(notify_command=["/bin/alert", "a b"], ping_url="https://example.org/token")
+    server.given(notify_command=["/bin/echo", "a b"], ping_url="https://example.org/token")
     path = server.etc / "config.toml"
     path.write_text(path.read_text().replace("[drop]", "# ours\n[drop] # the site\n\n") + '\n[log]\nkeep = 3 # "few"\n')
     before = server.everything()
