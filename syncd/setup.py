@@ -137,6 +137,11 @@ class _Setup:
         for question in QUESTIONS:
             if question.file and (secret := self._folder / question.file).exists():
                 before[question.name] = secret.read_text("utf-8", "replace").strip()
+        lacking = [q.file for q in QUESTIONS if q.file and q.name not in before and q not in self._wanted()]
+        if lacking and self._only not in ("archive", "notify"):
+            words = f"setup tries what it writes, and {', '.join(lacking)} cannot be read here (encrypted?)"
+            how = "`systemd-creds decrypt FILE.cred FILE` as root, and remove FILE afterwards"
+            raise UsageError(f"{words}: make the plain file in {self._folder} for this call: {how}")
         return before
 
     def run(self, yes: bool) -> int:

@@ -297,6 +297,31 @@ def test_credential_files_that_the_service_would_not_get_are_refused(server: Ser
     assert "knows only the files" in server.given(code=errors.EXIT_CONFIG).stderr
 
 
+@pytest.mark.parametrize("part", ["sftp", "host-key", "keys"])
+def test_a_part_that_has_to_be_tried_needs_the_secrets_that_only_the_units_can_read(server: Server, part: str) -> None:
+    server.given()
+    for name in ("developer_key", "customer_key", "sftp_password"):
+        (server.etc / name).rename(server.etc / f"{name}.cred")
+    before = server.everything()
+    result = server.call("--only", part, typed="\n" * 20)
+    assert result.exit_code == errors.EXIT_USAGE
+    missing = {"keys": "sftp_password", "sftp": "developer_key, customer_key"}
+    assert f"{missing.get(part, 'developer_key, customer_key, sftp_password')} cannot be read here" in result.stderr
+    assert "systemd-creds decrypt" in result.stderr
+    assert server.everything() == before
+
+
+@pytest.mark.parametrize("part", ["archive", "notify"])
+def test_a_part_that_needs_no_secrets_is_changed_without_them(server: Server, part: str) -> None:
+    server.given()
+    (server.etc / "developer_key").rename(server.etc / "developer_key.cred")
+    changed: dict[str, object] = {"archive": str(server.archive), "notify_command": ["/bin/echo"]}
+    server.file.write_text(to_toml({"x": changed}).removeprefix("[x]\n"))
+    result = server.call("--only", part, "--answers", str(server.file))
+    assert result.exit_code == errors.EXIT_DOCTOR, "a shell has no keys, and doctor says so"
+    assert "internal" not in result.stderr
+
+
 # --- what is looked at before anything is written
 
 
