@@ -75,19 +75,19 @@ def doctor(call: Call, offline: bool, bundle: Path | None) -> int:
         credentials = read_credentials(settings)  # now: root becomes the owner of the state, who may not
     if settings and credentials and not offline:
         drop = wiring.open_drop(settings, credentials)
-    rows += rows_of(_examine(call))
+    name = settings.name if settings else "NAME"
+    rows += rows_of(_examine(call), name)
     if credentials and drop:
-        rows += rows_of(examine_outside(call, credentials, drop))
-    for row in rows:
-        row["message"] = row["message"].replace("NAME", settings.name if settings else "NAME")
+        rows += rows_of(examine_outside(call, credentials, drop), name)
     if packed is not None:
         write(packed, rows, settings, call.clock.now())
     return call.answer({"checks": rows}, text(rows), errors.EXIT_DOCTOR if failed(rows) else EXIT_OK)
 
 
-def rows_of(checks: Iterable[Check]) -> Iterator[Row]:
-    """Checks as `doctor --json` has them."""
-    return (dict(zip(COLUMNS, check, strict=True)) for check in checks)
+def rows_of(checks: Iterable[Check], name: str) -> Iterator[Row]:
+    """Checks of the practice of this name, as `doctor --json` has them."""
+    for result, check, message, who in checks:
+        yield dict(zip(COLUMNS, (result, check, message.replace("NAME", name), who), strict=True))
 
 
 def text(rows: Iterable[Row]) -> str:

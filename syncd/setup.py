@@ -152,7 +152,7 @@ class _Setup:
             except (SiteError, TransientError, ConfigError) as error:
                 if self._given is not None:
                     raise
-                click.echo(f"not written: {error}", err=True)
+                click.echo(f"not written: {error}".replace("NAME", self._name), err=True)
                 if not click.confirm("Answer again", default=True, err=True):
                     raise
             else:
@@ -332,7 +332,8 @@ class _Setup:
         to_be_made = answers["sftp"] == "here" and self._before.get("sftp") != "here"
         drop = None if to_be_made else wiring.open_drop(settings, keys)
         with as_owner(settings.state_path), index_if_any(self._call) as index:
-            rows = list(doctor.rows_of(doctor.examine_outside(self._call, keys, drop, index, met.append)))
+            found = doctor.examine_outside(self._call, keys, drop, index, met.append)
+            rows = list(doctor.rows_of(found, self._name))
         click.echo(doctor.text(rows), err=True)
         if refused := next((error for error in met if error.exit_code == errors.EXIT_REFUSED), None):
             raise refused
@@ -473,7 +474,7 @@ class _Setup:
             return list(json.loads(done.stdout)["checks"])
         except (subprocess.TimeoutExpired, ValueError):
             words = f"did not answer: call syncd -p {self._name} doctor"
-            return list(doctor.rows_of([("failed", "doctor", words, "practice_it")]))
+            return list(doctor.rows_of([("failed", "doctor", words, "practice_it")], self._name))
 
 
 def _begin_index(path: Path) -> None:

@@ -203,6 +203,8 @@ def test_who_mistyped_a_password_types_that_again_and_enter_for_the_rest(server:
     result = server.call(typed=words + "y\n")
     assert result.exit_code == 0, result.output
     assert "not written: the SFTP site refuses syncd's login" in result.stderr
+    assert "sudo syncd setup main --only sftp" in result.stderr
+    assert "NAME" not in result.stderr, "neither in what the doctor found nor in why it is not written"
     assert server.syncd("backfill", "--no-progress").exit_code == 0
 
 
