@@ -114,7 +114,7 @@ def _wait_for_index(call: Call, stop: Stop) -> None:
                 log = open_logs(settings, os.environ, call.verbose)
                 log.error("state_changed", lane="index", reason=error.reason)  # noqa: TRY400 - our Log has no exception()
                 files.append_report(faces.text(said, settings.zone))
-                complain(error.exit_code, str(error))
+                complain(error.exit_code, str(said["message"]))
                 bell = Bell(settings, call.clock, log, None)
             bell.look(said)
         systemd.ready()
@@ -226,7 +226,7 @@ def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests
     said |= {"requests": requests, "duration_seconds": round(now - began_at, 1), "unknown_patients": unknown}
     said |= {"reason": trouble.reason if trouble else None, "exit_code": code}
     if trouble and code in (*backfill.AT_ONCE, errors.EXIT_REMOTE):
-        complain(code, trouble.detail)
+        complain(code, trouble.detail.replace("NAME", call.settings.name))
     with contextlib.suppress(OSError):  # nobody reads, or the disk is full: the work is done all the same
         call.answer(said, words, code)
     return code
@@ -328,11 +328,14 @@ def _every_status(call: Call) -> int:
 def _status_of(path: Path) -> report.Report:
     # -P: root may call this in a folder of somebody's, and nothing there is to be imported.
     line = [sys.executable, "-P", "-m", "syncd.cli", "-c", str(path), "status", "--json"]
+    code = None
     try:
         done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=ONE_STATUS, check=False)  # noqa: S603 - ourselves
+        code = done.returncode if os.access(path, os.R_OK) else None  # who may not read it knows nothing of it
         said: report.Report = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError):
-        return {"practice": path.parent.name, "state": "unknown", "reason": f"ask syncd -p {path.parent.name} status"}
+        invalid = code == errors.EXIT_CONFIG
+        return report.nothing_known(path.parent.name, __version__, invalid, SystemClock().now())
     return said
 
 

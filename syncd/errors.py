@@ -164,6 +164,11 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     "hook_failing": (_IT, "the program of [hook] fails, it is called again, the mirror goes on: see what it says", 3),
     "catching_up": ("nobody", "documents are owed and being fetched", 3),
     "paused": (_IT, "paused by hand until the time shown: `syncd resume` ends it", 9),
+    "config_invalid": (
+        _IT,
+        "the configuration is invalid, no syncd can start: see `syncd -p NAME doctor --offline`, mend what it names",
+        78,
+    ),
     "not_running": (_IT, "no syncd holds the lock: start the service, `sudo systemctl start syncd@NAME`", 0),
     "ok": ("nobody", "everything that is listed is archived", 0),
 }

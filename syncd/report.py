@@ -344,6 +344,18 @@ def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     return said | {"healthy": healthy, "health": line}
 
 
+def nothing_known(practice: str, version: str, invalid: bool, now: float) -> Report:
+    """A status with every key, of a practice that cannot be asked: counts are None. `invalid`: its configuration."""
+    told = status(StatusFacts(), Surroundings(practice, version, Budget(1.0, 1.0, 1.0)), now)
+    said: Report = {name: type(value)() if isinstance(value, (list, dict)) else None for name, value in told.items()}
+    said |= {name: told[name] for name in ("schema_version", "practice", "version", "at")} | {"who": "practice_it"}
+    said |= {"state": "unknown", "reason": "unknown", "message": f"no answer: ask `sudo syncd -p {practice} status`"}
+    if invalid:
+        message = REASONS["config_invalid"][1].replace("NAME", practice)
+        said |= {"state": "stopped", "reason": "config_invalid", "message": message}
+    return said | {"healthy": False, "health": f"unhealthy: {said['reason']}: {said['message']}"}
+
+
 def _space(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     """How the archive grows, and when its disk is full (below the reserve) if the coming days are like the last ones.
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,9 @@ def test_refused_key_ends_with_12_and_the_right_one_goes_on(desk: Desk) -> None:
     key = desk.folder / "customer_key"
     right = key.read_text()
     key.write_text("wrong")
-    assert desk.call("backfill").exit_code == errors.EXIT_REFUSED
+    said = desk.call("backfill")
+    assert said.exit_code == errors.EXIT_REFUSED
+    assert ("setup mirror --only keys" in said.stderr, "NAME" in said.stderr) == (True, False)
     key.write_text(right)
     desk.json("retry")
     assert desk.json("backfill")["owed"] == 0
@@ -490,12 +492,33 @@ def test_all_practices_of_a_machine_stand_in_one_table(
     result = CliRunner().invoke(cli, ["status", "--all", "--json"])
     assert result.exit_code == 0, result.output
     said = {each["practice"]: each for each in json.loads(result.stdout)["practices"]}
-    assert said["broken"]["state"] == "unknown"
+    broken, keys = said["broken"], desk_keys(mirrored)
+    assert broken.keys() == keys, "programs need not tell the two apart"
+    assert (broken["schema_version"], broken["state"], broken["reason"]) == (1, "stopped", "config_invalid")
+    assert (broken["who"], broken["healthy"], broken["owed"], broken["incidents"]) == ("practice_it", False, None, [])
+    assert "syncd -p broken doctor --offline" in broken["message"]
     whole = next(each for name, each in said.items() if name != "broken")
     assert (whole["state"], whole["owed"]) == ("stopped", 0)
     table = CliRunner().invoke(cli, ["status", "--all"]).stdout.splitlines()
     assert len(table) == 1 + len(said)
-    assert "syncd -p broken status" in next(line for line in table if line.startswith("broken"))
+    assert "config_invalid  practice_it" in next(line for line in table if line.startswith("broken"))
+
+
+def desk_keys(desk: Desk) -> Set[str]:
+    return desk.json("status").keys()
+
+
+def test_a_practice_whose_status_cannot_be_asked_for_has_a_line_of_its_own(
+    mirrored: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncd.wiring.PRACTICES", tmp_path)
+    monkeypatch.setattr("syncd.cli.ONE_STATUS", 0.001)  # seconds: none starts as fast
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "config.toml").write_text(mirrored.file.read_text())
+    (said,) = json.loads(CliRunner().invoke(cli, ["status", "--all", "--json"]).stdout)["practices"]
+    assert said.keys() == desk_keys(mirrored)
+    assert (said["practice"], said["state"], said["reason"]) == ("main", "unknown", "unknown")
+    assert "`sudo syncd -p main status`" in said["message"]
 
 
 def test_health_is_8_when_the_oldest_list_is_older_than_asked(mirrored: Desk) -> None:

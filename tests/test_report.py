@@ -34,6 +34,7 @@ from syncd.report import (
     human_bytes,
     human_duration,
     iso,
+    nothing_known,
     plan,
     silent_parts,
     status,
@@ -76,6 +77,15 @@ def verdict(facts: StatusFacts, max_age: float | None = None, around: Surroundin
 
 def test_status_has_every_key_of_the_contract() -> None:
     assert set(CONTRACT.split()) <= told().keys()
+
+
+@pytest.mark.parametrize(("invalid", "says"), [(True, ("stopped", "config_invalid")), (False, ("unknown", "unknown"))])
+def test_status_of_a_practice_that_cannot_be_asked_claims_nothing(invalid: bool, says: tuple[str, str]) -> None:
+    said = nothing_known("west", "0.1.0", invalid, NOW)
+    assert said.keys() == told().keys()
+    assert (said["state"], said["reason"], said["who"], said["at"]) == (*says, "practice_it", iso(NOW))
+    assert (said["owed"], said["holder"], said["healthy"], said["incidents"]) == (None, None, False, [])
+    assert "-p west" in said["message"]
 
 
 def test_nothing_owed_is_ok_and_has_no_eta() -> None:
