@@ -162,6 +162,11 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     "items_failing": (_IT, "some documents cannot be fetched: see `syncd status --failing`", 3),
     "log_unwritable": (_IT, "the log folder cannot be written, syncing goes on: make room, or check its disk", 3),
     "hook_failing": (_IT, "the program of [hook] fails, it is called again, the mirror goes on: see what it says", 3),
+    "backfill_unfinished": (
+        _IT,
+        "a backfill ended before all was done: see `syncd -p NAME status`, then start it again",
+        3,
+    ),
     "catching_up": ("nobody", "documents are owed and being fetched", 3),
     "paused": (_IT, "paused by hand until the time shown: `syncd resume` ends it", 9),
     "config_invalid": (

@@ -454,7 +454,8 @@ class _Setup:
             row["result"] = "warning" if self._take_over and row["check"] == "archive" else row["result"]
         rows += here
         if systemd:
-            run("systemctl", "try-restart", f"syncd@{name}.service", f"syncd-backfill@{name}.service")
+            units = (f"syncd@{name}.service", f"syncd-backfill@{name}.service")
+            run("systemctl", "try-restart", "--no-block", *units)  # one may wait for the lock that the other holds
         start = [f"systemctl enable --now syncd@{name}"]  # it mirrors what there is; a backfill would keep it out
         if self._take_over:
             start.insert(0, f"syncd -p {name} reindex")

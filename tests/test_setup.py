@@ -115,7 +115,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_a_file_of_answers_is_enough_for_a_mirror(server: Server) -> None:
     result = server.given()
     assert "sudo systemctl enable --now syncd@main" in result.stdout
-    assert "syncd-backfill" not in result.stdout, "it would hold the lock for days, and the service would end for good"
+    assert "syncd-backfill" not in result.stdout, "it would hold the lock for days, and keep the service out"
     assert server.syncd("backfill", "--no-progress").exit_code == 0
     assert server.syncd("doctor").exit_code == 0
 
@@ -718,7 +718,7 @@ def test_where_systemd_runs_the_units_are_restarted(server: Server) -> None:
     (server.root / "run/systemd/system").mkdir(parents=True)
     said = json.loads(server.given("--json").stdout)
     assert said["restarted"] is True
-    assert "systemctl daemon-reload\nsystemctl try-restart syncd@main.service" in server.said()
+    assert "systemctl daemon-reload\nsystemctl try-restart --no-block syncd@main.service" in server.said()
 
 
 def test_a_command_that_fails_is_told_and_the_practice_stays_as_it_was(server: Server) -> None:
