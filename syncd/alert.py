@@ -21,12 +21,20 @@ from syncd import notifier, wiring
 from syncd.report import iso
 
 _REMEDIES: Final[Mapping[str, str]] = {
-    "11": "another process holds the lock of this practice: end it",
+    "11": "another process holds the lock of this practice: the service goes on once it has ended",
     "78": "the configuration is wrong: `syncd -p {name} doctor --offline` says where; mend it",
     "243": "a credential is missing: `systemctl cat {unit}` names the files after LoadCredential; make them",
 }
+_EARLY: Final[Mapping[str, str]] = {  # a backfill's
+    "3": "it finished, and something is owed or failing: `syncd -p {name} status --failing` names it",
+    "5": "Open Dental or the SFTP site was not available: `syncd -p {name} status` says which",
+    "6": "somebody has to approve what is held: see `syncd -p {name} held`",
+    "9": "it stopped at a limit",
+    "11": "another process holds the lock of this practice",
+}
 _OTHER: Final = "`journalctl -u {unit}` and `syncd -p {name} status` say why"
 TOLD_AFTER: Final = 5  # restarts, and then after twice as many each time: systemd counts on through good months
+KEPT_OUT: Final = 1000  # restarts, a night of them: before that nobody need know that a backfill holds the lock
 
 
 def shown(unit: str, name: str) -> str:
@@ -47,6 +55,8 @@ def restarts(unit: str, environ: Mapping[str, str]) -> int | None:
         return 0 if shown(unit, "ActiveState") in ("failed", "inactive", "") else None
     count = int(shown(unit, "NRestarts") or 0)
     times, rest = divmod(count, TOLD_AFTER)
+    if environ.get("EXIT_STATUS") == "11" and count < KEPT_OUT:
+        return None
     return count if environ["SERVICE_RESULT"] != "success" and not rest and times.bit_count() == 1 else None
 
 
@@ -57,10 +67,18 @@ def message(name: str, unit: str, environ: Mapping[str, str], count: int = 0) ->
     code = environ.get("MONITOR_EXIT_STATUS") or environ.get("EXIT_STATUS", "")
     result = environ.get("MONITOR_SERVICE_RESULT") or environ.get("SERVICE_RESULT", "failed")
     ended = f"exit code {code}" if code.isdigit() else f"{result} {code}".strip()
-    remedy = _REMEDIES.get(code, _OTHER).format(name=name, unit=unit)
+    remedies = {**_REMEDIES, **_EARLY} if is_backfill(unit) else _REMEDIES
+    remedy = remedies.get(code, _OTHER).format(name=name, unit=unit)
+    if is_backfill(unit):
+        return f"{unit} ended before all was done ({ended}): {remedy}, then `systemctl start {unit}` goes on"
     if count:
         return f"{unit} ends again and again ({count} restarts, the last end: {ended}): {remedy}"
     return f"{unit} ended and is not started again ({ended}): {remedy}, then `systemctl start {unit}`"
+
+
+def is_backfill(unit: str) -> bool:
+    """Whether it ends by itself."""
+    return unit.startswith("syncd-backfill@")
 
 
 def command_of(path: Path) -> Sequence[str]:
@@ -80,8 +98,9 @@ def main(name: str, environ: Mapping[str, str], now: float) -> None:
         return
     said = message(name, unit, environ, count)
     print(f"<3>syncd {name}: {said}", file=sys.stderr)  # noqa: T201 - the journal reads it
-    reason, command = "not_running", command_of(wiring.PRACTICES / name / "config.toml")
-    notice = {"schema_version": 1, "kind": "trouble", "practice": name, "at": iso(now), "state": "stopped"}
+    command = command_of(wiring.PRACTICES / name / "config.toml")
+    state, reason = ("degraded", "backfill_unfinished") if is_backfill(unit) else ("stopped", "not_running")
+    notice = {"schema_version": 1, "kind": "trouble", "practice": name, "at": iso(now), "state": state}
     notice |= {"reason": reason, "who": "practice_it", "message": said, "reasons": [reason], "lasted_seconds": 0.0}
     if command and (problem := notifier.run_command(command, notice | {"line": f"syncd {name}: {reason}: {said}"})):
         print(f"<3>syncd {name}: [notify] command failed: {problem}", file=sys.stderr)  # noqa: T201

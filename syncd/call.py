@@ -68,6 +68,8 @@ path = "/nowhere"
 """
 WISH_WAIT: Final = 10.0  # seconds a verb waits for the lock's holder
 POLL: Final = 0.2
+MOUNT_HANGS_AFTER: Final = 5.0  # seconds
+SPACE: Final = "space"
 AT_REST: Final = 3600.0  # seconds after its marker was written: sidecars of a batch come after its numbers
 Shelf = tuple[Catalog, Archive, Settings]
 Outside = tuple[Api, Drop]
@@ -323,6 +325,8 @@ def settle(call: Call, index: Index) -> None:
 def on_record(call: Call, log: Log, index: Index, verb: str) -> Iterator[None]:
     """The mirror works in here: start and stop stand in the audit log, and its last line then in the journal."""
     try:
+        with contextlib.suppress(SiteError):
+            index.remember("mirrored_by", verb)  # a service is missed, a backfill ends by itself
         record(call, index, "started", what=verb)
         tell_audit_head(wiring.open_audit(call.settings), log)
         yield
@@ -363,6 +367,21 @@ def waited(call: Call, seconds: float, look: Callable[[], str | None]) -> str | 
     while (said := look()) is None and call.clock.steady() < deadline:
         time.sleep(POLL)
     return said
+
+
+def free_bytes(settings: Settings) -> int | None:
+    """None where the archive cannot tell, or its mount hangs: whoever asks how things stand gets an answer."""
+    found: list[int] = []
+
+    def ask() -> None:
+        with contextlib.suppress(SiteError):
+            found.append(wiring.open_archive(settings).free_bytes())
+
+    if SPACE not in {thread.name for thread in threading.enumerate()}:  # one that hangs is enough
+        asking = threading.Thread(target=ask, name=SPACE, daemon=True)
+        asking.start()
+        asking.join(MOUNT_HANGS_AFTER)
+    return next(iter(found), None)
 
 
 @contextlib.contextmanager

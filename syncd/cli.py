@@ -30,6 +30,7 @@ from syncd.call import (
     complain_of_thread,
     dry,
     duration,
+    free_bytes,
     granted,
     index_if_any,
     index_of,
@@ -54,8 +55,6 @@ from syncd.service import Lock, SystemClock, Systemd
 
 __all__ = ["cli", "doctor", "main", "reading", "recovery", "setup"]  # importing these told the group of their verbs
 INDEX_AGAIN: Final = 60  # seconds until another look at an index that cannot be opened
-MOUNT_HANGS_AFTER: Final = 5.0  # seconds
-SPACE: Final = "space"
 ONE_STATUS: Final = 30.0  # seconds
 Held = tuple[Log, Index]  # what the holder of the lock works with
 CAUSES: Final = {  # of what a guard holds, by its scope
@@ -115,7 +114,7 @@ def _wait_for_index(call: Call, stop: Stop) -> None:
                 log = open_logs(settings, os.environ, call.verbose)
                 log.error("state_changed", lane="index", reason=error.reason)  # noqa: TRY400 - our Log has no exception()
                 files.append_report(faces.text(said, settings.zone))
-                complain(error.exit_code, str(error))
+                complain(error.exit_code, str(said["message"]))
                 bell = Bell(settings, call.clock, log, None)
             bell.look(said)
         systemd.ready()
@@ -175,7 +174,7 @@ def _backfill(call: Call, outside: Outside, held: Held, wanted: Wanted, stop: St
     scope = Scope(backfill=True, since=wanted.since, patients=wanted.patients, max_requests=wanted.max_requests)
     log.info("started", verb="backfill")
     tell = backfill.telling(call.settings, call.clock, partial(_describe, call.settings, index))
-    with lanes_of(call, outside, held, scope) as lanes, Meter(quiet, _free_bytes(call.settings)) as meter:
+    with lanes_of(call, outside, held, scope) as lanes, Meter(quiet, free_bytes(call.settings)) as meter:
 
         def show(progress: backfill.Progress) -> None:
             meter.show(progress, call.clock.now())
@@ -204,27 +203,12 @@ def _follow(call: Call, wanted: Wanted, stop: Stop, quiet: bool) -> int:
 
     with contextlib.closing(wiring.open_index(settings)) as index:
         wishes.make(index, "backfill", sorted(wanted.patients) if wanted.patients else None, clock.now(), call.actor)
-        with Meter(quiet, _free_bytes(settings)) as meter:
+        with Meter(quiet, free_bytes(settings)) as meter:
             code = backfill.watch(Look(settings, index, clock, wanted, requests), stop, ended, show)
         if ended.is_set() and not stop.asked:
             call.say("`syncd run` ended; the work goes on when it starts again")
             code = errors.EXIT_LIMIT
         return _summary(call, index, wanted, wanted.since, requests(), code)
-
-
-def _free_bytes(settings: Settings) -> int | None:
-    """None where the archive cannot tell, or its mount hangs: whoever asks how things stand gets an answer."""
-    found: list[int] = []
-
-    def ask() -> None:
-        with contextlib.suppress(SiteError):
-            found.append(wiring.open_archive(settings).free_bytes())
-
-    if SPACE not in {thread.name for thread in threading.enumerate()}:  # one that hangs is enough
-        asking = threading.Thread(target=ask, name=SPACE, daemon=True)
-        asking.start()
-        asking.join(MOUNT_HANGS_AFTER)
-    return next(iter(found), None)
 
 
 def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests: int, code: int) -> int:
@@ -242,7 +226,7 @@ def _summary(call: Call, index: Index, wanted: Wanted, began_at: float, requests
     said |= {"requests": requests, "duration_seconds": round(now - began_at, 1), "unknown_patients": unknown}
     said |= {"reason": trouble.reason if trouble else None, "exit_code": code}
     if trouble and code in (*backfill.AT_ONCE, errors.EXIT_REMOTE):
-        complain(code, trouble.detail)
+        complain(code, trouble.detail.replace("NAME", call.settings.name))
     with contextlib.suppress(OSError):  # nobody reads, or the disk is full: the work is done all the same
         call.answer(said, words, code)
     return code
@@ -268,8 +252,11 @@ def _status(
     if index is not None:
         catalog = Catalog(index, settings.name, settings.sync.kinds)
         facts = catalog.status_facts(now, settings.api.page_limit, days, settings.zone)
-    holder, counts = None if ended else Lock(settings.state_path).holder(), wiring.open_pace(settings, clock).counts()
+    lock, counts = Lock(settings.state_path), wiring.open_pace(settings, clock).counts()
+    holder = None if ended else lock.holder()
     troubles = report.silent_parts(holder.signs if holder else None, clock.steady(), now)
+    if holder is None and index is not None and index.meta("mirrored_by") == "run":
+        troubles += report.absent(lock.left_at())
     if blind is not None:
         troubles += (report.Trouble("index", blind.reason, str(blind), now, now, backfill.GIVE_UP_AFTER),)
     facts = replace(facts, troubles=facts.troubles + troubles)
@@ -280,7 +267,7 @@ def _status(
         holder=f"{holder.verb}, pid {holder.pid}" if holder else None,
         requests_today=counts.requests_today,
         throttled_today=counts.throttled_today,
-        free_bytes=_free_bytes(settings),
+        free_bytes=free_bytes(settings),
         reserve_bytes=settings.archive.reserve,
         paused_until=index.paused_until(now) if index is not None else None,
     )
@@ -341,11 +328,14 @@ def _every_status(call: Call) -> int:
 def _status_of(path: Path) -> report.Report:
     # -P: root may call this in a folder of somebody's, and nothing there is to be imported.
     line = [sys.executable, "-P", "-m", "syncd.cli", "-c", str(path), "status", "--json"]
+    code = None
     try:
         done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=ONE_STATUS, check=False)  # noqa: S603 - ourselves
+        code = done.returncode if os.access(path, os.R_OK) else None  # who may not read it knows nothing of it
         said: report.Report = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError):
-        return {"practice": path.parent.name, "state": "unknown", "reason": f"ask syncd -p {path.parent.name} status"}
+        invalid = code == errors.EXIT_CONFIG
+        return report.nothing_known(path.parent.name, __version__, invalid, SystemClock().now())
     return said
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from sqlite_utils import Database
 
-from syncd.errors import ConfigError, SiteError
+from syncd.errors import ConfigError, SiteError, state_reason
 from syncd.index import Index
 from syncd.schema import DiskErrors, number_of, row_is_sound
 
@@ -27,7 +27,7 @@ _DRAFT: Final = "index.new"
 def make(index: Index, folder: Path, day: str) -> bool:
     """Copy the index as it is now, unless there is a copy of this day (yyyy-mm-dd); whether one was made.
 
-    Raises SiteError disk_error: nothing that is half there is left, nothing that is damaged is kept.
+    Raises SiteError disk_error, state_full: nothing that is half there is left, nothing that is damaged is kept.
     """
     made = _make(index.db.conn, folder, _NAME.format(day))
     for old in [copy for copy in found(folder) if len(copy.name) == len(_NAME.format(day))][KEPT:]:
@@ -71,7 +71,7 @@ def _make(db: sqlite3.Connection, folder: Path, name: str, anew: bool = False) -
         _sync(folder)
     except (OSError, sqlite3.Error) as error:
         code = getattr(error, "sqlite_errorname", type(error).__name__)
-        raise SiteError("disk_error", f"a copy of index.db: {code}") from error
+        raise SiteError(state_reason(error), f"a copy of index.db: {code}") from error
     return True
 
 

@@ -47,6 +47,7 @@ from syncd.sites import NEW_ARCHIVE
 CLOCKS_DIFFER: Final = 120.0  # seconds
 PATIENTS: Final = 5  # looked at for a document to try
 CAP: Final = 2**31  # bytes
+LITTLE: Final = 200_000_000  # bytes: with less, logs and the day's copy of the index soon find no room
 LONG: Final = 30.0  # seconds to wait for a request: then it is said why
 
 Answer = TypeVar("Answer")
@@ -74,19 +75,19 @@ def doctor(call: Call, offline: bool, bundle: Path | None) -> int:
         credentials = read_credentials(settings)  # now: root becomes the owner of the state, who may not
     if settings and credentials and not offline:
         drop = wiring.open_drop(settings, credentials)
-    rows += rows_of(_examine(call))
+    name = settings.name if settings else "NAME"
+    rows += rows_of(_examine(call), name)
     if credentials and drop:
-        rows += rows_of(examine_outside(call, credentials, drop))
-    for row in rows:
-        row["message"] = row["message"].replace("NAME", settings.name if settings else "NAME")
+        rows += rows_of(examine_outside(call, credentials, drop), name)
     if packed is not None:
         write(packed, rows, settings, call.clock.now())
     return call.answer({"checks": rows}, text(rows), errors.EXIT_DOCTOR if failed(rows) else EXIT_OK)
 
 
-def rows_of(checks: Iterable[Check]) -> Iterator[Row]:
-    """Checks as `doctor --json` has them."""
-    return (dict(zip(COLUMNS, check, strict=True)) for check in checks)
+def rows_of(checks: Iterable[Check], name: str) -> Iterator[Row]:
+    """Checks of the practice of this name, as `doctor --json` has them."""
+    for result, check, message, who in checks:
+        yield dict(zip(COLUMNS, (result, check, message.replace("NAME", name), who), strict=True))
 
 
 def text(rows: Iterable[Row]) -> str:
@@ -135,8 +136,8 @@ def _examine(call: Call) -> Iterator[Check]:
         yield "failed", error.reason, str(error), error.who
     if settings.state_path.exists() and settings.state_path.stat().st_mode & 0o077:
         yield "warning", "state folder", "others may enter it: chmod 700", "practice_it"
-    if not settings.notify.command and not settings.notify.ping_url:
-        yield "warning", "notices", "nobody will be told of trouble: set [notify] command or ping_url", "practice_it"
+    yield from _examine_folders(settings)
+    yield from _examine_programs(settings)
     metrics = settings.status.metrics_file
     if metrics is not None and not os.access(metrics.parent, os.W_OK | os.X_OK, effective_ids=True):
         words = f"syncd cannot write into {metrics.parent}: make it, give it to this user, ReadWritePaths= in a drop-in"
@@ -178,8 +179,30 @@ def _examine_archive(settings: Settings, known: str | None) -> Iterator[Check]:
         words = f"a network's ({kind}): only one machine may write there, and `verify` matters more"
         yield "warning", "file system", words, "practice_it"
     free, reserve = archive.free_bytes(), settings.archive.reserve
-    words = f"{report.human_bytes(free)} free, {report.human_bytes(reserve)} of it reserved"
-    yield "failed" if free < reserve else "warning" if free < 2 * reserve else "ok", "space", words, "practice_it"
+    yield _space("space", free, reserve, f", {report.human_bytes(reserve)} of it reserved")
+
+
+def _space(check: str, free: int, least: int, reserved: str = "") -> Check:
+    result: Result = "failed" if free < least else "warning" if free < 2 * least else "ok"
+    to_do = "" if result == "ok" else ": make room, or enlarge the disk"
+    return result, check, f"{report.human_bytes(free)} free{reserved}{to_do}", "practice_it"
+
+
+def _examine_folders(settings: Settings) -> Iterator[Check]:
+    """The folders that syncd keeps for itself; one that is not there yet will be made on the disk of its parent."""
+    for role, folder in (("state", settings.state_path), ("log", settings.log_path)):
+        told = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
+        yield _space(f"{role} space", told.f_bavail * told.f_frsize, LITTLE)
+
+
+def _examine_programs(settings: Settings) -> Iterator[Check]:
+    notify, hook = settings.notify.command, settings.hook.archived
+    if not notify and not settings.notify.ping_url:
+        yield "warning", "notices", "nobody will be told of trouble: set [notify] command or ping_url", "practice_it"
+    for check, key, command in (("notices", "[notify] command", notify), ("hook", "[hook] archived", hook)):
+        if command and not (os.access(command[0], os.X_OK, effective_ids=True) and Path(command[0]).is_file()):
+            words = f"{key}: its program is not there, or syncd's user may not execute it: mend the path, or chmod 755"
+            yield "failed", check, words, "practice_it"
 
 
 # --- outside

@@ -237,6 +237,14 @@ class SftpDrop:
         watch.due = time.monotonic() + self._connect_timeout
         return Session(self._logged_in(transport), self._timeout, watch)
 
+    def _has_other_types(self) -> bool:
+        """Whether the site shows a host key, and none of a type that is pinned."""
+        kinds = [pin.get_name() for pin in self._pins]
+        try:
+            return shown_host_key(*self._address, kinds[0], self._connect_timeout).split()[0] not in kinds
+        except TransientError:
+            return False
+
     def _logged_in(self, transport: paramiko.Transport) -> paramiko.Channel:
         options = transport.get_security_options()
         options.ciphers = [name for mode in ("gcm", "ctr") for name in options.ciphers if mode in name]
@@ -246,8 +254,9 @@ class SftpDrop:
         try:
             transport.start_client(timeout=self._connect_timeout)
         except IncompatiblePeer as error:
-            detail = "no algorithm in common: its SSH is too old, or it has no host key of the pinned type"
-            raise SiteError("drop_unreachable", detail) from error
+            if self._has_other_types():
+                raise SiteError("host_key_changed", "of another type") from error
+            raise SiteError("drop_unreachable", "no algorithm in common: its SSH is too old") from error
         if transport.get_remote_server_key() not in self._pins:
             raise SiteError("host_key_changed")
         try:

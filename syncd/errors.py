@@ -6,6 +6,7 @@ story, per turn in the shell. A message never carries a name, a description, a r
 
 from __future__ import annotations
 
+import errno
 from typing import Final, Literal
 
 Who = Literal["nobody", "practice_it", "integrator", "open_dental"]
@@ -29,6 +30,7 @@ EXIT_INTERRUPTED: Final = 130
 EXIT_TERMINATED: Final = 143
 
 _IT: Final = "practice_it"
+_FULL: Final = frozenset({"ENOSPC", "EDQUOT", "SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"})  # the last: of index.db-shm
 # reason -> (who must act, "what is wrong: what to do", exit code while it lasts): the documented list of `status`, the
 # most urgent first. Of several troubles `status` names the first. NAME stands for the practice.
 REASONS: Final[dict[str, tuple[Who, str, int]]] = {
@@ -54,6 +56,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     ),
     "archive_read_only": (_IT, "the archive cannot be written: check the file system and its permissions", 13),
     "archive_full": (_IT, "free space is below [archive] reserve: make room or enlarge the disk", 13),
+    "state_full": (_IT, "the disk of the state folder is full: make room there, or enlarge it", 13),
     "disk_error": (_IT, "a local disk reports errors: check the disk of the state or archive folder", 13),
     "resources_exhausted": (
         _IT,
@@ -131,17 +134,16 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         5,
     ),
     "throttled": ("nobody", "Open Dental asked for fewer requests: syncd waits as told", 5),
-    "disappearances_held": (
-        _IT,
-        "many documents left the listings at once: see `syncd held`, then approve or reject",
-        6,
-    ),
     "archive_damaged": (
         _IT,
         "archived files are not what they were: `syncd verify` names them, `syncd verify --repair` mends what it can",
         4,
     ),
-    "items_failing": (_IT, "some documents cannot be fetched: see `syncd status --failing`", 3),
+    "disappearances_held": (
+        _IT,
+        "many documents left the listings at once: see `syncd held`, then approve or reject",
+        6,
+    ),
     "roster_unread": (
         "open_dental",
         "the list of patients could not be read for a day, new ones are missed: see syncd.log, ask Open Dental",
@@ -157,10 +159,21 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
         "some lists were not read for longer than promised: see the incidents; where none is read now, restart syncd",
         3,
     ),
+    "items_failing": (_IT, "some documents cannot be fetched: see `syncd status --failing`", 3),
     "log_unwritable": (_IT, "the log folder cannot be written, syncing goes on: make room, or check its disk", 3),
     "hook_failing": (_IT, "the program of [hook] fails, it is called again, the mirror goes on: see what it says", 3),
+    "backfill_unfinished": (
+        _IT,
+        "a backfill ended before all was done: see `syncd -p NAME status`, then start it again",
+        3,
+    ),
     "catching_up": ("nobody", "documents are owed and being fetched", 3),
     "paused": (_IT, "paused by hand until the time shown: `syncd resume` ends it", 9),
+    "config_invalid": (
+        _IT,
+        "the configuration is invalid, no syncd can start: see `syncd -p NAME doctor --offline`, mend what it names",
+        78,
+    ),
     "not_running": (_IT, "no syncd holds the lock: start the service, `sudo systemctl start syncd@NAME`", 0),
     "ok": ("nobody", "everything that is listed is archived", 0),
 }
@@ -183,6 +196,12 @@ FailureClass = Literal[
     "wrong_location",  # the answer names another file than was asked for
     "zero_bytes",
 ]
+
+
+def state_reason(error: BaseException) -> str:
+    """Why the state folder cannot be read or written: SQLite's own word, where it has one, or the system's."""
+    name = getattr(error, "sqlite_errorname", errno.errorcode.get(getattr(error, "errno", None) or 0))
+    return "state_full" if name in _FULL else "disk_error"
 
 
 def worded(reason: str, detail: str = "") -> str:

@@ -87,6 +87,7 @@ _ALWAYS_SHOWN: Final = frozenset({"started", "stopped", "state_changed"})
 _FOR_THE_JOURNAL: Final = "audit_head"  # kept where nobody who writes the log can change it; no use to a terminal
 _PRIORITY: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # sd-daemon(3)
 Event = MutableMapping[str, object]
+_LAST_DAY: Final = 2.5e11  # seconds since the epoch: a calendar ends soon after it
 _DEEPEST: Final = 6  # frames and causes that an exception is described by
 
 
@@ -224,8 +225,13 @@ def _place(error: BaseException) -> str:
 def _listed(_: object, __: str, event: Event) -> Event:
     """Let pass what is listed, drop or blank the rest."""
     name, level = event.pop("event"), event.pop("level")
-    ids = {key: _plain(value) for key, value in event.items() if key in KEYS}
+    ids = {key: _plain(_dated(key, value)) for key, value in event.items() if key in KEYS}
     return {"level": level, "event": name if name in EVENTS else "unlisted_event", **ids}
+
+
+def _dated(key: str, value: object) -> object:
+    """A time is told as `time` is; anything else as it came."""
+    return iso(value) if key.endswith("_at") and isinstance(value, float) and abs(value) < _LAST_DAY else value
 
 
 def _plain(value: object) -> object:

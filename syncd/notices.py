@@ -1,7 +1,8 @@
 """Whom to tell of trouble, when, and of its end. Pure: what was told so far and a status in, at most one notice out.
 
-An episode begins with the first bad minute and is over after thirty good ones. In it each reason is told once, when it
-has lasted long enough, and once more each day; then its end. Times are seconds since the epoch.
+Each reason has an episode of its own: it begins with its first bad minute, is told once, when it has lasted some time,
+and once more each day, and is over after thirty minutes without it. A status names the worst reason only: what that one
+may hide goes on. Times are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Literal
 
+from syncd.errors import REASONS
 from syncd.report import DAY, Report, human_duration
 
 URGENT: Final = frozenset({"archive_damaged", "other_database", "archive_missing"})  # told at once
@@ -24,16 +26,29 @@ Kind = Literal["trouble", "reminder", "recovered", "flapping"]
 Notice = dict[str, object]
 
 
+_RANK: Final = {reason: place for place, reason in enumerate(REASONS)}  # the worst first
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Of one reason. `seen_at`: when it last was, or a worse one may have hidden it; `lasted`: seconds that count."""
+
+    began_at: float
+    seen_at: float
+    lasted: float = 0.0
+    told_at: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What must outlive a process. `lasted`: seconds of the episode that count, by reason; `told_at` likewise."""
+    """What must outlive a process. `episodes`: by reason. `sent`: troubles and ends of the last day, with the reason of
+    each trouble.
+    """
 
     looked_at: float = 0.0
-    began_at: float | None = None  # of the episode
     good_since: float | None = None
-    lasted: Mapping[str, float] = field(default_factory=dict)
-    told_at: Mapping[str, float] = field(default_factory=dict)
-    sent: tuple[float, ...] = ()  # troubles and ends, of the last day
+    episodes: Mapping[str, Episode] = field(default_factory=dict)
+    sent: tuple[tuple[float, str], ...] = ()
     silent_until: float = 0.0
 
     def to_json(self) -> str:
@@ -45,47 +60,70 @@ class Memory:
         """The memory in `text`; a fresh one when it is empty or damaged."""
         try:
             read = cls(**json.loads(text or "{}"))
-            lasted, told_at = ({each: float(many[each]) for each in many} for many in (read.lasted, read.told_at))
-            began_at, good_since = (None if at is None else float(at) for at in (read.began_at, read.good_since))
-            moments = float(read.looked_at), began_at, good_since, lasted, told_at
-            return cls(*moments, tuple(map(float, read.sent)), float(read.silent_until))
+            episodes = {name: _episode(**fields) for name, fields in dict(read.episodes).items() if name in _RANK}  # type: ignore[arg-type]
+            sent = tuple((float(at), str(reason)) for at, reason in read.sent)
+            return cls(float(read.looked_at), _time(read.good_since), episodes, sent, float(read.silent_until))
         except (ValueError, TypeError):
             return cls()
+
+
+def _episode(began_at: float, seen_at: float, lasted: float, told_at: float | None) -> Episode:
+    return Episode(float(began_at), float(seen_at), float(lasted), _time(told_at))
+
+
+def _time(read: float | None) -> float | None:
+    return None if read is None else float(read)
 
 
 def look(memory: Memory, said: Report, now: float, after: float, office_is_open: bool) -> tuple[Memory, Notice | None]:
     """Take note of a status. `after`: seconds that most trouble may last before anybody is told."""
     step = min(max(0.0, now - memory.looked_at), LONGEST_STEP) if memory.looked_at else 0.0
-    memory = replace(memory, looked_at=now, sent=tuple(at for at in memory.sent if abs(now - at) < DAY))
+    memory = replace(memory, looked_at=now, sent=tuple(each for each in memory.sent if abs(now - each[0]) < DAY))
     if said["state"] == "paused":
         return memory, None
     if said["state"] in ("ok", "catching_up"):
         return _good(memory, said, now)
-    reason, began_at = str(said["reason"]), now if memory.began_at is None else memory.began_at
+    reason = str(said["reason"])
     counts = step if office_is_open or reason not in AT_THE_OFFICE else 0.0
-    lasted = {**memory.lasted, reason: memory.lasted.get(reason, 0.0) + counts}
-    memory = replace(memory, began_at=began_at, good_since=None, lasted=lasted)
-    told_at = memory.told_at.get(reason)
-    if (lasted[reason] < after and reason not in URGENT) or (told_at is not None and abs(now - told_at) < DAY):
+    hidden = {name: replace(each, seen_at=now) for name, each in memory.episodes.items() if _RANK[name] > _RANK[reason]}
+    before = memory.episodes.get(reason, Episode(now, now))
+    episode = replace(before, seen_at=now, lasted=before.lasted + counts)
+    memory = replace(memory, good_since=None, episodes={**memory.episodes, **hidden, reason: episode})
+    over = {name for name, each in memory.episodes.items() if abs(now - each.seen_at) >= GOOD_FOR}
+    if over and not _silent(memory, now):
+        return _ended(memory, over, said, now)
+    told_at = episode.told_at
+    if (episode.lasted < after and reason not in URGENT) or (told_at is not None and abs(now - told_at) < DAY):
         return memory, None
     kind: Kind = "trouble" if told_at is None else "reminder"
-    return _tell(replace(memory, told_at={**memory.told_at, reason: now}), kind, said, now)
+    told = {**memory.episodes, reason: replace(episode, told_at=now)}
+    return _tell(replace(memory, episodes=told), kind, said, now, [reason], now - episode.began_at)
 
 
 def unsent(memory: Memory, reason: str, now: float) -> Memory:
     """A notice of that reason reached nobody: while it lasts it is told again after a quarter of an hour."""
-    told_at = {**memory.told_at, reason: now - DAY + AGAIN} if reason in memory.told_at else memory.told_at
-    return replace(memory, told_at=told_at)
+    if (episode := memory.episodes.get(reason)) is None or episode.told_at is None:
+        return memory
+    return replace(memory, episodes={**memory.episodes, reason: replace(episode, told_at=now - DAY + AGAIN)})
 
 
 def _good(memory: Memory, said: Report, now: float) -> tuple[Memory, Notice | None]:
-    if memory.began_at is None:
+    if not memory.episodes:
         return memory, None
     memory = replace(memory, good_since=now if memory.good_since is None else memory.good_since)
     if abs(now - (memory.good_since or now)) < GOOD_FOR or _silent(memory, now):
         return memory, None
-    over = replace(memory, began_at=None, good_since=None, lasted={}, told_at={})
-    return _tell(over, "recovered", said, now, memory) if memory.told_at else (over, None)
+    return _ended(memory, set(memory.episodes), said, now)
+
+
+def _ended(memory: Memory, over: set[str], said: Report, now: float) -> tuple[Memory, Notice | None]:
+    """Forget these episodes; the end of those that were told is told, too."""
+    told = sorted(name for name in over if memory.episodes[name].told_at is not None)
+    ends = ((memory.good_since or memory.episodes[name].seen_at) - memory.episodes[name].began_at for name in told)
+    lasted = max(ends, default=0.0)
+    rest = {name: each for name, each in memory.episodes.items() if name not in over}
+    memory = replace(memory, good_since=None, episodes=rest)
+    return _tell(memory, "recovered", said, now, told, lasted) if told else (memory, None)
 
 
 def _silent(memory: Memory, now: float) -> bool:
@@ -93,24 +131,25 @@ def _silent(memory: Memory, now: float) -> bool:
 
 
 def _tell(
-    memory: Memory, kind: Kind, said: Report, now: float, before: Memory | None = None
+    memory: Memory, kind: Kind, said: Report, now: float, reasons: list[str], lasted: float
 ) -> tuple[Memory, Notice | None]:
-    """The notice, unless there were too many. `before`: the episode that is over."""
-    episode = before or memory
+    """The notice, unless there were too many; trouble that was not told for a day never is one too many."""
+    news = kind == "trouble" and said["reason"] not in {reason for _, reason in memory.sent}
     if kind != "reminder" and said["reason"] not in URGENT:
-        if _silent(memory, now):
+        if _silent(memory, now) and not news:
             return memory, None
-        if len(memory.sent) >= MANY:
+        if len(memory.sent) >= MANY and not news:
             memory, kind = replace(memory, silent_until=now + DAY), "flapping"
-        memory = replace(memory, sent=(*memory.sent, now))
-    lasted = (episode.good_since or now) - (episode.began_at or now)
-    reasons = sorted(episode.told_at)
+        memory = replace(memory, sent=(*memory.sent, (now, "" if kind == "recovered" else str(said["reason"]))))
+    took, names = human_duration(max(0.0, lasted)), ", ".join(reasons)
     words = {
         "trouble": f"{said['reason']}: {said['message']}",
-        "reminder": f"still {said['reason']}, since {human_duration(lasted)}: {said['message']}",
-        "recovered": f"it works again, after {human_duration(lasted)} ({', '.join(reasons)})",
+        "reminder": f"still {said['reason']}, since {took}: {said['message']}",
+        "recovered": f"{names} is over, after {took}; still {said['reason']}",
         "flapping": f"it comes and goes, now {said['reason']}: no further notice of it for a day",
     }
+    if not memory.episodes:
+        words["recovered"] = f"it works again, after {took} ({names})"
     named = {name: said[name] for name in ("practice", "at", "state", "reason", "who", "message")}
     told: Notice = {"schema_version": 1, "kind": kind, **named, "reasons": reasons, "lasted_seconds": round(lasted, 1)}
     return memory, told | {"line": f"syncd {said['practice']}: {words[kind]}"}

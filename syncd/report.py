@@ -257,6 +257,11 @@ def _silent(part: str, reason: str, since_at: float, now: float) -> Trouble:
     return Trouble(part, reason, worded(reason, part), since_at, now, failures)
 
 
+def absent(left_at: float) -> tuple[Trouble, ...]:
+    """A service that shall mirror, and let the lock go then."""
+    return (Trouble("service", "not_running", "", left_at, left_at, 1),)
+
+
 def ripened(facts: StatusFacts, now: float) -> StatusFacts:
     """Throttling is a wait that was asked for; for an hour without one good answer somebody has to look."""
     long = {t for t in facts.troubles if t.reason == "throttled" and now - t.since_at > HOUR}
@@ -270,17 +275,23 @@ def _state(facts: StatusFacts, around: Surroundings, now: float) -> tuple[State,
     roster_age = now - facts.roster_read_at if facts.roster_read_at else 0.0
     blind = next((t for t in facts.troubles if t.lane == "index"), None)  # then nothing else is known
     blocking = worst(tuple(t for t in facts.troubles if blocks(t)))
-    trouble = worst(facts.troubles)
+    floor = floor_seconds(facts, around.budget)
+    smaller = [trouble.reason for trouble in facts.troubles]
+    for reason, applies in (
+        ("disappearances_held", facts.holds or facts.held),
+        ("roster_unread", roster_age > floor),
+        ("lists_unreadable", facts.lists_unreadable),
+        ("sweep_overdue", not _fresh(facts, HEALTH_FACTOR * floor, now)[0]),
+        ("items_failing", facts.failing),
+    ):
+        smaller += [reason] if applies else []
+    degraded = min(smaller, key=_URGENCY.index, default="")
     claims: tuple[tuple[object, State, str], ...] = (
         ((around.paused_until or now) > now, "paused", "paused"),
         (blind, "blocked", blind.reason if blind else ""),
         (around.holder is None, "stopped", "not_running"),
         (blocking, "blocked", blocking.reason if blocking else ""),
-        (trouble, "degraded", trouble.reason if trouble else ""),
-        (facts.holds or facts.held, "degraded", "disappearances_held"),
-        (roster_age > floor_seconds(facts, around.budget), "degraded", "roster_unread"),
-        (facts.lists_unreadable, "degraded", "lists_unreadable"),
-        (facts.failing, "degraded", "items_failing"),
+        (degraded, "degraded", degraded),
         (facts.owed or facts.lists_never_polled or unread, "catching_up", "catching_up"),
     )
     return next(((state, reason) for applies, state, reason in claims if applies), ("ok", "ok"))
@@ -293,7 +304,8 @@ def _moments(
     if state == "paused":
         return None, around.paused_until
     if state == "stopped":
-        return max(filter(None, (facts.last_listed_at, facts.last_archived_at)), default=None), None
+        last = max(filter(None, (facts.last_listed_at, facts.last_archived_at)), default=None)
+        return trouble.since_at if trouble else last, None
     if trouble:
         return trouble.since_at, trouble.next_try_at if trouble.next_try_at > now else None
     return min((hold.made_at for hold in facts.holds), default=None), None
@@ -303,8 +315,6 @@ def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     """`status --json`: every key of the contract (design.md section 3), and more figures that people ask for."""
     facts, floor = ripened(facts, now), floor_seconds(facts, around.budget)
     state, reason = _state(facts, around, now)
-    if state in ("ok", "catching_up") and not _fresh(facts, HEALTH_FACTOR * floor, now)[0]:
-        state, reason = "degraded", "sweep_overdue"
     trouble = next((t for t in facts.troubles if t.reason == reason), None)
     since, next_try_at = _moments(facts, around, state, trouble, now)
     message = (trouble.detail if trouble and trouble.detail else REASONS[reason][1]).replace("NAME", around.practice)
@@ -332,6 +342,18 @@ def status(facts: StatusFacts, around: Surroundings, now: float) -> Report:
     said |= _feed(facts, now) | {"freshness": {kind: _freshness(each) for kind, each in sorted(facts.delays.items())}}
     healthy, line = health(said, facts, None, floor, now)
     return said | {"healthy": healthy, "health": line}
+
+
+def nothing_known(practice: str, version: str, invalid: bool, now: float) -> Report:
+    """A status with every key, of a practice that cannot be asked: counts are None. `invalid`: its configuration."""
+    told = status(StatusFacts(), Surroundings(practice, version, Budget(1.0, 1.0, 1.0)), now)
+    said: Report = {name: type(value)() if isinstance(value, (list, dict)) else None for name, value in told.items()}
+    said |= {name: told[name] for name in ("schema_version", "practice", "version", "at")} | {"who": "practice_it"}
+    said |= {"state": "unknown", "reason": "unknown", "message": f"no answer: ask `sudo syncd -p {practice} status`"}
+    if invalid:
+        message = REASONS["config_invalid"][1].replace("NAME", practice)
+        said |= {"state": "stopped", "reason": "config_invalid", "message": message}
+    return said | {"healthy": False, "health": f"unhealthy: {said['reason']}: {said['message']}"}
 
 
 def _space(facts: StatusFacts, around: Surroundings, now: float) -> Report:
@@ -376,11 +398,15 @@ def _incident(incident: Incident, now: float) -> Report:
 def health(said: Report, facts: StatusFacts, max_age: float | None, floor: float, now: float) -> tuple[bool, str]:
     """Whether the mirror is as fresh as promised, and one line that says why. `max_age` and `floor` in seconds.
 
-    Nobody holding the lock is no verdict by itself (a backfill may run once a night): the age of the oldest list is.
+    Nobody holding the lock is no verdict where no service is expected (a backfill may run once a night): the age of the
+    oldest list is.
     """
     if said["state"] == "paused":
         return True, f"healthy: paused until {said['next_try_at']}"
     facts = ripened(facts, now)
+    gone = max((now - t.since_at for t in facts.troubles if t.reason == "not_running"), default=0.0)
+    if said["state"] == "stopped" and gone > SILENT:
+        return False, f"unhealthy: not_running for {human_duration(gone)}: {said['message']}"
     since = [now - t.since_at for t in facts.troubles if blocks(t)]
     since += [now - hold.made_at for hold in facts.holds if hold.scope == "all"]  # nothing new may be true any more
     lasts = max(since, default=0.0)

@@ -18,7 +18,7 @@ from typing import Any
 from sqlite_utils import Database, Migrations
 
 from syncd.diff import Known
-from syncd.errors import ConfigError, SiteError
+from syncd.errors import ConfigError, SiteError, state_reason
 from syncd.model import Attempt, Duty, Item, PlacedName, Version
 from syncd.naming import folded
 
@@ -387,7 +387,7 @@ def attempt_of(row: Row) -> Attempt:
 
 
 class DiskErrors:
-    """What SQLite says of the disk (`foreign`) becomes SiteError disk_error; a wrong call of ours stays a bug."""
+    """What SQLite says of the disk (`foreign`) becomes SiteError disk_error or state_full; a wrong call stays a bug."""
 
     def __init__(self, *foreign: type[Exception]) -> None:
         self._foreign = foreign
@@ -402,7 +402,9 @@ class DiskErrors:
         if ours or not isinstance(error, self._foreign):
             return
         name = getattr(error, "sqlite_errorname", type(error).__name__)
-        raise SiteError("disk_error", f"index.db: {name}; if it stays: `syncd reindex`") from error
+        reason = state_reason(error)
+        raise SiteError(reason, f"index.db: {name}" + _REINDEX * (reason == "disk_error")) from error
 
 
+_REINDEX = "; if it stays: `syncd reindex`"
 DISK = DiskErrors(sqlite3.DatabaseError)  # thousands of times a minute

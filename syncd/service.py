@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from syncd import pacing
 from syncd.config import Settings
-from syncd.errors import ConfigError, LockHeldError, SiteError
+from syncd.errors import ConfigError, LockHeldError, SiteError, state_reason
 from syncd.ports import Clock
 from syncd.report import Signs
 
@@ -62,7 +62,7 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = "resources_exhausted" if error.errno in _SHORT else "disk_error"
+        reason = "resources_exhausted" if error.errno in _SHORT else state_reason(error)
         raise SiteError(reason, errno.errorcode.get(error.errno or 0, "unknown")) from error
 
 
@@ -109,6 +109,12 @@ class Lock:
                 time.sleep(IN_FLIGHT_WAIT)
         holder = _read_holder(fd)
         raise LockHeldError(f"`syncd {holder.verb}` (pid {holder.pid}) holds the lock of this practice")
+
+    def left_at(self) -> float:
+        """When a holder gave its last sign of life, in seconds since the epoch; now where nobody ever held it."""
+        with contextlib.suppress(FileNotFoundError), _disk_errors():
+            return self._path.stat().st_mtime
+        return time.time()
 
     def holder(self) -> Holder | None:
         """Who holds the lock now; None: nobody. For readers; raises SiteError when the file cannot be read."""

@@ -137,6 +137,11 @@ class _Setup:
         for question in QUESTIONS:
             if question.file and (secret := self._folder / question.file).exists():
                 before[question.name] = secret.read_text("utf-8", "replace").strip()
+        lacking = [q.file for q in QUESTIONS if q.file and q.name not in before and q not in self._wanted()]
+        if lacking and self._only not in ("archive", "notify"):
+            words = f"setup tries what it writes, and {', '.join(lacking)} cannot be read here (encrypted?)"
+            how = "`systemd-creds decrypt FILE.cred FILE` as root, and remove FILE afterwards"
+            raise UsageError(f"{words}: make the plain file in {self._folder} for this call: {how}")
         return before
 
     def run(self, yes: bool) -> int:
@@ -147,7 +152,7 @@ class _Setup:
             except (SiteError, TransientError, ConfigError) as error:
                 if self._given is not None:
                     raise
-                click.echo(f"not written: {error}", err=True)
+                click.echo(f"not written: {error}".replace("NAME", self._name), err=True)
                 if not click.confirm("Answer again", default=True, err=True):
                     raise
             else:
@@ -327,7 +332,8 @@ class _Setup:
         to_be_made = answers["sftp"] == "here" and self._before.get("sftp") != "here"
         drop = None if to_be_made else wiring.open_drop(settings, keys)
         with as_owner(settings.state_path), index_if_any(self._call) as index:
-            rows = list(doctor.rows_of(doctor.examine_outside(self._call, keys, drop, index, met.append)))
+            found = doctor.examine_outside(self._call, keys, drop, index, met.append)
+            rows = list(doctor.rows_of(found, self._name))
         click.echo(doctor.text(rows), err=True)
         if refused := next((error for error in met if error.exit_code == errors.EXIT_REFUSED), None):
             raise refused
@@ -448,7 +454,8 @@ class _Setup:
             row["result"] = "warning" if self._take_over and row["check"] == "archive" else row["result"]
         rows += here
         if systemd:
-            run("systemctl", "try-restart", f"syncd@{name}.service", f"syncd-backfill@{name}.service")
+            units = (f"syncd@{name}.service", f"syncd-backfill@{name}.service")
+            run("systemctl", "try-restart", "--no-block", *units)  # one may wait for the lock that the other holds
         start = [f"systemctl enable --now syncd@{name}"]  # it mirrors what there is; a backfill would keep it out
         if self._take_over:
             start.insert(0, f"syncd -p {name} reindex")
@@ -468,7 +475,7 @@ class _Setup:
             return list(json.loads(done.stdout)["checks"])
         except (subprocess.TimeoutExpired, ValueError):
             words = f"did not answer: call syncd -p {self._name} doctor"
-            return list(doctor.rows_of([("failed", "doctor", words, "practice_it")]))
+            return list(doctor.rows_of([("failed", "doctor", words, "practice_it")], self._name))
 
 
 def _begin_index(path: Path) -> None:

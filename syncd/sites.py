@@ -37,6 +37,7 @@ LANE_OF = {
     "resources_exhausted": "archive",
     "archive_read_only": "archive",
     "archive_full": "archive",
+    "state_full": "archive",
     "disk_error": "archive",
     "other_database": "database",
     "database_went_back": "database",

@@ -18,7 +18,7 @@ from syncd import config, copies, hook
 from syncd.archive import Archive
 from syncd.audit import AuditLog
 from syncd.config import Settings
-from syncd.errors import ConfigError, SiteError, UsageError
+from syncd.errors import ConfigError, SiteError, UsageError, state_reason
 from syncd.hook import Hook
 from syncd.index import Index
 from syncd.logs import Log
@@ -83,7 +83,7 @@ def open_index(settings: Settings) -> Index:
         settings.state_path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         told = f"[state] path: {errno.errorcode.get(error.errno or 0, 'unknown')}"
-        raise SiteError("disk_error", told) from error
+        raise SiteError(state_reason(error), told) from error
     path = settings.state_path / "index.db"
     return Index(path, before_migrating=partial(copies.keep_older, path))
 

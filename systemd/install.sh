@@ -24,6 +24,9 @@ point() { # point LINK TARGET: in one step, so that the link always leads somewh
 }
 version_of() { basename "$(readlink "$OPT/$1" || true)"; } # of current or previous; empty where there is none
 in_use() { grep -qsaF "$1/" /proc/[0-9]*/maps /proc/[0-9]*/cmdline; }
+kept_out() { # kept_out UNIT: another process, like a backfill, holds its lock; systemd starts it once that has ended
+    [[ $(systemctl show --property=ExecMainStatus --value "$1") == 11 ]] && say "$1 waits for the process that holds its lock"
+}
 instances() { # instances [STATE]: the units of all practices that run, or are in that state; the mirrors first
     local state=${1:-active,activating,reloading,deactivating}
     systemctl list-units --plain --no-legend --state="$state" 'syncd@*' | awk '{print $1}'
@@ -73,7 +76,7 @@ restart() { # restart UNIT...: one by one; a daemon is up when it says READY
     local unit
     for unit in "$@"; do
         say "restarting $unit"
-        systemctl restart "$unit" || die \
+        systemctl restart "$unit" || kept_out "$unit" || die \
             "$unit does not come up with $(version_of current): journalctl -u $unit says why." \
             "What was not restarted yet still runs as before. Mend the cause and call this again, or go back to" \
             "$(version_of previous): sudo systemd/install.sh --rollback"

@@ -274,7 +274,7 @@ LOCAL_MACHINE = """
 D01 disk full at any write
     faults/test_io_errors.py::test_failing_disk_is_a_named_state_and_loses_nothing
     test_archive.py::test_full_disk_under_a_real_limit_loses_nothing
-    test_index.py::test_full_disk_is_a_disk_error_and_the_index_lives_on
+    test_index.py::test_full_disk_of_the_state_folder_is_named_and_the_index_lives_on
     test_logs.py::test_line_that_does_not_fit_on_the_disk_leaves_no_half_of_it
     why: ENOSPC at every call of a whole cycle, once and for ever, the index's and the audit log's included
 D02 free space below the reserve

@@ -18,7 +18,6 @@ WRONG = {"MONITOR_UNIT": "syncd@main.service", "MONITOR_SERVICE_RESULT": "exit-c
     ("status", "remedy"),
     [
         ("78", "`syncd -p main doctor --offline` says where"),
-        ("11", "another process holds the lock"),
         ("243", "`systemctl cat syncd@main.service` names the files"),
         ("1", "`journalctl -u syncd@main.service`"),
     ],
@@ -28,6 +27,46 @@ def test_alert_names_the_unit_the_exit_code_and_what_to_do(status: str, remedy: 
     assert f"exit code {status}" in said
     assert remedy in said
     assert said.endswith("`systemctl start syncd@main.service`")
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        ("3", "something is owed or failing: `syncd -p main status --failing`"),
+        ("5", "`syncd -p main status` says which"),
+        ("6", "`syncd -p main held`"),
+        ("9", "it stopped at a limit"),
+        ("11", "another process holds the lock"),
+        ("13", "`syncd -p main status` say why"),
+    ],
+)
+def test_backfill_that_ends_early_is_told_as_that_and_not_as_a_service_that_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, remedy: str
+) -> None:
+    unit, told = "syncd-backfill@main.service", tmp_path / "told"
+    says(tmp_path, monkeypatch, "echo failed", unit)
+    configured(tmp_path, monkeypatch, f'[notify]\ncommand = ["/bin/sh", "-c", "cat > {told}"]\n')
+    alert.main("main", {**WRONG, "MONITOR_UNIT": unit, "MONITOR_EXIT_STATUS": status}, 7.0)
+    notice = json.loads(told.read_text())
+    assert (notice["state"], notice["reason"], notice["reasons"]) == (
+        *("degraded", "backfill_unfinished", ["backfill_unfinished"]),
+    )
+    assert f"{unit} ended before all was done (exit code {status}): " in notice["line"]
+    assert remedy in notice["line"]
+    assert notice["line"].endswith(f"then `systemctl start {unit}` goes on")
+    assert "not_running" not in told.read_text()
+
+
+@pytest.mark.parametrize(("count", "told"), [(5, False), (640, False), (1280, True), (1281, False), (2560, True)])
+def test_service_that_another_process_keeps_out_is_told_after_half_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int, told: bool
+) -> None:
+    says(tmp_path, monkeypatch, f"echo {count}")
+    configured(tmp_path, monkeypatch, "")
+    alert.main("main", {"SERVICE_RESULT": "exit-code", "EXIT_STATUS": "11"}, 7.0)
+    said = capsys.readouterr().err
+    assert bool(said) == told
+    assert not said or "the service goes on once it has ended" in said
 
 
 def test_alert_names_the_signal_that_killed_the_service() -> None:
@@ -78,9 +117,9 @@ def test_service_that_ends_again_and_again_is_told_now_and_then(
     assert not said or f"ends again and again ({count} restarts, the last end: exit code 1)" in said
 
 
-def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, unit: str = "syncd@main.service") -> None:
     """`systemctl` is a program that runs this line."""
-    (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$4" = syncd@main.service ] && {line}\n')
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$4" = {unit} ] && {line}\n')
     (tmp_path / "systemctl").chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,9 @@ def test_refused_key_ends_with_12_and_the_right_one_goes_on(desk: Desk) -> None:
     key = desk.folder / "customer_key"
     right = key.read_text()
     key.write_text("wrong")
-    assert desk.call("backfill").exit_code == errors.EXIT_REFUSED
+    said = desk.call("backfill")
+    assert said.exit_code == errors.EXIT_REFUSED
+    assert ("setup mirror --only keys" in said.stderr, "NAME" in said.stderr) == (True, False)
     key.write_text(right)
     desk.json("retry")
     assert desk.json("backfill")["owed"] == 0
@@ -460,7 +462,7 @@ def test_status_answers_though_the_archives_mount_hangs(mirrored: Desk, monkeypa
         mount.wait()
         return real(folder)
 
-    monkeypatch.setattr("syncd.cli.MOUNT_HANGS_AFTER", 0.2)
+    monkeypatch.setattr("syncd.call.MOUNT_HANGS_AFTER", 0.2)
     monkeypatch.setattr(os, "statvfs", hang)
     try:
         assert [mirrored.json("status")["archive_free_bytes"] for _ in range(3)] == [None] * 3
@@ -490,17 +492,55 @@ def test_all_practices_of_a_machine_stand_in_one_table(
     result = CliRunner().invoke(cli, ["status", "--all", "--json"])
     assert result.exit_code == 0, result.output
     said = {each["practice"]: each for each in json.loads(result.stdout)["practices"]}
-    assert said["broken"]["state"] == "unknown"
+    broken, keys = said["broken"], desk_keys(mirrored)
+    assert broken.keys() == keys, "programs need not tell the two apart"
+    assert (broken["schema_version"], broken["state"], broken["reason"]) == (1, "stopped", "config_invalid")
+    assert (broken["who"], broken["healthy"], broken["owed"], broken["incidents"]) == ("practice_it", False, None, [])
+    assert "syncd -p broken doctor --offline" in broken["message"]
     whole = next(each for name, each in said.items() if name != "broken")
     assert (whole["state"], whole["owed"]) == ("stopped", 0)
     table = CliRunner().invoke(cli, ["status", "--all"]).stdout.splitlines()
     assert len(table) == 1 + len(said)
-    assert "syncd -p broken status" in next(line for line in table if line.startswith("broken"))
+    assert "config_invalid  practice_it" in next(line for line in table if line.startswith("broken"))
+
+
+def desk_keys(desk: Desk) -> Set[str]:
+    return desk.json("status").keys()
+
+
+def test_a_practice_whose_status_cannot_be_asked_for_has_a_line_of_its_own(
+    mirrored: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncd.wiring.PRACTICES", tmp_path)
+    monkeypatch.setattr("syncd.cli.ONE_STATUS", 0.001)  # seconds: none starts as fast
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "config.toml").write_text(mirrored.file.read_text())
+    (said,) = json.loads(CliRunner().invoke(cli, ["status", "--all", "--json"]).stdout)["practices"]
+    assert said.keys() == desk_keys(mirrored)
+    assert (said["practice"], said["state"], said["reason"]) == ("main", "unknown", "unknown")
+    assert "`sudo syncd -p main status`" in said["message"]
 
 
 def test_health_is_8_when_the_oldest_list_is_older_than_asked(mirrored: Desk) -> None:
     assert mirrored.call("health").exit_code == 0
     assert mirrored.call("health", "--max-age", "1ms").exit_code == errors.EXIT_UNHEALTHY
+
+
+def test_health_is_8_once_the_service_is_gone_but_not_where_backfills_mirror_now_and_then(desk: Desk) -> None:
+    with desk.process("run") as process:
+        wait_until(lambda: desk.call("health").exit_code == 0 and desk.json("status")["owed"] == 0)
+        process.kill()
+        process.wait(15)
+    assert desk.call("health").exit_code == 0, "it may be started again at once"
+    gone = time.time() - 1000
+    os.utime(desk.state / "lock", (gone, gone))
+    said = desk.call("health")
+    assert said.exit_code == errors.EXIT_UNHEALTHY
+    assert said.stdout.startswith("unhealthy: not_running for 16 min: no syncd holds the lock: start the service")
+    assert desk.json("status")["healthy"] is False
+    assert desk.call("backfill", "--max-requests", "1").exit_code in (0, errors.EXIT_LIMIT)  # no wait for what was cut
+    os.utime(desk.state / "lock", (gone, gone))
+    assert desk.call("health").exit_code == 0
 
 
 def test_verdict_is_told_though_nobody_reads_the_words(mirrored: Desk) -> None:

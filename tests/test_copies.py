@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime as dt
+import errno
+import os
 import re
 import shutil
 import sqlite3
@@ -92,6 +94,16 @@ def test_nothing_is_copied_before_anything_is_archived(tmp_path: Path, one: Smal
     world.lanes.pull_lane.turn(world.clock.now())
     assert not folder(world).exists()
     world.stop()
+
+
+def test_a_copy_that_the_disk_has_no_room_for_is_told_as_that(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SiteError, match="OSError") as told:
+        copies.make(world.index, folder(world), "2026-11-21")
+    assert told.value.reason == "state_full"
 
 
 def test_a_copy_that_cannot_be_made_is_told_and_stops_nothing(world: World, one: Small) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import tarfile
 import time
@@ -69,6 +70,45 @@ def test_a_patient_of_more_documents_than_a_page_has_is_no_trouble(desk: Desk) -
     for _ in range(3):
         assert checks(desk)["pull"]["result"] == "ok"
     assert on_the_drop(desk) == []
+
+
+@pytest.mark.parametrize("role", ["archive", "state", "log"])
+def test_each_folder_has_a_line_for_its_space_that_says_what_to_do(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    names, real, folder = {"archive": "space"}, os.statvfs, desk.folder / role
+    folder.mkdir(exist_ok=True)
+    assert checks(desk)[names.get(role, f"{role} space")]["result"] == "ok"
+
+    def nearly_full(path: int | Path) -> object:
+        said = real(path)
+        here = os.fstat(path) if isinstance(path, int) else path.stat()
+        return os.statvfs_result((*said[:4], 100, *said[5:])) if here.st_ino == folder.stat().st_ino else said
+
+    monkeypatch.setattr(os, "statvfs", nearly_full)
+    found = checks(desk, code=errors.EXIT_DOCTOR)
+    failed = {name: row for name, row in found.items() if row["result"] == "failed"}
+    assert list(failed) == [names.get(role, f"{role} space")]
+    (row,) = failed.values()
+    assert row["who"] == "practice_it"
+    assert "free" in row["message"]
+    assert row["message"].endswith(": make room, or enlarge the disk")
+
+
+@pytest.mark.parametrize(("section", "key", "check"), [("notify", "command", "notices"), ("hook", "archived", "hook")])
+def test_a_program_that_cannot_be_started_is_found_before_it_is_needed(
+    desk: Desk, tmp_path: Path, section: str, key: str, check: str
+) -> None:
+    program = tmp_path / "alert"
+    rewrite(desk, **{section: {key: [str(program), "--now"]}})
+    for _ in ("is not there", "may not be executed"):
+        row = checks(desk, code=errors.EXIT_DOCTOR)[check]
+        assert (row["result"], row["who"]) == ("failed", "practice_it")
+        assert row["message"].startswith(f"[{section}] {key}: ")
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o644)
+    program.chmod(0o755)
+    assert checks(desk).get(check, {"result": "ok"})["result"] == "ok"
 
 
 def test_a_version_that_is_none_is_not_repeated(desk: Desk) -> None:

@@ -265,11 +265,19 @@ def test_unknown_login_key_is_refused(sshd: OpenSshSite, tmp_path: Path) -> None
     assert caught.value.reason == "drop_refused"
 
 
-def test_site_without_a_key_of_the_pinned_type_is_explained(sshd: OpenSshSite, tmp_path: Path) -> None:
-    drop = open_ssh_drop(sshd, host_key=public_part(make_key(tmp_path / "other", "rsa")))
-    with pytest.raises(SiteError, match="no algorithm in common") as caught:
-        drop.look([b"x"])
-    assert caught.value.reason == "drop_unreachable"
+@pytest.mark.parametrize(("offered", "pinned"), [("rsa", "ed25519"), ("ed25519", "rsa"), ("ecdsa", "ed25519")])
+def test_host_key_of_another_type_than_the_pinned_one_is_another_host_key(
+    tmp_path: Path, offered: str, pinned: str
+) -> None:
+    site = OpenSshSite(tmp_path, offered).start()
+    try:
+        drop = open_ssh_drop(site, host_key=public_part(make_key(tmp_path / "other", pinned)))
+        with pytest.raises(SiteError, match=r"of another type.*--only host-key") as caught:
+            drop.look([b"x"])
+        assert caught.value.reason == "host_key_changed"
+        assert "Accepted" not in (tmp_path / "sshd.log").read_text()
+    finally:
+        site.stop()
 
 
 @pytest.mark.parametrize("change", [{"host_key": None}, {"host_key": "ssh-ed25519 ???"}, {"host_key": "nonsense"}])

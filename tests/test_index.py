@@ -283,7 +283,7 @@ def test_corrupted_pages_are_a_disk_error_for_reads_and_writes(damaged: Index) -
         assert not damaged.db.conn.in_transaction  # else all that is written later would never be committed
 
 
-def test_full_disk_is_a_disk_error_and_the_index_lives_on(index: Index) -> None:
+def test_full_disk_of_the_state_folder_is_named_and_the_index_lives_on(index: Index) -> None:
     index.remember("before", "1")
     index.value(f"PRAGMA max_page_count = {index.value('PRAGMA page_count') + 4}")
 
@@ -294,7 +294,9 @@ def test_full_disk_is_a_disk_error_and_the_index_lives_on(index: Index) -> None:
 
     with pytest.raises(SiteError, match="SQLITE_FULL") as told:
         fill()
-    assert told.value.reason == "disk_error"
+    assert (told.value.reason, told.value.who) == ("state_full", "practice_it")
+    assert "state folder" in str(told.value)
+    assert "reindex" not in str(told.value)
     index.value("PRAGMA max_page_count = 1000000")
     index.remember("after", "1")
     assert [row["key"] for row in index.rows("SELECT key FROM meta ORDER BY key")] == ["after", "before"]

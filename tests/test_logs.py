@@ -75,6 +75,14 @@ def test_line_begins_with_the_utc_time_and_names_level_event_and_practice(tmp_pa
     assert next(iter(lines(tmp_path)[0])) == "time"
 
 
+def test_times_are_utc_text_as_everywhere_and_not_seconds_since_the_epoch(tmp_path: Path) -> None:
+    log = open_logs(settings(tmp_path), {})
+    log.warning("state_changed", lane="api", reason="throttled", next_try_at=1_795_000_000.25)
+    log.warning("item_failed", next_try_at=None)
+    log.warning("item_failed", next_try_at=float("inf"))
+    assert [line["next_try_at"] for line in lines(tmp_path)] == ["2026-11-18T11:06:40.250Z", None, "?"]
+
+
 def test_unlisted_keys_are_dropped_and_values_that_are_no_plain_words_blanked(tmp_path: Path) -> None:
     log = open_logs(settings(tmp_path), {})
     log.info(

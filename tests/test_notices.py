@@ -16,6 +16,7 @@ MINUTE = 60.0
 AFTER = 1800.0
 BAD = ("blocked", "key_refused")
 GOOD = ("ok", "ok")
+FAILING = ("degraded", "items_failing")
 
 
 class Watch:
@@ -75,7 +76,10 @@ def test_notice_that_reached_nobody_is_told_again_after_a_quarter_of_an_hour(wat
     watch.memory = unsent(watch.memory, "key_refused", watch.now)
     assert watch.see(BAD, AGAIN - MINUTE) == []
     assert watch.see(BAD, 2 * MINUTE) == ["reminder"]
-    watch.memory = unsent(watch.memory, "api_error", watch.now)  # its episode is over
+    watch.memory = unsent(watch.memory, "drop_refused", watch.now)  # its episode is over
+    assert watch.see(BAD, HOUR) == []
+    watch.see(("degraded", "items_failing"), 2 * MINUTE)
+    watch.memory = unsent(watch.memory, "items_failing", watch.now)  # it was not told yet
     assert watch.see(BAD, HOUR) == []
 
 
@@ -87,9 +91,60 @@ def test_a_short_calm_is_no_end(watch: Watch) -> None:
 
 def test_another_reason_is_told_as_well(watch: Watch) -> None:
     watch.see(BAD, HOUR)
-    assert watch.see(("degraded", "drop_refused"), HOUR) == ["trouble"]
+    assert sorted(watch.see(("degraded", "drop_refused"), HOUR)) == ["recovered", "trouble"]
     assert watch.see(GOOD, HOUR) == ["recovered"]
-    assert watch.told[-1][1]["reasons"] == ["drop_refused", "key_refused"]
+    assert watch.told[-1][1]["reasons"] == ["drop_refused"]
+
+
+def test_reasons_that_end_together_are_told_in_one_word(watch: Watch) -> None:
+    watch.see(FAILING, HOUR)
+    watch.see(BAD, HOUR)
+    assert watch.see(GOOD, HOUR) == ["recovered"]
+    assert watch.told[-1][1]["line"] == "syncd main: it works again, after 2 h (items_failing, key_refused)"
+
+
+def test_a_reason_that_came_back_is_trouble_again_though_a_smaller_one_never_ended(watch: Watch) -> None:
+    assert watch.see(FAILING, HOUR) == ["trouble"]
+    assert watch.see(BAD, HOUR) == ["trouble"]
+    assert watch.see(FAILING, HOUR) == ["recovered"]
+    said = watch.told[-1][1]
+    assert (said["line"], said["reasons"]) == (
+        "syncd main: key_refused is over, after 59 min; still items_failing",
+        ["key_refused"],
+    )
+    assert watch.see(FAILING, 12 * HOUR) == []
+    assert watch.see(BAD, HOUR) == ["trouble"]
+    assert watch.told[-1][1]["line"] == "syncd main: key_refused: put the new key in"
+
+
+def test_short_spells_of_a_reason_hours_apart_are_not_added_up_beside_a_smaller_one(watch: Watch) -> None:
+    watch.see(FAILING, HOUR)
+    for _ in range(5):
+        assert watch.see(BAD, AFTER / 2) == []
+        assert watch.see(FAILING, HOUR) == []
+
+
+def test_what_a_worse_reason_hides_is_not_told_again_when_it_shows_again(watch: Watch) -> None:
+    assert watch.see(FAILING, HOUR) == ["trouble"]
+    assert watch.see(BAD, 5 * HOUR) == ["trouble"]
+    assert watch.see(FAILING, 5 * HOUR) == ["recovered"]
+    assert watch.see(GOOD, HOUR) == ["recovered"]
+    assert watch.told[-1][1]["reasons"] == ["items_failing"]
+
+
+def test_a_reminder_says_how_long_its_own_reason_lasts(watch: Watch) -> None:
+    watch.see(FAILING, 10 * HOUR)
+    watch.see(BAD, 26 * HOUR)
+    assert str(watch.told[-1][1]["line"]).startswith("syncd main: still key_refused, since 1 d: ")
+
+
+def test_a_new_reason_is_told_in_the_silence_of_another_that_comes_and_goes(watch: Watch) -> None:
+    for _ in range(4):
+        watch.see(FAILING, 35 * MINUTE)
+        watch.see(GOOD, 35 * MINUTE)
+    assert watch.told[-1][1]["kind"] == "flapping"
+    assert watch.see(BAD, HOUR) == ["trouble"]
+    assert watch.see(GOOD, 35 * MINUTE) == []
 
 
 @pytest.mark.parametrize("reason", sorted(URGENT))
@@ -147,7 +202,7 @@ def test_neither_does_it_in_the_silence_of_a_flapping_day(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "[]", '{"sent": 3}', '{"told_at": {"x": "y"}}', '{"began_at": []}', "{", "7"]
+    "text", [None, "", "[]", '{"sent": [3]}', '{"told_at": {"x": "y"}}', '{"episodes": {"ok": {}}}', "{", "7"]
 )
 def test_a_damaged_memory_is_a_fresh_one(text: str | None) -> None:
     assert Memory.from_json(text) == Memory()
@@ -165,5 +220,5 @@ def test_no_trouble_is_told_twice_within_a_day_and_never_more_than_a_few_notices
         watch.see(said, minutes * MINUTE)
     for at, _ in watch.told:
         day = [notice["kind"] for then, notice in watch.told if at <= then < at + DAY and notice["kind"] != "reminder"]
-        assert len(day) <= MANY + 1
+        assert len(day) <= MANY + 1 + len({notice["reason"] for _, notice in watch.told}), "each new reason once"
     assert replace(watch.memory, looked_at=0.0) == replace(Memory.from_json(watch.memory.to_json()), looked_at=0.0)

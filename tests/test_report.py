@@ -6,6 +6,7 @@ import base64
 import datetime as dt
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,11 +28,13 @@ from syncd.report import (
     StatusFacts,
     Surroundings,
     Trouble,
+    absent,
     floor_seconds,
     health,
     human_bytes,
     human_duration,
     iso,
+    nothing_known,
     plan,
     silent_parts,
     status,
@@ -76,6 +79,15 @@ def test_status_has_every_key_of_the_contract() -> None:
     assert set(CONTRACT.split()) <= told().keys()
 
 
+@pytest.mark.parametrize(("invalid", "says"), [(True, ("stopped", "config_invalid")), (False, ("unknown", "unknown"))])
+def test_status_of_a_practice_that_cannot_be_asked_claims_nothing(invalid: bool, says: tuple[str, str]) -> None:
+    said = nothing_known("west", "0.1.0", invalid, NOW)
+    assert said.keys() == told().keys()
+    assert (said["state"], said["reason"], said["who"], said["at"]) == (*says, "practice_it", iso(NOW))
+    assert (said["owed"], said["holder"], said["healthy"], said["incidents"]) == (None, None, False, [])
+    assert "-p west" in said["message"]
+
+
 def test_nothing_owed_is_ok_and_has_no_eta() -> None:
     said = told()
     assert (said["state"], said["reason"], said["who"], said["eta_seconds"]) == ("ok", "ok", "nobody", None)
@@ -116,6 +128,19 @@ def test_the_worst_state_is_named_first_and_the_next_one_appears_when_it_is_mend
         ("catching_up", "catching_up"),
         ("ok", "ok"),
     ]
+
+
+@pytest.mark.parametrize("least", [{"failing": {"refused": 1}}, {"troubles": (trouble("hook_failing"),)}])
+def test_lists_that_are_too_old_are_told_though_something_smaller_is_wrong(least: dict[str, Any]) -> None:
+    assert told(replace(SYNCED, **least))["reason"] in ("items_failing", "hook_failing")
+    said = told(replace(SYNCED, oldest_polled_at=NOW - 9 * DAY, **least))
+    assert (said["state"], said["reason"], said["who"]) == ("degraded", "sweep_overdue", "practice_it")
+
+
+def test_why_lists_are_too_old_comes_before_that_they_are() -> None:
+    old = replace(SYNCED, oldest_polled_at=NOW - 9 * DAY, failing={"refused": 1})
+    assert told(replace(old, lists_unreadable=1))["reason"] == "lists_unreadable"
+    assert told(replace(old, lists_unreadable=1, held=1))["reason"] == "disappearances_held"
 
 
 def test_lists_that_were_never_polled_are_work_even_when_nothing_is_owed() -> None:
@@ -288,6 +313,19 @@ def test_a_mirror_that_is_not_running_says_so_and_turns_unhealthy_by_age() -> No
     stopped = replace(AROUND, holder=None)
     assert verdict(SYNCED, around=stopped) == (True, verdict(SYNCED)[1] + "; syncd is not running")
     assert not verdict(replace(SYNCED, oldest_polled_at=NOW - 2 * DAY), around=stopped)[0]
+
+
+def test_a_service_that_stopped_is_unhealthy_after_a_quarter_of_an_hour_whatever_the_age() -> None:
+    stopped = replace(AROUND, holder=None)
+    assert verdict(replace(SYNCED, troubles=absent(NOW - SILENT)), around=stopped)[0], "it is only restarted"
+    gone = replace(SYNCED, troubles=absent(NOW - SILENT - 60))
+    healthy, line = verdict(gone, around=stopped)
+    assert not healthy
+    assert line.startswith("unhealthy: not_running for 16 min: no syncd holds the lock")
+    assert not verdict(gone, 9 * DAY, stopped)[0], "also of somebody who allows a great age"
+    assert told(gone, stopped)["since"] == iso(NOW - SILENT - 60)
+    assert (told(gone, stopped)["state"], told(gone, stopped)["healthy"]) == ("stopped", False)
+    assert verdict(gone, around=replace(stopped, paused_until=NOW + HOUR))[0]
 
 
 def test_a_pause_is_healthy_whatever_the_age_and_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -135,6 +136,18 @@ def test_missing_or_unreadable_state_folder_is_a_disk_error(tmp_path: Path) -> N
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SiteError, match="ELOOP"):
         Lock(tmp_path).holder()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_state_folder_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(*_: object) -> int:
+        raise OSError(code, "no room")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for work in (lambda: Lock(tmp_path).__enter__(), lambda: PaceFile(tmp_path / "pace", SystemClock()).claim(1.0)):
+        with pytest.raises(SiteError, match=errno.errorcode[code]) as told:
+            work()
+        assert (told.value.reason, told.value.who) == ("state_full", "practice_it")
 
 
 def test_requests_leave_no_closer_than_the_spacing_however_long_connecting_takes(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_a_file_of_answers_is_enough_for_a_mirror(server: Server) -> None:
     result = server.given()
     assert "sudo systemctl enable --now syncd@main" in result.stdout
-    assert "syncd-backfill" not in result.stdout, "it would hold the lock for days, and the service would end for good"
+    assert "syncd-backfill" not in result.stdout, "it would hold the lock for days, and keep the service out"
     assert server.syncd("backfill", "--no-progress").exit_code == 0
     assert server.syncd("doctor").exit_code == 0
 
@@ -165,7 +165,7 @@ def test_the_dialogue_says_what_is_wrong_and_asks_again(server: Server) -> None:
         "sftp": "there\nelsewhere",
         "sftp_port": f"ssh\n99999\n{server.simulation.outside.port}",
         "archive": f"archive\n{server.archive}",
-        "notify_command": "'/bin/alert\nalert\n/bin/alert --now",
+        "notify_command": "'/bin/echo\nalert\n/bin/echo --now",
     }
     result = server.call(typed=typed(server, **changed))
     assert result.exit_code == 0, result.output
@@ -174,11 +174,11 @@ def test_the_dialogue_says_what_is_wrong_and_asks_again(server: Server) -> None:
     for words in ("less than or equal to 65535", "absolute path in quotes", "quotation mark", "absolute path first"):
         assert words in result.stderr
     written = tomllib.loads((server.etc / "config.toml").read_text())
-    assert written["notify"]["command"] == ["/bin/alert", "--now"]
+    assert written["notify"]["command"] == ["/bin/echo", "--now"]
 
 
 def test_enter_keeps_everything_byte_for_byte(server: Server) -> None:
-    server.given(notify_command=["/bin/alert", "a b"], ping_url="https://example.org/token")
+    server.given(notify_command=["/bin/echo", "a b"], ping_url="https://example.org/token")
     path = server.etc / "config.toml"
     path.write_text(path.read_text().replace("[drop]", "# ours\n[drop] # the site\n\n") + '\n[log]\nkeep = 3 # "few"\n')
     before = server.everything()
@@ -203,6 +203,8 @@ def test_who_mistyped_a_password_types_that_again_and_enter_for_the_rest(server:
     result = server.call(typed=words + "y\n")
     assert result.exit_code == 0, result.output
     assert "not written: the SFTP site refuses syncd's login" in result.stderr
+    assert "sudo syncd setup main --only sftp" in result.stderr
+    assert "NAME" not in result.stderr, "neither in what the doctor found nor in why it is not written"
     assert server.syncd("backfill", "--no-progress").exit_code == 0
 
 
@@ -295,6 +297,31 @@ def test_credential_files_that_the_service_would_not_get_are_refused(server: Ser
     path = server.etc / "config.toml"
     path.write_text(path.read_text().replace("[api]\n", '[api]\ncustomer_key_file = "mine"\n'))
     assert "knows only the files" in server.given(code=errors.EXIT_CONFIG).stderr
+
+
+@pytest.mark.parametrize("part", ["sftp", "host-key", "keys"])
+def test_a_part_that_has_to_be_tried_needs_the_secrets_that_only_the_units_can_read(server: Server, part: str) -> None:
+    server.given()
+    for name in ("developer_key", "customer_key", "sftp_password"):
+        (server.etc / name).rename(server.etc / f"{name}.cred")
+    before = server.everything()
+    result = server.call("--only", part, typed="\n" * 20)
+    assert result.exit_code == errors.EXIT_USAGE
+    missing = {"keys": "sftp_password", "sftp": "developer_key, customer_key"}
+    assert f"{missing.get(part, 'developer_key, customer_key, sftp_password')} cannot be read here" in result.stderr
+    assert "systemd-creds decrypt" in result.stderr
+    assert server.everything() == before
+
+
+@pytest.mark.parametrize("part", ["archive", "notify"])
+def test_a_part_that_needs_no_secrets_is_changed_without_them(server: Server, part: str) -> None:
+    server.given()
+    (server.etc / "developer_key").rename(server.etc / "developer_key.cred")
+    changed: dict[str, object] = {"archive": str(server.archive), "notify_command": ["/bin/echo"]}
+    server.file.write_text(to_toml({"x": changed}).removeprefix("[x]\n"))
+    result = server.call("--only", part, "--answers", str(server.file))
+    assert result.exit_code == errors.EXIT_DOCTOR, "a shell has no keys, and doctor says so"
+    assert "internal" not in result.stderr
 
 
 # --- what is looked at before anything is written
@@ -691,7 +718,7 @@ def test_where_systemd_runs_the_units_are_restarted(server: Server) -> None:
     (server.root / "run/systemd/system").mkdir(parents=True)
     said = json.loads(server.given("--json").stdout)
     assert said["restarted"] is True
-    assert "systemctl daemon-reload\nsystemctl try-restart syncd@main.service" in server.said()
+    assert "systemctl daemon-reload\nsystemctl try-restart --no-block syncd@main.service" in server.said()
 
 
 def test_a_command_that_fails_is_told_and_the_practice_stays_as_it_was(server: Server) -> None:

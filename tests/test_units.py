@@ -99,7 +99,14 @@ def test_unit_calls_a_verb_that_exists_with_options_that_it_has(unit: Unit) -> N
 def test_unit_is_not_restarted_for_what_a_restart_cannot_mend(unit: Unit) -> None:
     no_user, no_credentials = 217, 243  # systemd.exec(5), "Process Exit Codes"
     (codes,) = unit["Service", "RestartPreventExitStatus"]
-    assert {int(code) for code in codes.split()} == {EXIT_CONFIG, EXIT_LOCKED, no_user, no_credentials}
+    locked = {EXIT_LOCKED} if unit["Service", "Restart"] == ["on-abnormal"] else set()
+    assert {int(code) for code in codes.split()} == {EXIT_CONFIG, no_user, no_credentials} | locked
+
+
+def test_daemon_that_another_process_keeps_out_is_started_again_after_a_pause() -> None:
+    daemon = read("syncd@.service")
+    assert str(EXIT_LOCKED) not in daemon["Service", "RestartPreventExitStatus"][0].split()
+    assert int(daemon["Service", "RestartSec"][0]) >= 30
 
 
 def test_daemon_is_restarted_for_ever_and_supervised() -> None:

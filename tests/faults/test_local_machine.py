@@ -37,14 +37,17 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
 
-def struggle(world: World, hours: float) -> None:
-    """Take turns as the daemon does: one that the disk ends is taken again half a minute later."""
-    end = world.clock.now() + hours * HOUR
+def struggle(world: World, hours: float) -> str:
+    """Take turns as the daemon does: one that the disk ends is taken again half a minute later. Its reason."""
+    end, said = world.clock.now() + hours * HOUR, ""
     while world.clock.now() < end:
         for turn in (world.lanes.api_lane.turn, world.lanes.pull_lane.turn):
-            with contextlib.suppress(SiteError):
+            try:
                 turn(world.clock.now())
+            except SiteError as error:
+                said = error.reason
         world.clock.advance(30.0)
+    return said
 
 
 def add(practice: Practice, one: Small, world: World) -> None:
@@ -63,10 +66,10 @@ def through(folder: Path, where: str, options: str, ail: Callable[[Path], None],
     before = versions(world)
     ail(disk)
     add(one.practice, one, world)
-    struggle(world, 3)
+    refused = struggle(world, 3)
     assert versions(world) == before
     world.check_safe()
-    said = troubles(world).get("archive", "")
+    said = troubles(world).get("archive", "") or refused
     heal(disk)
     struggle(world, 4)
     world.check()
@@ -115,8 +118,8 @@ def test_read_only_archive_disk_is_named_and_ends_with_writing(tmp_path: Path) -
     assert in_namespace(work, LIMIT) == "archive_read_only"
 
 
-def test_full_state_disk_loses_no_list_and_no_document(tmp_path: Path) -> None:
+def test_full_state_disk_is_named_and_loses_no_list_and_no_document(tmp_path: Path) -> None:
     def work() -> str:
         return through(tmp_path, "state", "size=4m", fill, lambda disk: remount(disk, "size=32m"))
 
-    in_namespace(work, LIMIT)
+    assert in_namespace(work, LIMIT) == "state_full"
