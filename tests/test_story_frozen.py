@@ -32,7 +32,7 @@ from syncd.demo.practice import Practice
 from syncd.errors import REASONS, SiteError, TransientError
 from syncd.mirror import Scope
 from syncd.report import LIVELY, SILENT, Budget, Report, Signs, Surroundings, silent_parts, status
-from syncd.service import Lock, Systemd
+from syncd.service import Lock, SystemClock, Systemd
 from syncd.wiring import Lanes, build
 from tests.small import DAY, HOUR
 from tests.world import START, RecordedLog, World
@@ -266,17 +266,21 @@ def test_answer_that_could_not_be_recorded_loses_no_list_and_no_document(world: 
 
 @dataclass
 class SteppedClock:
-    """Moves only when the test lets it."""
+    """Moves only when the test lets it. The lock itself is taken by the real clock: the steady one begins there."""
 
     ahead: float = 0.0
     stands: bool = False  # the wall clock; the steady one goes on
     _stood_at: float = 0.0
+    _booted_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._booted_at = SystemClock().steady() - self.ahead
 
     def now(self) -> float:
         return START + (self._stood_at if self.stands else self.ahead)
 
     def steady(self) -> float:
-        return 5000.0 + self.ahead
+        return self._booted_at + self.ahead
 
     def stop(self) -> None:
         self._stood_at, self.stands = self.ahead, True
