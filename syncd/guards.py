@@ -18,6 +18,7 @@ PROBED_ITEMS = 20
 DISAGREEMENTS = 2
 
 Verdict = Literal["same", "other_database", "database_went_back"]
+Tried = tuple[str, int, int]
 
 
 def holds_patient(missing: int, items: int) -> bool:
@@ -53,19 +54,30 @@ def identity(probes: Iterable[Probe], drawn: int) -> Verdict:
 
 @dataclass(slots=True)
 class Breaker:
-    """Many alike failures of different items in a row are a state of the site, not failures of the items."""
+    """Many alike failures of different items in a row are a state of the site, not failures of the items.
+
+    What failed while another one of its method, or any document, worked had trouble of its `own` (item: failure):
+    failing in that way again, it neither counts nor starts the count anew, until it works. Where one works that had
+    failed itself, the trouble was the site's. An item is (method, PatNum, number). A sheet that works says nothing of
+    documents: it needs no folder of images.
+    """
 
     least: int = BREAKER_LEAST
     failure: str = ""
-    items: set[object] = field(default_factory=set)
+    items: set[Tried] = field(default_factory=set)
+    own: dict[Tried, str] = field(default_factory=dict)
 
-    def failed(self, failure: str, item: object) -> bool:
+    def failed(self, failure: str, item: Tried) -> bool:
         """Count one failure; True when it trips: since the last success, `least` items failed in this one way."""
-        if failure != self.failure:
-            self.failure, self.items = failure, set()
-        self.items.add(item)
-        return len(self.items) >= self.least
+        if self.own.get(item) != failure:
+            if failure != self.failure:
+                self.failure, self.items = failure, set()
+            self.items.add(item)
+        return failure == self.failure and len(self.items) >= self.least
 
-    def succeeded(self) -> None:
-        """Forget: something worked."""
+    def succeeded(self, item: Tried) -> None:
+        """This one worked."""
+        if item not in self.items:
+            self.own |= {each: self.failure for each in self.items if item[0] in (each[0], "document")}
+        self.own.pop(item, None)
         self.failure, self.items = "", set()

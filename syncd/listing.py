@@ -246,8 +246,10 @@ class Lists:
             self.doors.log.warning(
                 "listing_refused", pat_num=key[0], list=key[1], failure=type(error).__name__, failures=failures
             )
-        failure, whose = ("not_found", key[0]) if left else ("listing", key)  # of many patients: no patient's matter
-        if isinstance(error, (ItemError, ListingError)) and self._bad_answers[key[1]].failed(failure, whose):
+        failure = "not_found" if left else "listing"  # of many patients: no patient's matter
+        if isinstance(error, (ItemError, ListingError)) and self._bad_answers[key[1]].failed(
+            failure, (key[1], key[0], 0)
+        ):
             self._sites.failed(SiteError("bad_answers"), now, lane=LANE_OF_LIST[key[1]])
 
     def complete(self, key: ListKey, rows: Sequence[Listed], now: float) -> None:
@@ -271,7 +273,7 @@ class Lists:
                 self._release(now)
         else:
             index.apply_listing(key, found, len(rows), newest, now)
-        self._bad_answers[key[1]].succeeded()
+        self._bad_answers[key[1]].succeeded((key[1], key[0], 0))
         self._sites.works(LANE_OF_LIST[key[1]], now)
         self.settled.append((key, len(rows), newest if found.changed else None))
         self.doors.log.debug("list_polled", pat_num=key[0], list=key[1], rows=len(rows))

@@ -400,8 +400,13 @@ class ApiLane:
         return int(on_drop) < PLACED_CAP
 
     def _placement(self, now: float) -> Step | None:
-        """What is owed; in a backfill all of it, else what is news. Then thumbnails."""
-        step = self._owed(now, OWED + BULK if self.scope.backfill else OWED)
+        """What is owed; in a backfill all of it, else what is news. Then thumbnails.
+
+        A site in trouble is tried with what waits longest, of all that is owed: not with the same item again and again.
+        """
+        if self._sites.reason("placing"):
+            self._patient = None
+        step = self._owed(now, OWED + BULK if self.scope.backfill or self._sites.reason("placing") else OWED)
         if step is not None or "thumbnail" not in self.doors.settings.sync.kinds or not self._may_place(now):
             return step
         return self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)
