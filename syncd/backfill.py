@@ -281,7 +281,10 @@ class Look:
 
     def _outcome(self, now: float) -> int:
         states = self._states(now)
-        if "held" in states or self._index.value("SELECT 1 FROM site WHERE reason = ?", GOES_ON):
+        holds = (
+            "SELECT 1 FROM site WHERE reason = ? UNION SELECT 1 FROM guard WHERE (scope, state) = ('roster', 'held')"
+        )
+        if "held" in states or self._index.value(holds, GOES_ON):
             return EXIT_HELD
         unread = f"SELECT 1 FROM list JOIN patient USING (pat_num) WHERE failures > 0 AND left_at IS NULL{self._mine}"  # noqa: S608
         damaged = f"SELECT 1 FROM damage WHERE state != 'unhealable'{self._mine}"  # noqa: S608 - our own text

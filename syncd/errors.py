@@ -133,7 +133,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     "throttled": ("nobody", "Open Dental asked for fewer requests: syncd waits as told", 5),
     "disappearances_held": (
         _IT,
-        "many documents left the listings at once: see `syncd held`, then approve or reject",
+        "many documents or patients left their lists at once: see `syncd held`, then approve or reject",
         6,
     ),
     "archive_damaged": (

@@ -12,6 +12,7 @@ from typing import Literal
 PATIENT_LEAST = 20  # items of one patient, and more than half of them
 PRACTICE_LEAST = 50  # items in 24 h, and more than 1 % of all
 PRACTICE_SHARE = 0.01
+ROSTER_LEAST = 20  # patients whom one roster lacks, and more than half; from PRACTICE_LEAST on more than 1 % is enough
 AGREEING_LISTINGS = 7  # on as many days: then a hold ends by itself
 BREAKER_LEAST = 5
 PROBED_ITEMS = 20
@@ -29,6 +30,14 @@ def holds_patient(missing: int, items: int) -> bool:
 def holds_practice(missing_in_a_day: int, items: int) -> bool:
     """Whether so many items of the whole practice may not go within 24 h."""
     return missing_in_a_day >= PRACTICE_LEAST and missing_in_a_day > PRACTICE_SHARE * items
+
+
+def holds_roster(missing: int, patients: int) -> bool:
+    """Whether so many patients may not have left at once. `patients`: those who were there before.
+
+    A roster that was cut short looks complete; whom it lacks would not be polled any more, and nobody would notice.
+    """
+    return (missing >= ROSTER_LEAST and missing * 2 > patients) or holds_practice(missing, patients)
 
 
 @dataclass(frozen=True, slots=True)

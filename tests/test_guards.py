@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.guards import BREAKER_LEAST, Breaker, Probe, Verdict, holds_patient, holds_practice, identity
+from syncd.guards import BREAKER_LEAST, Breaker, Probe, Verdict, holds_patient, holds_practice, holds_roster, identity
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,24 @@ def test_a_practice_is_held_from_fifty_items_that_are_more_than_one_in_a_hundred
     missing: int, items: int, held: bool
 ) -> None:
     assert holds_practice(missing, items) is held
+
+
+@pytest.mark.parametrize(
+    ("missing", "patients", "held"),
+    [
+        (19, 19, False),
+        (20, 39, True),
+        (20, 40, False),  # exactly half is not more than half
+        (49, 4_000, False),
+        (50, 4_999, True),
+        (50, 5_000, False),  # exactly 1 % is not more than 1 %
+        (9_000, 10_000, True),
+    ],
+)
+def test_a_roster_is_held_that_lacks_more_than_half_or_one_in_a_hundred(
+    missing: int, patients: int, held: bool
+) -> None:
+    assert holds_roster(missing, patients) is held
 
 
 @given(st.integers(0, 20_000), st.integers(0, 2_000_000))
