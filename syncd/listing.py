@@ -377,11 +377,11 @@ class Lists:
         if guards.holds_patient(len(gone), live):
             self._hold_items(f"patient-{key[0]}", [each.item for each in gone], live, now)
             return
-        decided_at = index.value("SELECT max(ended_at) FROM guard WHERE scope = 'all'") or 0.0
         recent = index.rows(
-            "SELECT pat_num, kind, num, held_by FROM item"
-            " WHERE missing_since_at > ? AND vanished_at IS NULL AND coalesce(held_by, 1) > 0",
-            max(now - 86400.0, decided_at),
+            "SELECT pat_num, kind, num, held_by, missing_since_at AS since FROM item WHERE missing_since_at > ?"
+            " AND vanished_at IS NULL AND coalesce(held_by, 1) > 0 AND NOT EXISTS"
+            " (SELECT 1 FROM guard WHERE scope IN ('all', 'patient-' || pat_num) AND ended_at >= since)",
+            now - 86400.0,
         )
         if len(recent) < guards.PRACTICE_LEAST:
             return

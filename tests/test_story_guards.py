@@ -242,6 +242,35 @@ def test_approved_disappearances_are_not_held_again_with_the_next_one(world: Wor
     assert vanished(world) == 62
 
 
+@pytest.mark.parametrize("last", [1, 80], ids=["of another patient", "of the same patient"])
+def test_what_was_approved_of_one_patient_is_not_held_again_with_the_next_that_goes(world: World, last: int) -> None:
+    many_patients(world, 1, 18)
+    pat = full_patient(world, 80)
+    delete_sheets(world, range(19, 80))
+    world.run(hours=1)
+    assert [(row["scope"], row["items"]) for row in guards_held(world)] == [(f"patient-{pat}", 61)]
+    decide(world, "approve")
+    world.practice.delete_sheet(last)
+    world.run(hours=2)
+    assert guards_held(world) == []
+    pass_days(world, 2)
+    assert (guards_held(world), vanished(world)) == ([], 62)
+
+
+def test_approval_for_one_patient_lets_nobody_else_s_go(world: World) -> None:
+    many_patients(world, 7, 18)
+    pat = full_patient(world, 80)
+    delete_sheets(world, range(127, 190))
+    world.run(hours=1)
+    assert [row["scope"] for row in guards_held(world)] == [f"patient-{pat}"]
+    delete_sheets(world, range(1, 40))
+    decide(world, "approve")
+    world.run(hours=2)
+    delete_sheets(world, range(40, 61))
+    world.run(hours=2)
+    assert [(row["scope"], row["items"]) for row in guards_held(world)] == [("all", 60)]
+
+
 # --- the roster
 
 
