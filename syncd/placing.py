@@ -270,8 +270,7 @@ class Places:
             return False
         with self.doors.index.transaction():
             self._publisher.adopt(found, now)
-            mount = Item(duty.pat_num, "mount", duty.num)
-            self.doors.index.set_item(mount, "images_revision = ?", duty.revision)
+            self._publisher.images_are_whole(Item(duty.pat_num, "mount", duty.num), duty.revision, now)
             self.doors.index.duty_done(duty.method, duty.pat_num, duty.num, duty.revision)
         return True
 
