@@ -23,6 +23,7 @@ from syncd.errors import (
 from syncd.index import FAILING_AFTER, Index
 from syncd.logs import StatusFiles
 from syncd.mirror import BULK, CLOCK_SLACK, OWED
+from syncd.model import lists_of
 from syncd.pacing import expected_spacing
 from syncd.ports import Clock
 from syncd.report import HOUR, Report
@@ -222,9 +223,11 @@ class Look:
         self.clock = clock
         self._settings, self._index, self._wanted, self._requests = settings, index, wanted, requests
         self._since = wanted.since
-        self._catalog = Catalog(index, settings.name)
+        self._catalog = Catalog(index, settings.name, settings.sync.kinds)
         only = wanted.patients
         self._mine = "" if only is None else f" AND pat_num IN ({', '.join(map(str, sorted(only)))})"
+        names = ", ".join(f"'{name}'" for name in lists_of(settings.sync.kinds))
+        self._polled = f"list JOIN patient USING (pat_num) WHERE left_at IS NULL AND name IN ({names})"
 
     def verdict(self, stop: Stop) -> int | None:
         """The exit code once it is decided, in the order of precedence."""
@@ -257,7 +260,7 @@ class Look:
         return any(
             self._index.value(f"SELECT 1 FROM {rows}{self._mine} LIMIT 1", *times)  # noqa: S608 - our own text
             for rows, times in (
-                (f"list {here} AND polled_at < ? AND NOT ({IN_VAIN})", (self._since, now)),
+                (f"{self._polled} AND polled_at < ? AND NOT ({IN_VAIN})", (self._since, now)),
                 ("attempt WHERE state IN ('asked', 'placed', 'unanswered')", ()),
                 ("attempt WHERE state = 'cleaning' AND next_look_at <= ?", (now,)),
                 (
@@ -273,17 +276,19 @@ class Look:
         """Lists that were polled, or tried in vain, since the start; and all of them."""
         tried = f"polled_at >= ? OR {IN_VAIN}"
         row = self._index.rows(
-            f"SELECT count(*) AS lists, sum({tried}) AS tried FROM list JOIN patient USING (pat_num)"  # noqa: S608
-            f" WHERE left_at IS NULL{self._mine}",
+            f"SELECT count(*) AS lists, sum({tried}) AS tried FROM {self._polled}{self._mine}",  # noqa: S608
             *(self._since, self.clock.now()),
         )[0]
         return row["tried"] or 0, row["lists"]
 
     def _outcome(self, now: float) -> int:
         states = self._states(now)
-        if "held" in states or self._index.value("SELECT 1 FROM site WHERE reason = ?", GOES_ON):
+        holds = (
+            "SELECT 1 FROM site WHERE reason = ? UNION SELECT 1 FROM guard WHERE (scope, state) = ('roster', 'held')"
+        )
+        if "held" in states or self._index.value(holds, GOES_ON):
             return EXIT_HELD
-        unread = f"SELECT 1 FROM list JOIN patient USING (pat_num) WHERE failures > 0 AND left_at IS NULL{self._mine}"  # noqa: S608
+        unread = f"SELECT 1 FROM {self._polled} AND failures > 0{self._mine}"  # noqa: S608 - our own text
         damaged = f"SELECT 1 FROM damage WHERE state != 'unhealable'{self._mine}"  # noqa: S608 - our own text
         left = any(self._index.value(f"{rows} LIMIT 1") for rows in (unread, damaged))
         if left or states & {"owed", "failing"}:

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from syncd.diff import local_time
 from syncd.errors import SiteError, UsageError
 from syncd.index import FAILING_AFTER, Index
-from syncd.model import DESTROYED, KINDS, Item, Kind, ListName, Version
+from syncd.model import DESTROYED, KINDS, Item, Kind, Version, lists_of
 from syncd.naming import parse_id
 from syncd.report import DAY, WEEK, Chore, Hold, Incident, StatusFacts, Trouble, iso
 from syncd.schema import row_checksum
@@ -127,7 +127,7 @@ class Catalog:
 
         `listed_at` is None where a list was never read, as in a bare archive; names are empty where they are not kept.
         """
-        (row,) = self.index.rows(_PERSON, pat_num)
+        (row,) = self.index.rows(_PERSON, json.dumps(lists_of(self.kinds)), pat_num)
         return row | {"birthdate": "" if (row["birthdate"] or "").startswith("0001") else row["birthdate"] or ""}
 
     def day(self, day: str) -> tuple[float | None, list[tuple[float, int]]]:
@@ -313,8 +313,7 @@ class Catalog:
         return {"owed": owed, "owed_requests": requests, "failing": failing}
 
     def _list_facts(self, page_rows: int, now: float) -> Row:
-        names: list[ListName] = ["documents"] if self.kinds - {"sheet"} else []
-        wanted = ", ".join(f"'{name}'" for name in (*names, *(["sheets"] if "sheet" in self.kinds else [])))
+        wanted = ", ".join(f"'{name}'" for name in lists_of(self.kinds))
         sql = (
             "SELECT count(*) AS lists, coalesce(sum(l.rows / ? + 1), 0) AS sweep_requests,"
             " (SELECT count(*) FROM patient WHERE left_at IS NULL) AS patients,"
@@ -347,8 +346,8 @@ def drawn(index: Index, count: int, where: str, *values: object) -> list[Row]:
 
 _PERSON: Final = (
     "SELECT last_name, first_name, preferred, substr(birthdate, 1, 10) AS birthdate, (SELECT nullif(min(polled_at), 0)"
-    " FROM list l WHERE l.pat_num = asked.pat_num) AS listed_at FROM (SELECT ? AS pat_num) asked LEFT JOIN patient"
-    " USING (pat_num)"
+    " FROM list l WHERE l.pat_num = asked.pat_num AND l.name IN (SELECT value FROM json_each(?))) AS listed_at"
+    " FROM (SELECT ? AS pat_num) asked LEFT JOIN patient USING (pat_num)"
 )
 _CHORE_TIMES: Final = ("scrubbed_at", "scrub_due_at", "index_copied_at", "drilled_at", "drill_due_at")
 _ARCHIVED: Final = (  # as one day of many: its index has every column

@@ -60,6 +60,7 @@ Held = tuple[Log, Index]  # what the holder of the lock works with
 CAUSES: Final = {  # of what a guard holds, by its scope
     "patient": "a merge of two patients, a wrong patient deleted, or a list that Open Dental cut short",
     "all": "a restored backup, a changed folder for images, or a clean-up in the office",
+    "roster": "a list of patients that Open Dental cut short, or a clean-up in the office",
     "database": "the key or the server changed, or a backup was restored: numbers may mean other people",
 }
 

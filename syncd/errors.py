@@ -141,7 +141,7 @@ REASONS: Final[dict[str, tuple[Who, str, int]]] = {
     ),
     "disappearances_held": (
         _IT,
-        "many documents left the listings at once: see `syncd held`, then approve or reject",
+        "many documents or patients left their lists at once: see `syncd held`, then approve or reject",
         6,
     ),
     "roster_unread": (

@@ -62,7 +62,9 @@ def _work_lines(said: Report, zone: dt.tzinfo) -> list[str]:
     lines += _line("failing", f"{said['failing']:,}")
     lines += [f"    {name}: {count:,}" for name, count in said["failing_by_class"].items()]
     lines += _line("held", f"{said['held']:,}")
-    lines += [f"    {g['id']}: {g['items']:,} of {g['of_items']:,} items ({g['scope']})" for g in said["guards"]]
+    for g in said["guards"]:
+        what = "patients" if g["scope"] == "roster" else "items"
+        lines += [f"    {g['id']}: {g['items']:,} of {g['of_items']:,} {what} ({g['scope']})"]
     lines += _line("vanished", f"{said['vanished']:,}, {said['vanished_this_week']:,} of them this week")
     named = (("at the source", "pending_at_source"), ("thumbnails due", "thumbnails_due"))
     return lines + [each for words, key in named for each in _line(words, f"{said[key]:,}")]

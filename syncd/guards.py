@@ -12,12 +12,14 @@ from typing import Literal
 PATIENT_LEAST = 20  # items of one patient, and more than half of them
 PRACTICE_LEAST = 50  # items in 24 h, and more than 1 % of all
 PRACTICE_SHARE = 0.01
+ROSTER_LEAST = 20  # patients whom one roster lacks, and more than half; from PRACTICE_LEAST on more than 1 % is enough
 AGREEING_LISTINGS = 7  # on as many days: then a hold ends by itself
 BREAKER_LEAST = 5
 PROBED_ITEMS = 20
 DISAGREEMENTS = 2
 
 Verdict = Literal["same", "other_database", "database_went_back"]
+Tried = tuple[str, int, int]
 
 
 def holds_patient(missing: int, items: int) -> bool:
@@ -28,6 +30,14 @@ def holds_patient(missing: int, items: int) -> bool:
 def holds_practice(missing_in_a_day: int, items: int) -> bool:
     """Whether so many items of the whole practice may not go within 24 h."""
     return missing_in_a_day >= PRACTICE_LEAST and missing_in_a_day > PRACTICE_SHARE * items
+
+
+def holds_roster(missing: int, patients: int) -> bool:
+    """Whether so many patients may not have left at once. `patients`: those who were there before.
+
+    A roster that was cut short looks complete; whom it lacks would not be polled any more, and nobody would notice.
+    """
+    return (missing >= ROSTER_LEAST and missing * 2 > patients) or holds_practice(missing, patients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +63,30 @@ def identity(probes: Iterable[Probe], drawn: int) -> Verdict:
 
 @dataclass(slots=True)
 class Breaker:
-    """Many alike failures of different items in a row are a state of the site, not failures of the items."""
+    """Many alike failures of different items in a row are a state of the site, not failures of the items.
+
+    What failed while another one of its method, or any document, worked had trouble of its `own` (item: failure):
+    failing in that way again, it neither counts nor starts the count anew, until it works. Where one works that had
+    failed itself, the trouble was the site's. An item is (method, PatNum, number). A sheet that works says nothing of
+    documents: it needs no folder of images.
+    """
 
     least: int = BREAKER_LEAST
     failure: str = ""
-    items: set[object] = field(default_factory=set)
+    items: set[Tried] = field(default_factory=set)
+    own: dict[Tried, str] = field(default_factory=dict)
 
-    def failed(self, failure: str, item: object) -> bool:
+    def failed(self, failure: str, item: Tried) -> bool:
         """Count one failure; True when it trips: since the last success, `least` items failed in this one way."""
-        if failure != self.failure:
-            self.failure, self.items = failure, set()
-        self.items.add(item)
-        return len(self.items) >= self.least
+        if self.own.get(item) != failure:
+            if failure != self.failure:
+                self.failure, self.items = failure, set()
+            self.items.add(item)
+        return failure == self.failure and len(self.items) >= self.least
 
-    def succeeded(self) -> None:
-        """Forget: something worked."""
+    def succeeded(self, item: Tried) -> None:
+        """This one worked."""
+        if item not in self.items:
+            self.own |= {each: self.failure for each in self.items if item[0] in (each[0], "document")}
+        self.own.pop(item, None)
         self.failure, self.items = "", set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -202,15 +203,44 @@ class Lists:
         if not patients and index.value("SELECT 1 FROM patient WHERE left_at IS NULL"):
             self.roster_refused(ListingError("the roster is empty"), now)
             return
-        changes = index.apply_roster(patients, now, sync.patient_names, sync.patients)
+        with index.transaction():
+            changes = index.apply_roster(patients, now, sync.patient_names, sync.patients)
+            left = self._leaving(changes["left"], now)
+            index.remember("roster_rows", str(len(patients)))
         self._rename(changes["renamed"])
         self.arrived += changes["new"] + changes["back"]  # first: no later roster tells of them again
-        self.departed += changes["left"]
+        self.departed += left
         self._sites.works("roster", now)
-        index.remember("roster_rows", str(len(patients)))
-        for pat_num in changes["left"]:
+        for pat_num in left:
             self.doors.log.warning("patient_left", pat_num=pat_num)
         self.doors.log.info("roster_read", count=len(patients), rows=len(changes["new"]))
+
+    def _leaving(self, missing: Sequence[int], now: float) -> list[int]:
+        """Of those whom a complete roster lacks, who has left. The others stay: so many at once are held.
+
+        `roster_lacks` remembers who was held by which guard; once that is approved they leave with the next roster that
+        lacks them, and once it is rejected they stay until a roster has them again. Nobody is held by the first roster
+        of an index, which an archive filled with those who had left long ago.
+        """
+        index, only = self.doors.index, self.doors.settings.sync.patients
+        wanted = {pat_num for pat_num in missing if only is None or pat_num in only}
+        lacks = {pat: guard for pat, guard in json.loads(index.meta("roster_lacks") or "[]") if pat in wanted}
+        held = index.value("SELECT id FROM guard WHERE scope = 'roster' AND state = 'held'")
+        if held in lacks.values():
+            self._agree(held, now)
+        elif held is not None:
+            end_guard(index, self.doors.log, held, "over", now)
+        states = {row["id"]: row["state"] for row in index.rows("SELECT id, state FROM guard WHERE scope = 'roster'")}
+        fresh = wanted.difference(lacks)
+        stay = {pat: guard for pat, guard in lacks.items() if states[guard] in ("held", "rejected")}
+        if fresh and index.meta("roster_rows") is not None:
+            before = len(missing) + int(index.value("SELECT count(*) FROM patient WHERE left_at IS NULL"))
+            if guards.holds_roster(len(fresh) + [states[guard] for guard in lacks.values()].count("held"), before):
+                stay |= dict.fromkeys(fresh, self._guard("roster", len(fresh), before, now))
+        index.remember("roster_lacks", json.dumps(sorted(stay.items())) if stay else None)
+        sql = "UPDATE patient SET left_at = NULL WHERE pat_num IN (SELECT value FROM json_each(?))"
+        index.run(sql, json.dumps(sorted(stay)))
+        return [pat_num for pat_num in missing if pat_num not in stay]
 
     def met(self, patients: Sequence[Patient], now: float) -> list[int]:
         """Take over some rows of the roster: nobody left for not being among them. Answers who is new."""
@@ -246,8 +276,10 @@ class Lists:
             self.doors.log.warning(
                 "listing_refused", pat_num=key[0], list=key[1], failure=type(error).__name__, failures=failures
             )
-        failure, whose = ("not_found", key[0]) if left else ("listing", key)  # of many patients: no patient's matter
-        if isinstance(error, (ItemError, ListingError)) and self._bad_answers[key[1]].failed(failure, whose):
+        failure = "not_found" if left else "listing"  # of many patients: no patient's matter
+        if isinstance(error, (ItemError, ListingError)) and self._bad_answers[key[1]].failed(
+            failure, (key[1], key[0], 0)
+        ):
             self._sites.failed(SiteError("bad_answers"), now, lane=LANE_OF_LIST[key[1]])
 
     def complete(self, key: ListKey, rows: Sequence[Listed], now: float) -> None:
@@ -271,7 +303,7 @@ class Lists:
                 self._release(now)
         else:
             index.apply_listing(key, found, len(rows), newest, now)
-        self._bad_answers[key[1]].succeeded()
+        self._bad_answers[key[1]].succeeded((key[1], key[0], 0))
         self._sites.works(LANE_OF_LIST[key[1]], now)
         self.settled.append((key, len(rows), newest if found.changed else None))
         self.doors.log.debug("list_polled", pat_num=key[0], list=key[1], rows=len(rows))
@@ -343,41 +375,46 @@ class Lists:
         if not gone:
             return
         if guards.holds_patient(len(gone), live):
-            self._guard(f"patient-{key[0]}", [each.item for each in gone], live, now)
+            self._hold_items(f"patient-{key[0]}", [each.item for each in gone], live, now)
             return
-        decided_at = index.value("SELECT max(ended_at) FROM guard WHERE scope = 'all'") or 0.0
         recent = index.rows(
-            "SELECT pat_num, kind, num, held_by FROM item"
-            " WHERE missing_since_at > ? AND vanished_at IS NULL AND coalesce(held_by, 1) > 0",
-            max(now - 86400.0, decided_at),
+            "SELECT pat_num, kind, num, held_by, missing_since_at AS since FROM item WHERE missing_since_at > ?"
+            " AND vanished_at IS NULL AND coalesce(held_by, 1) > 0 AND NOT EXISTS"
+            " (SELECT 1 FROM guard WHERE scope IN ('all', 'patient-' || pat_num) AND ended_at >= since)",
+            now - 86400.0,
         )
         if len(recent) < guards.PRACTICE_LEAST:
             return
         items = int(index.value("SELECT count(*) FROM item WHERE kind IN ('document', 'mount', 'sheet')") or 0)
         if guards.holds_practice(len(recent), items):
             free = [Item(r["pat_num"], r["kind"], r["num"]) for r in recent if r["held_by"] is None]
-            self._guard("all", free, items, now)
+            self._hold_items("all", free, items, now)
 
-    def _guard(self, scope: str, items: Sequence[Item], of_items: int, now: float) -> None:
+    def _hold_items(self, scope: str, items: Sequence[Item], of_items: int, now: float) -> None:
+        guard = self._guard(scope, len(items), of_items, now)
+        for item in items:
+            self.doors.index.set_item(item, "held_by = ?", guard)
+
+    def _guard(self, scope: str, count: int, of_all: int, now: float) -> int:
+        """The guard that holds so many more of this scope: the one that does already, or a new one."""
         index = self.doors.index
         guard = index.value("SELECT id FROM guard WHERE scope = ? AND state = 'held'", scope)
         if guard is None:
             index.run(
                 "INSERT INTO guard (scope, reason, made_at, items, of_items)"
                 " VALUES (?, 'disappearances_held', ?, 0, ?)",
-                *(scope, now, of_items),
+                *(scope, now, of_all),
             )
             guard = index.value("SELECT max(id) FROM guard")
-        index.run("UPDATE guard SET items = items + ? WHERE id = ?", len(items), guard)
-        for item in items:
-            index.set_item(item, "held_by = ?", guard)
-        index.record("guard_held", now, guard=f"guard-{guard}", scope=scope, count=len(items))
-        self.doors.log.warning("guard_held", guard=f"guard-{guard}", count=len(items), rows=of_items)
+        index.run("UPDATE guard SET items = items + ? WHERE id = ?", count, guard)
+        index.record("guard_held", now, guard=f"guard-{guard}", scope=scope, count=count)
+        self.doors.log.warning("guard_held", guard=f"guard-{guard}", count=count, rows=of_all)
+        return int(guard)
 
     def _release(self, now: float) -> None:
         """End the holds that hold nothing any more: all of it is listed again, or was found elsewhere."""
         for row in self.doors.index.rows(
-            "SELECT id FROM guard g WHERE state = 'held' AND scope != 'database'"
+            "SELECT id FROM guard g WHERE state = 'held' AND scope NOT IN ('database', 'roster')"
             " AND NOT EXISTS (SELECT 1 FROM item WHERE held_by = g.id)"
         ):
             end_guard(self.doors.index, self.doors.log, row["id"], "over", now)

@@ -28,7 +28,7 @@ from syncd.errors import (
 from syncd.hints import Hints
 from syncd.identity import Identity
 from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step
-from syncd.model import Item, Kind, ListState, Method
+from syncd.model import Item, Kind, ListState, Method, lists_of
 from syncd.pacing import Manners, in_window, share, spacing
 from syncd.placing import QUIET, Places, PlaceStep
 from syncd.sites import LANE_OF, Doors, Sites, put_times_right
@@ -135,8 +135,9 @@ class ApiLane:
 
     def _lists(self, only: frozenset[int] | None = None) -> list[ListState]:
         """Those of this scope, or of `only` these patients of it; a backfill's as if never polled."""
-        wanted, once = self.scope.patients, self.scope.backfill
-        mine = self.doors.index.lists(wanted if only is None else only if wanted is None else only & wanted)
+        wanted, once, names = self.scope.patients, self.scope.backfill, lists_of(self.doors.settings.sync.kinds)
+        every = self.doors.index.lists(wanted if only is None else only if wanted is None else only & wanted)
+        mine = [state for state in every if state.key[1] in names]
         return [replace(s, polled_at=0.0) for s in mine if s.polled_at < self.scope.since] if once else mine
 
     def refill(self, now: float, arrived: frozenset[int]) -> None:
@@ -400,8 +401,13 @@ class ApiLane:
         return int(on_drop) < PLACED_CAP
 
     def _placement(self, now: float) -> Step | None:
-        """What is owed; in a backfill all of it, else what is news. Then thumbnails."""
-        step = self._owed(now, OWED + BULK if self.scope.backfill else OWED)
+        """What is owed; in a backfill all of it, else what is news. Then thumbnails.
+
+        A site in trouble is tried with what waits longest, of all that is owed: not with the same item again and again.
+        """
+        if self._sites.reason("placing"):
+            self._patient = None
+        step = self._owed(now, OWED + BULK if self.scope.backfill or self._sites.reason("placing") else OWED)
         if step is not None or "thumbnail" not in self.doors.settings.sync.kinds or not self._may_place(now):
             return step
         return self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)

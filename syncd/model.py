@@ -6,7 +6,7 @@ the office's local time without a zone; they are compared for equality only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -284,6 +284,12 @@ def kin(item: Item) -> tuple[Item, ...]:
     """All that one number can be of one patient: a document, later perhaps an image in a mount, and its thumbnail."""
     kinds: tuple[Kind, ...] = ("document", "mount-image", "thumbnail")
     return tuple(Item(item.pat_num, kind, item.num) for kind in kinds) if item.kind in kinds else (item,)
+
+
+def lists_of(kinds: Collection[Kind]) -> list[ListName]:
+    """The lists that these kinds come from; no other is polled. Sheets have their own, all else the documents'."""
+    documents: list[ListName] = ["documents"] if set(kinds) - {"sheet"} else []
+    return [*documents, "sheets"] if "sheet" in kinds else documents
 
 
 @dataclass(frozen=True, slots=True)

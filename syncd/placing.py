@@ -112,7 +112,8 @@ class Places:
         self.doors = doors
         self._sites, self._lists, self._bulk = sites, lists, bulk
         self._publisher = Publisher(doors)
-        self._alike = guards.Breaker()
+        failed = doors.index.rows("SELECT method, pat_num, num, failure FROM duty WHERE failures > 0")
+        self._alike = guards.Breaker(own={(r["method"], r["pat_num"], r["num"]): r["failure"] for r in failed})
         self._thumbnails_after = 0.0  # a steady time
         self._proven: set[tuple[int, int]] = set()  # (PatNum, DocNum) of images that may be placed once
 
@@ -269,8 +270,7 @@ class Places:
             return False
         with self.doors.index.transaction():
             self._publisher.adopt(found, now)
-            mount = Item(duty.pat_num, "mount", duty.num)
-            self.doors.index.set_item(mount, "images_revision = ?", duty.revision)
+            self._publisher.images_are_whole(Item(duty.pat_num, "mount", duty.num), duty.revision, now)
             self.doors.index.duty_done(duty.method, duty.pat_num, duty.num, duty.revision)
         return True
 
@@ -324,7 +324,7 @@ class Places:
         columns = {"placed_at": now, "answered": 1, "names": json.dumps(pairs)}
         with self.doors.index.transaction(durable=False):  # after a power cut it counts as unanswered, and heals
             self.doors.index.set_attempt(attempt.id, "placed", now, **columns)
-        self._alike.succeeded()
+        self._alike.succeeded((attempt.method, attempt.pat_num, attempt.num))
         self._sites.works("placing", now)
 
     def failed(self, attempt: Attempt, duty: Duty | None, error: SyncdError, now: float) -> None:
@@ -351,7 +351,10 @@ class Places:
         """Many alike failures are a state of the site: then they are not held against the items."""
         if self._alike.failed(failure, (attempt.method, attempt.pat_num, attempt.num)):
             self._sites.failed(SiteError(reason), now, lane="placing")
-            self.doors.index.run("UPDATE duty SET failures = 0, next_try_at = ? WHERE failure = ?", now, failure)
+            sql = "UPDATE duty SET failures = 0, next_try_at = ? WHERE (method, pat_num, num) = (?, ?, ?)"
+            with self.doors.index.transaction():
+                for method, pat_num, num in self._alike.items:
+                    self.doors.index.run(sql, now, method, pat_num, num)
 
     def unsent(self, attempt: Attempt, duty: Duty | None, cleaning: bool = False, now: float = 0.0) -> None:
         """No file of it can be on the drop, or at most a fragment to clean. A duty must not stay busy without it."""

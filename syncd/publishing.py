@@ -100,6 +100,17 @@ class Publisher:
         """Archive and record bytes that came with a listing."""
         self.take([arrival], now, lambda _: None)
 
+    def images_are_whole(self, mount: Item, revision: str, now: float) -> None:
+        """All of a mount's images are archived, or owed by themselves. They are fetched by its age also where its own
+        picture is not wanted.
+        """
+        (row,) = self._doors.index.item_rows(mount)
+        again = refetch_at(
+            "mount", mount.num, local_time(row["date_created"] or "", self._doors.settings.zone), None, now
+        )
+        told = "images_revision = ?, refetch_at = coalesce(refetch_at, ?)"
+        self._doors.index.set_item(mount, told, revision, again)
+
     def name_patients(self, pat_nums: Iterable[int]) -> None:
         """Put beside their documents who these patients are, as the last roster told."""
         named = sorted(set(pat_nums)) if self._doors.settings.sync.patient_names else []

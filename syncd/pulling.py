@@ -412,7 +412,7 @@ class PullLane:
     def _images_settled(self, attempt: Attempt, archived: Sequence[int], now: float) -> None:
         """What a whole mount brought is archived; what it has no more goes, what left the listing is found here."""
         index, mount = self._doors.index, Item(attempt.pat_num, "mount", attempt.num)
-        index.set_item(mount, "images_revision = ?", attempt.revision)
+        self._publisher.images_are_whole(mount, attempt.revision, now)
         named = {name.doc_num for name in self._named(attempt)}
         for num in named.difference(archived):  # two of one name, or a name no site takes: fetched by itself
             image = Item(attempt.pat_num, "mount-image", num)
@@ -484,9 +484,9 @@ class PullLane:
             index.owe(Owing("mount-image", image, newer, now), "listed", now)
         if images:
             mount = Item(attempt.pat_num, "mount", attempt.num)
-            again = None if attempt.why == "refetch" else now + DAY
-            soon = "images_revision = ?, refetch_at = coalesce(min(refetch_at, ?), ?, refetch_at)"
-            index.set_item(mount, soon, attempt.revision, again, again)
+            self._publisher.images_are_whole(mount, attempt.revision, now)
+            if attempt.why != "refetch":
+                index.set_item(mount, "refetch_at = min(refetch_at, ?)", now + DAY)
             index.duty_done(attempt.method, attempt.pat_num, attempt.num)
         return bool(images)
 

@@ -408,7 +408,9 @@ def health(said: Report, facts: StatusFacts, max_age: float | None, floor: float
     if said["state"] == "stopped" and gone > SILENT:
         return False, f"unhealthy: not_running for {human_duration(gone)}: {said['message']}"
     since = [now - t.since_at for t in facts.troubles if blocks(t)]
-    since += [now - hold.made_at for hold in facts.holds if hold.scope == "all"]  # nothing new may be true any more
+    since += [
+        now - hold.made_at for hold in facts.holds if hold.scope in ("all", "roster")
+    ]  # is anything new true, or known?
     lasts = max(since, default=0.0)
     if said["state"] != "stopped" and (lasts > LIVELY or any(t.lane == "index" for t in facts.troubles)):
         return False, f"unhealthy: {said['reason']} for {human_duration(lasts)}: {said['message']}"

@@ -98,7 +98,7 @@ CREATE TABLE attempt (
 ) STRICT;
 CREATE INDEX attempt_due ON attempt (state, next_look_at);
 CREATE TABLE guard (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, scope TEXT NOT NULL,  -- patient-101, all, or database
+    id INTEGER PRIMARY KEY AUTOINCREMENT, scope TEXT NOT NULL,  -- patient-101, all, roster, or database
     reason TEXT NOT NULL, made_at REAL NOT NULL, items INTEGER NOT NULL, of_items INTEGER NOT NULL,
     agreeing INTEGER NOT NULL DEFAULT 0, agreed_day TEXT, state TEXT NOT NULL DEFAULT 'held', ended_at REAL
 ) STRICT;

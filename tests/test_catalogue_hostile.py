@@ -215,7 +215,8 @@ def test_patient_with_hundreds_of_documents_holds_up_no_other_longer_than_for_as
 
 
 def test_list_of_thousands_of_rows_is_read_in_bounded_memory(tmp_path: Path) -> None:
-    world = World.start(tmp_path, interval=1.0, sync={"kinds": ["thumbnail"]})
+    world = World.start(tmp_path, interval=1.0, sync={"kinds": ["sheet"]})
+    world.index.run("INSERT INTO site VALUES ('placing', 'placements_refused', '', 0, 9e12, 1)")
     pat = world.practice.add_patient()
     rows = 3000
     with world.practice.as_of(START - 40 * DAY):

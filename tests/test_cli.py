@@ -28,6 +28,7 @@ from syncd.call import Call, Verbs
 from syncd.cli import cli
 from syncd.demo.build import Past
 from syncd.demo.simulation import Simulation
+from syncd.index import Index
 from syncd.screen import plain, table
 from syncd.service import Lock
 
@@ -659,6 +660,21 @@ def test_pause_that_is_over_or_too_long_is_refused(mirrored: Desk, days: int) ->
 def test_nothing_is_held_and_an_unknown_guard_is_a_usage_error(mirrored: Desk) -> None:
     assert mirrored.json("held")["guards"] == []
     assert mirrored.call("approve", "guard-7", "-n").exit_code == errors.EXIT_USAGE
+
+
+def test_held_names_usual_causes_of_each_kind_of_hold_which_can_be_rejected(desk: Desk) -> None:
+    desk.json("backfill")
+    scopes = ("patient-101", "all", "roster", "database")
+    with contextlib.closing(Index(desk.state / "index.db")) as index:
+        for scope in scopes:
+            columns = "scope, reason, made_at, items, of_items"
+            index.run(f"INSERT INTO guard ({columns}) VALUES (?, 'disappearances_held', 1e9, 30, 40)", scope)
+    guards = desk.json("held")["guards"]
+    assert [guard["scope"] for guard in guards] == list(scopes)
+    assert len({guard["usual_causes"] for guard in guards}) == len(scopes)
+    for guard in guards:
+        assert desk.json("reject", guard["id"])["outcome"] == f"{guard['id']} rejected"
+    assert desk.json("held")["guards"] == []
 
 
 # --- looking into the archive

@@ -50,6 +50,8 @@ def test_report_says_state_reason_what_to_do_and_who_first() -> None:
     ]
     assert "    timeout_60s: 2" in lines
     assert "    guard-7: 30 of 40 items (patient-101)" in lines
+    held = replace(EVERYTHING.holds[0], scope="roster")
+    assert "    guard-7: 30 of 40 patients (roster)" in shown(replace(EVERYTHING, holds=(held,))).splitlines()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.guards import BREAKER_LEAST, Breaker, Probe, Verdict, holds_patient, holds_practice, identity
+from syncd.guards import BREAKER_LEAST, Breaker, Probe, Verdict, holds_patient, holds_practice, holds_roster, identity
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,24 @@ def test_a_practice_is_held_from_fifty_items_that_are_more_than_one_in_a_hundred
     missing: int, items: int, held: bool
 ) -> None:
     assert holds_practice(missing, items) is held
+
+
+@pytest.mark.parametrize(
+    ("missing", "patients", "held"),
+    [
+        (19, 19, False),
+        (20, 39, True),
+        (20, 40, False),  # exactly half is not more than half
+        (49, 4_000, False),
+        (50, 4_999, True),
+        (50, 5_000, False),  # exactly 1 % is not more than 1 %
+        (9_000, 10_000, True),
+    ],
+)
+def test_a_roster_is_held_that_lacks_more_than_half_or_one_in_a_hundred(
+    missing: int, patients: int, held: bool
+) -> None:
+    assert holds_roster(missing, patients) is held
 
 
 @given(st.integers(0, 20_000), st.integers(0, 2_000_000))
@@ -81,22 +99,64 @@ def test_answers_about_few_of_many_prove_an_identity_only_where_one_agrees() -> 
     assert identity([Probe("missing"), Probe("agrees")], 4) == "same"
 
 
+def sheet(number: int) -> tuple[str, int, int]:
+    return "sheet", 101, number
+
+
 def test_alike_failures_of_different_items_trip_the_breaker() -> None:
     breaker = Breaker()
-    assert [breaker.failed("refused", item) for item in range(BREAKER_LEAST)] == [False] * 4 + [True]
-    assert breaker.failed("refused", 99)  # and it stays tripped until something works
+    assert [breaker.failed("refused", sheet(n)) for n in range(BREAKER_LEAST)] == [False] * 4 + [True]
+    assert breaker.failed("refused", sheet(99))  # and it stays tripped until something works
 
 
 def test_one_item_failing_again_and_again_is_its_own_trouble() -> None:
     breaker = Breaker()
-    assert not any(breaker.failed("refused", "document-34") for _ in range(100))
+    assert not any(breaker.failed("refused", sheet(34)) for _ in range(100))
 
 
 def test_a_success_or_another_failure_between_them_starts_the_count_anew() -> None:
     breaker = Breaker(least=2)
-    assert not breaker.failed("refused", 1)
-    breaker.succeeded()
-    assert not breaker.failed("refused", 2)
-    assert not breaker.failed("timeout_60s", 3)
-    assert not breaker.failed("refused", 4)
-    assert breaker.failed("refused", 5)
+    assert not breaker.failed("refused", sheet(1))
+    breaker.succeeded(sheet(9))
+    assert not breaker.failed("refused", sheet(2))
+    assert not breaker.failed("timeout_60s", sheet(3))
+    assert not breaker.failed("refused", sheet(4))
+    assert breaker.failed("refused", sheet(5))
+
+
+def test_what_failed_while_another_item_worked_never_trips_it_again() -> None:
+    breaker = Breaker(least=2)
+    assert [breaker.failed("refused", sheet(n)) for n in (1, 2)] == [False, True]
+    breaker.succeeded(sheet(9))
+    assert not any(breaker.failed("refused", sheet(n)) for n in (1, 2) * 9)
+    assert not breaker.failed("refused", sheet(3))
+    assert not breaker.failed("refused", sheet(1)), "nor does it start the count anew"
+    assert breaker.failed("refused", sheet(4))
+    assert breaker.failed("refused", sheet(1)), "while it is tripped nothing is known of this one"
+
+
+@pytest.mark.parametrize(("method", "tripped"), [("document", False), ("mount", True), ("sheet", False)])
+def test_document_that_works_says_more_than_what_is_placed_by_another_method(method: str, tripped: bool) -> None:
+    breaker = Breaker(least=2)
+    assert [breaker.failed("refused", sheet(n)) for n in (1, 2)] == [False, True]
+    breaker.succeeded((method, 101, 9))
+    assert [breaker.failed("refused", sheet(n)) for n in (1, 2)] == [False, tripped]
+
+
+def test_item_in_other_trouble_than_its_own_counts() -> None:
+    breaker = Breaker(least=2, own={sheet(1): "refused", sheet(2): "refused"})
+    assert [breaker.failed("timeout_60s", sheet(n)) for n in (1, 2)] == [False, True]
+    assert not breaker.failed("refused", sheet(1))
+
+
+def test_where_one_of_the_failed_works_the_trouble_was_the_sites() -> None:
+    breaker = Breaker(least=2)
+    assert [breaker.failed("refused", sheet(n)) for n in (1, 2, 3)] == [False, True, True]
+    breaker.succeeded(sheet(3))
+    assert [breaker.failed("refused", sheet(n)) for n in (1, 2)] == [False, True]
+
+
+def test_item_that_worked_counts_again() -> None:
+    breaker = Breaker(least=2, own={sheet(1): "refused"})
+    breaker.succeeded(sheet(1))
+    assert [breaker.failed("refused", sheet(n)) for n in (1, 2)] == [False, True]

@@ -343,6 +343,14 @@ def test_a_block_is_unhealthy_once_it_lasts() -> None:
     assert "archive_missing" in line
 
 
+@pytest.mark.parametrize(("scope", "healthy"), [("all", False), ("roster", False), ("patient-101", True)])
+def test_a_hold_of_everybody_is_unhealthy_once_it_lasts(scope: str, healthy: bool) -> None:
+    assert verdict(replace(SYNCED, holds=(replace(HELD, scope=scope, made_at=NOW - LIVELY + 1),)))[0]
+    lasting = replace(SYNCED, holds=(replace(HELD, scope=scope, made_at=NOW - LIVELY - 1),))
+    assert verdict(lasting)[0] is healthy
+    assert (told(lasting)["state"], told(lasting)["who"]) == ("degraded", "practice_it")
+
+
 def test_a_first_sync_is_healthy_while_it_shows_life() -> None:
     assert verdict(FIRST) == (True, "healthy: first sync, 5 of 20 lists read")
     assert verdict(replace(FIRST, last_listed_at=None, last_archived_at=NOW - LIVELY))[0]

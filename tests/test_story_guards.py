@@ -242,6 +242,204 @@ def test_approved_disappearances_are_not_held_again_with_the_next_one(world: Wor
     assert vanished(world) == 62
 
 
+@pytest.mark.parametrize("last", [1, 80], ids=["of another patient", "of the same patient"])
+def test_what_was_approved_of_one_patient_is_not_held_again_with_the_next_that_goes(world: World, last: int) -> None:
+    many_patients(world, 1, 18)
+    pat = full_patient(world, 80)
+    delete_sheets(world, range(19, 80))
+    world.run(hours=1)
+    assert [(row["scope"], row["items"]) for row in guards_held(world)] == [(f"patient-{pat}", 61)]
+    decide(world, "approve")
+    world.practice.delete_sheet(last)
+    world.run(hours=2)
+    assert guards_held(world) == []
+    pass_days(world, 2)
+    assert (guards_held(world), vanished(world)) == ([], 62)
+
+
+def test_approval_for_one_patient_lets_nobody_else_s_go(world: World) -> None:
+    many_patients(world, 7, 18)
+    pat = full_patient(world, 80)
+    delete_sheets(world, range(127, 190))
+    world.run(hours=1)
+    assert [row["scope"] for row in guards_held(world)] == [f"patient-{pat}"]
+    delete_sheets(world, range(1, 40))
+    decide(world, "approve")
+    world.run(hours=2)
+    delete_sheets(world, range(40, 61))
+    world.run(hours=2)
+    assert [(row["scope"], row["items"]) for row in guards_held(world)] == [("all", 60)]
+
+
+# --- the roster
+
+
+def small_practice(world: World, patients: int = 40) -> list[int]:
+    """So many patients without anything, all read, and then a document for the last of them."""
+    numbers = [world.practice.add_patient() for _ in range(patients)]
+    world.run(hours=1)
+    return numbers
+
+
+def truncated(world: World, rows: int = 4) -> Fault:
+    """From now on the roster ends after so many patients, and looks complete."""
+    return world.office.faults.add("truncated", path="/patients/Simple", size=rows, times=None)
+
+
+def gone(world: World) -> list[int]:
+    return [row["pat_num"] for row in world.index.rows("SELECT pat_num FROM patient WHERE left_at IS NOT NULL")]
+
+
+def archives_what_is_new(world: World, pat: int) -> bool:
+    doc = world.practice.add_document(pat, "txt")
+    world.run(hours=26)
+    return bool(world.has(pat, "document", doc)) and world.state(pat, "document", doc) == "archived"
+
+
+@pytest.fixture
+def roster(tmp_path: Path) -> Iterator[World]:
+    world = World.start(tmp_path, interval=10.0, nap=900.0)
+    yield world
+    world.stop()
+
+
+def test_roster_that_suddenly_lacks_nearly_everybody_is_held_and_all_are_mirrored_on(roster: World) -> None:
+    patients = small_practice(roster)
+    truncated(roster)
+    roster.run(hours=1)
+    assert [(row["scope"], row["items"], row["of_items"]) for row in guards_held(roster)] == [("roster", 36, 40)]
+    assert gone(roster) == []
+    assert archives_what_is_new(roster, patients[-1])
+    facts = roster.catalog().status_facts(roster.clock.now())
+    assert [hold.scope for hold in facts.holds] == ["roster"]
+    assert len(roster.log.events("guard_held")) == 1
+    roster.restart()
+    assert archives_what_is_new(roster, patients[-2])
+    roster.check()
+
+
+def test_new_patients_and_new_names_of_a_held_roster_are_taken(roster: World) -> None:
+    patients = small_practice(roster)
+    roster.practice.update("patient", patients[0], {"LName": "Neumann"})
+    for pat in patients[5:]:
+        roster.practice.set_patient_status(pat, "Deleted")
+    new = roster.practice.add_patient()
+    assert archives_what_is_new(roster, new)
+    assert [row["items"] for row in guards_held(roster)] == [35]
+    assert roster.index.value("SELECT last_name FROM patient WHERE pat_num = ?", patients[0]) == "Neumann"
+
+
+def test_hold_of_a_roster_ends_when_it_has_them_again(roster: World) -> None:
+    patients = small_practice(roster)
+    fault = truncated(roster)
+    roster.run(hours=1)
+    roster.office.faults.clear(fault)
+    roster.run(hours=1)
+    assert guards_held(roster) == []
+    assert [row["state"] for row in roster.index.rows("SELECT state FROM guard")] == ["over"]
+    assert gone(roster) == []
+    truncated(roster)
+    roster.run(hours=1)
+    assert [row["items"] for row in guards_held(roster)] == [36], "a second time is as good as the first"
+    assert archives_what_is_new(roster, patients[-1])
+
+
+def test_approved_patients_leave_and_are_not_held_again_with_the_next_ones(roster: World) -> None:
+    patients = small_practice(roster)
+    truncated(roster)
+    roster.run(hours=1)
+    decide(roster, "approve")
+    roster.run(hours=1)
+    assert gone(roster) == patients[4:]
+    since = len(roster.office.arrivals)
+    roster.run(hours=30)
+    assert guards_held(roster) == []
+    polled = {int(str(arrival.params["PatNum"])) for arrival in roster.sent("/documents", since=since)}
+    assert polled == set(patients[:4])
+
+
+def test_approval_lets_nobody_leave_who_is_back_or_was_not_meant(roster: World) -> None:
+    patients = small_practice(roster, 80)
+    fault = truncated(roster, 50)
+    roster.run(hours=0.5)
+    assert guards_held(roster) == []  # 30 of 80: neither fifty nor more than half
+    assert len(gone(roster)) == 30
+    roster.office.faults.clear(fault)
+    roster.run(hours=0.5)
+    assert gone(roster) == []
+    fault = truncated(roster, 20)
+    roster.run(hours=0.5)
+    roster.office.faults.clear(fault)
+    truncated(roster, 30)
+    decide(roster, "approve")
+    roster.run(hours=0.5)
+    assert gone(roster) == patients[30:]
+    roster.office.faults.clear()
+    roster.run(hours=0.5)
+    truncated(roster, 20)
+    roster.run(hours=0.5)
+    assert (gone(roster), len(guards_held(roster))) == ([], 1), "an approval is for once"
+
+
+def test_rejected_patients_stay_as_long_as_the_roster_lacks_them(roster: World) -> None:
+    patients = small_practice(roster)
+    fault = truncated(roster)
+    roster.run(hours=1)
+    decide(roster, "reject")
+    pass_days(roster, 10)
+    assert (gone(roster), guards_held(roster)) == ([], [])
+    assert archives_what_is_new(roster, patients[-1])
+    roster.office.faults.clear(fault)
+    roster.run(hours=1)
+    roster.practice.set_patient_status(patients[-1], "Deleted")
+    roster.run(hours=1)
+    assert gone(roster) == patients[-1:], "who was back is ordinary again"
+
+
+def test_hold_of_a_roster_ends_by_itself_after_seven_rosters_on_seven_days(roster: World) -> None:
+    patients = small_practice(roster)
+    truncated(roster)
+    roster.run(hours=1)
+    pass_days(roster, 5)
+    assert (guards_held(roster)[0]["agreeing"], gone(roster)) == (6, [])
+    pass_days(roster, 2)
+    assert (guards_held(roster), gone(roster)) == ([], patients[4:])
+
+
+def test_one_who_leaves_while_a_roster_is_held_is_held_with_the_rest(roster: World) -> None:
+    patients = small_practice(roster)
+    truncated(roster, 5)
+    roster.run(hours=1)
+    roster.office.faults.clear()
+    truncated(roster, 4)
+    roster.run(hours=1)
+    assert ([row["items"] for row in guards_held(roster)], gone(roster)) == ([36], [])
+    decide(roster, "approve")
+    roster.run(hours=1)
+    assert gone(roster) == patients[4:]
+
+
+def test_backfill_with_a_held_roster_ends_as_held(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=1.0, backfill=True)
+    small_practice(world)
+    truncated(world)
+    world.restart()
+    world.run()
+    assert verdict(world) == EXIT_HELD
+    world.stop()
+
+
+def test_patients_who_are_not_wanted_any_more_leave_without_a_question(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=10.0)
+    small_practice(world)
+    world.stop()
+    again = World.start(tmp_path, practice=world.practice, interval=10.0, sync={"patients": [1, 2]})
+    again.run(hours=1)
+    assert guards_held(again) == []
+    assert len(gone(again)) == 38
+    again.stop()
+
+
 # --- whose database is it
 
 

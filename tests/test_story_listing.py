@@ -16,6 +16,7 @@ from syncd.demo.site import DropFile
 from syncd.demo.wire import Request, Response
 from syncd.model import PullJob
 from syncd.naming import archive_path_is_ours
+from tests.small import verdict
 from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
@@ -44,8 +45,9 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def lists_only(tmp_path: Path) -> Iterator[World]:
-    """Lists are read and nothing of them is wanted."""
-    world = World.start(tmp_path, interval=30.0, nap=600.0, sync={"kinds": ["thumbnail"]})
+    """Lists are read and nothing of them can be placed."""
+    world = World.start(tmp_path, interval=30.0, nap=600.0)
+    world.index.run("INSERT INTO site VALUES ('placing', 'placements_refused', '', 0, 9e12, 1)")
     yield world
     world.stop()
 
@@ -77,6 +79,34 @@ def test_list_of_any_length_is_read_whole(lists_only: World, kind: str, rows: in
     assert known(lists_only, kind) == numbers
     assert offsets(lists_only, f"/{kind}s")[: len(asked)] == asked
     assert lists_only.index.value("SELECT rows FROM list WHERE name = ?", f"{kind}s") == rows
+
+
+@pytest.mark.parametrize(
+    ("kinds", "polled"),
+    [
+        (["sheet"], {"/sheets"}),
+        (["document"], {"/documents"}),
+        (["mount"], {"/documents"}),
+        (["mount-image"], {"/documents"}),
+        (["thumbnail"], {"/documents"}),
+        (["document", "sheet"], {"/documents", "/sheets"}),
+    ],
+)
+@pytest.mark.parametrize("backfill", [True, False])
+def test_only_lists_that_a_wanted_kind_comes_from_are_polled_and_waited_for(
+    tmp_path: Path, kinds: list[str], polled: set[str], backfill: bool
+) -> None:
+    world = World.start(tmp_path, 4, interval=2.0, backfill=backfill, sync={"kinds": kinds})
+    world.run(hours=30)
+    assert {arrival.path for arrival in world.office.arrivals} & {"/documents", "/sheets"} == polled
+    facts = world.catalog().status_facts(world.clock.now())
+    assert (facts.lists, facts.lists_never_polled) == (4 * len(polled), 0)
+    assert facts.last_complete_sweep_at is not None
+    assert world.catalog().person(1)["listed_at"] is not None
+    assert verdict(world) == 0
+    world.check_safe()
+    assert kinds == ["thumbnail"] or not world.findings().lacking, "they are made with their documents"
+    world.stop()
 
 
 @pytest.mark.parametrize("patients", [99, 100, 101, 200])

@@ -209,6 +209,42 @@ def test_images_of_a_mount_that_are_not_wanted_are_not_fetched_by_age_either(tmp
     assert world.sent("/documents/DownloadMount") == []
 
 
+def test_images_of_a_mount_are_fetched_by_age_also_where_its_own_picture_is_not_wanted(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=60.0, nap=3600.0, sync={"kinds": ["mount-image"]})
+    pat = world.practice.add_patient()
+    mount = world.practice.add_mount(pat, 2)
+    image, *_ = [row["DocNum"] for row in world.practice.mount_images(mount)]
+    world.run(hours=2)
+    world.practice.replace_bytes(image)  # the mount's row does not tell
+    world.run(hours=26)
+    assert len(world.media(pat, "mount-image", image)) == 2
+    world.run(hours=24 * 7)
+    assert len(world.sent("/documents/DownloadMount")) == 4  # at once, and 1, 3 and 7 days after
+    assert world.sent("/documents/DownloadSftp") == []
+    world.office.faults.add("gateway_timeout", path="/documents/DownloadMount", times=2, seconds=60.0)
+    world.run(hours=24 * 24)
+    asked = len(world.sent("/documents/DownloadMount"))
+    world.run(hours=24 * 91)
+    assert len(world.sent("/documents/DownloadMount")) > asked, "too large once is not never again"
+    world.check()
+    world.stop()
+
+
+def test_adopted_images_of_a_mount_are_fetched_by_age_too(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=60.0, nap=3600.0, sync={"kinds": ["mount-image"]})
+    world.practice.add_mount(world.practice.add_patient(), 2)
+    world.run(hours=2)
+    for table in ("version", "item"):  # as an index that was put back from before
+        world.index.run(f"DELETE FROM {table}")
+    before = len(world.office.arrivals)
+    world.run(hours=18)
+    assert world.sent("/documents/DownloadMount", since=before) == [], "all of it is in the archive"
+    assert world.index.value("SELECT count(*) FROM version") == 2
+    world.run(hours=10)
+    assert len(world.sent("/documents/DownloadMount", since=before)) == 1
+    world.stop()
+
+
 def test_missing_document_that_no_mount_took_in_is_looked_for_once_a_day(world: World) -> None:
     pat = world.practice.add_patient()
     world.practice.add_mount(pat, 1)

@@ -130,6 +130,83 @@ def test_alike_refusals_of_many_items_are_a_state_of_the_site(
     assert failing(world) == {}
 
 
+def five_bad_ones(world: World, details: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Two new patients: one with five documents that stay bad in the same way, one with twenty good ones."""
+    theirs, others = world.practice.add_patient(), world.practice.add_patient()
+    bad = [world.practice.add_document(theirs, "png") for _ in range(5)]
+    good = [world.practice.add_document(others, "png") for _ in range(20)]
+    for number in bad:
+        world.office.faults.add(path="/documents/DownloadSftp", params={"DocNum": number}, times=None, **details)
+    return bad, good
+
+
+def states(world: World, numbers: Sequence[int]) -> set[str]:
+    sql = "SELECT pat_num FROM item WHERE kind = 'document' AND num = ?"
+    return {world.state(world.index.value(sql, number), "document", number) for number in numbers}
+
+
+STAYS_BAD = [
+    {"kind": "status", "status": 400, "text": "Image could not be read"},
+    {"kind": "gateway_timeout", "when": "before", "seconds": 60.0},
+]
+
+
+@pytest.mark.parametrize("details", STAYS_BAD)
+@pytest.mark.parametrize("backfill", [True, False])
+def test_five_documents_that_stay_bad_alike_become_failing_and_the_mirror_goes_on(
+    tmp_path: Path, details: dict[str, Any], backfill: bool
+) -> None:
+    world = World.start(tmp_path, interval=10.0, backfill=backfill)
+    bad, good = five_bad_ones(world, details)
+    world.run(hours=6)
+    assert (states(world, bad), states(world, good)) == ({"failing"}, {"archived"})
+    assert troubles(world) == {}
+    assert sum(failing(world).values()) == 5
+    world.office.faults.clear()
+    settle(world, days=2.0)
+
+
+@pytest.mark.parametrize("details", STAYS_BAD)
+def test_new_documents_do_not_wait_for_five_that_stay_bad_whatever_comes_between(
+    tmp_path: Path, details: dict[str, Any]
+) -> None:
+    world = World.start(tmp_path, interval=10.0)
+    patient = world.practice.add_patient()
+    world.run(hours=1)  # what is new of a patient who is known comes before what a first look at a list brought
+    bad, good = five_bad_ones(world, details)
+    more = [world.practice.add_document(patient, "png") for _ in range(5)]
+    for number in more:
+        world.office.faults.add(path="/documents/DownloadSftp", params={"DocNum": number}, times=None, **details)
+    world.run(hours=12)
+    assert (states(world, [*bad, *more]), states(world, good)) == ({"failing"}, {"archived"})
+    world.restart()  # which remembers whose own trouble it is
+    world.run(hours=30)
+    wishes.make(world.index, "retry", [], world.clock.now())
+    later = world.practice.add_document(patient, "png")
+    world.run(hours=6)
+    assert (states(world, [*bad, *more]), states(world, [later])) == ({"failing"}, {"archived"})
+    assert troubles(world) == {}
+    since = world.log.events("state_changed")
+    assert sum(line["reason"] != "ok" for line in since) <= 2
+
+
+def test_five_patients_whose_lists_stay_bad_hold_up_no_others_again_and_again(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=10.0)
+    patients = [world.practice.add_patient() for _ in range(12)]
+    for pat in patients[:5]:
+        world.office.faults.add("html", path="/documents", params={"PatNum": pat}, times=None)
+    world.run(hours=24)
+    assert sum(line["reason"] == "bad_answers" for line in world.log.events("state_changed")) <= 1
+    assert troubles(world) == {}
+    world.office.faults.add("html", path="/documents", times=None)
+    world.run(hours=24)
+    assert troubles(world) == {"listings": "bad_answers"}, "all alike is a state of the site, after it as before"
+    world.office.faults.clear()
+    world.run(hours=24)
+    assert troubles(world) == {}
+    world.check()
+
+
 # --- the drop
 
 

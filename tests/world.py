@@ -39,7 +39,7 @@ from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.index import Index
 from syncd.logs import EVENTS, KEYS
 from syncd.mirror import IDLE, Scope
-from syncd.model import Pulled, PullJob, Seen
+from syncd.model import Pulled, PullJob, Seen, lists_of
 from syncd.ports import Finished
 from syncd.schema import Row
 from syncd.search import Filters
@@ -52,6 +52,9 @@ __all__ = ["DropInMemory", "Expected", "Findings", "World", "compare_archive", "
 
 START = 1_773_151_200.0  # Tuesday, 10 March 2026, 9 o'clock in Chicago
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGVJ1c6zVYoA0rnYBMqBpTdTUDYo4gqUkbbYdR0CKlsk"
+POLLED = (
+    "SELECT 1 FROM list JOIN patient USING (pat_num) WHERE left_at IS NULL AND name IN (SELECT value FROM json_each(?))"
+)
 SIZE_CAP = 64 * 1024 * 1024  # bytes of one answer
 PLACEMENTS = ("/documents/DownloadSftp", "/documents/DownloadMount", "/documents/Thumbnails", "/sheets/DownloadSftp")
 
@@ -331,15 +334,15 @@ class World:
             )
             or value("SELECT 1 FROM attempt WHERE state != 'cleaning' OR next_look_at <= ?", now)
             or value("SELECT 1 FROM item WHERE thumbnail_due = 1")
-            or value("SELECT 1 FROM list JOIN patient USING (pat_num) WHERE polled_at = 0 AND left_at IS NULL")
+            or value(f"{POLLED} AND polled_at = 0", json.dumps(lists_of(self.settings.sync.kinds)))
             or not self.index.meta_time("roster_at")
         )
 
     def sweep(self) -> None:
         """Run until every list was polled completely once more, and nothing is under way."""
         since = self.clock.now()
-        sql = "SELECT 1 FROM list JOIN patient USING (pat_num) WHERE left_at IS NULL AND polled_at <= ?"
-        self.run(until=lambda: self.index.value(sql, since) is None and self.index.meta_time("roster_at") > 0)
+        sql, names = f"{POLLED} AND polled_at <= ?", json.dumps(lists_of(self.settings.sync.kinds))
+        self.run(until=lambda: self.index.value(sql, names, since) is None and self.index.meta_time("roster_at") > 0)
         self.run(until=self.at_rest)
 
     def restart(self, *, backfill: bool | None = None, since: float | None = None) -> None:

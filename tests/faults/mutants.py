@@ -314,6 +314,14 @@ MUTANTS = (
         "fifty_disappearances",
     ),
     Mutant(
+        "a roster cut short is believed",
+        "syncd/listing.py",
+        'if fresh and index.meta("roster_rows") is not None:',
+        "if False:",
+        "tests/test_story_guards.py",
+        "suddenly_lacks_nearly_everybody",
+    ),
+    Mutant(
         "a hold is forgotten",
         "syncd/diff.py",
         "if known.held_by is not None or known.missing_since_at is None:",
