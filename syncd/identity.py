@@ -16,7 +16,7 @@ from syncd.sites import Doors, Sites
 
 EVERY = DAY
 SOON = 900.0  # another database: is it ours again?
-BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be marked
+BELIEVED_FOR = 2 * DAY  # what an approved database that went back lacks needs so long to be marked
 
 
 def drawn(index: Index) -> list[Listed]:
@@ -112,11 +112,13 @@ class Identity:
         index = self.doors.index
         self.due_at = now + EVERY
         self.doors.log.info("identity_checked", count=count, reason=verdict)
-        if index.meta("database_approved") is not None:
+        approved = index.meta("database_approved")  # the verdict that somebody approved: no other one is let through
+        if approved is not None:
             index.remember("database_approved", None)
+        if approved == "database_went_back" and verdict != "other_database":
             index.remember("database_believed_at", repr(now))
-            verdict = "same"
-        if verdict == "database_went_back" and now - index.meta_time("database_believed_at") < BELIEVED_FOR:
+        believed = now - index.meta_time("database_believed_at") < BELIEVED_FOR
+        if verdict == approved or (verdict == "database_went_back" and believed):
             verdict = "same"
         if verdict == "same":
             self._sites.works("database", now)

@@ -447,6 +447,30 @@ def test_database_that_was_approved_is_not_asked_about_again_while_its_gaps_are_
     assert (reasons(restored), guards_held(restored), vanished(restored)) == (set(), [], 0)
 
 
+def test_approval_of_a_database_that_went_back_lets_no_other_database_through(restored: World) -> None:
+    restored.restart()
+    restored.run(hours=1)
+    decide(restored, "approve")
+    before = contents(restored)
+    restored.swap_practice(build_practice(3, 77, restored.clock, past=OTHER, name="other"))
+    restored.run(hours=2)
+    assert reasons(restored) == {"other_database"}
+    assert [row["reason"] for row in guards_held(restored)] == ["other_database"]
+    assert contents(restored) == before
+
+
+def test_approval_of_another_database_does_not_let_disappearances_through(restored: World) -> None:
+    right = restored.practice
+    restored.swap_practice(build_practice(3, 77, restored.clock, past=OTHER, name="other"))
+    restored.restart()
+    restored.run(hours=2)
+    decide(restored, "approve")
+    restored.swap_practice(right)  # the right one, but put back from a backup
+    restored.run(hours=2)
+    assert reasons(restored) == {"database_went_back"}
+    assert [row["reason"] for row in guards_held(restored)] == ["database_went_back"]
+
+
 def test_two_missing_documents_of_twenty_are_ordinary(world: World) -> None:
     pat = world.practice.add_patient()
     for _ in range(20):
