@@ -335,8 +335,8 @@ class Places:
             self._count("timeout_60s", attempt, "api_error", now)
             return
         self.unsent(attempt, duty, cleaning=isinstance(error, ItemError) and error.failure != "not_found", now=now)
-        if isinstance(error, (SiteError, TransientError)):
-            return
+        if isinstance(error, SiteError) or (isinstance(error, TransientError) and error.reason != "api_error"):
+            return  # else it was answered; at once it would be the next one again
         failure = error.failure if isinstance(error, ItemError) else "refused"
         if duty is None:
             self.thumbnails_failed(attempt.pat_num, now)
