@@ -94,11 +94,13 @@ class OwnerStep:
         return None
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
-        """An office that lacks the method cannot be asked; what else it says is a failure of this image."""
+        """An office that lacks the method cannot be asked; what else it says is a failure of this image: at once it
+        would be the next one again.
+        """
         if isinstance(error, NoSuchMethodError):
             return self._places.proven(self._duty, now)
-        if not isinstance(error, (SiteError, TransientError)):
-            count_failure(self._places.doors, self._duty, "refused", now)
+        failure = "timeout_60s" if isinstance(error, TransientError) else "refused"
+        count_failure(self._places.doors, self._duty, failure, now)
         return None
 
     def abandon(self) -> None:

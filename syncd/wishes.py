@@ -109,6 +109,7 @@ def _retry(index: Index, meant: list[Any], now: float) -> int:
                 "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE thumbnails_failures > 0"
             )
             index.run("UPDATE list SET failures = 0, next_try_at = 0 WHERE failures > 0")
+            index.run("UPDATE put_back SET next_look_at = 0 WHERE state IN ('wanted', 'staged')")
             return index.run("UPDATE duty SET next_try_at = ?, failures = 0 WHERE busy = 0 AND failures > 0", now)
         for each in meant:
             if each[1] == LISTS:

@@ -210,7 +210,7 @@ def test_one_refused_document_is_failing_and_holds_up_nothing(tmp_path: Path) ->
 
 @pytest.mark.parametrize("status", [404, 409, 410, 422])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("text", ["The office cannot do that", ""])
+@pytest.mark.parametrize("text", ["The office cannot do that", "<html>"])
 def test_item_that_is_answered_with_what_nobody_foresaw_holds_up_nothing(
     tmp_path: Path, method: str, status: int, text: str
 ) -> None:
