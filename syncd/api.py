@@ -161,7 +161,7 @@ class OpenDentalApi:
         answer = self._exchange("GET", f"/documents/{doc_num}")
         if answer.status == HTTPStatus.NOT_FOUND and re.match(r"document (was )?not found", answer.words):
             return None
-        row = _accepted(answer).json()
+        row = _accepted(answer, of_item=True).json()
         if not isinstance(row, dict) or _key(row, "DocNum") != doc_num:
             raise ListingError("the answer is not the document asked for")
         return _listed_document({"MountNum": 0, **row, "DocNum": doc_num}, _key(row, "PatNum"))
@@ -316,11 +316,12 @@ def _created(answer: _Answer) -> _Answer:
     return answer
 
 
-def _accepted(answer: _Answer, placing: bool = False) -> _Answer:
+def _accepted(answer: _Answer, placing: bool = False, of_item: bool = False) -> _Answer:
     """The answer, if it is 200 or 201; else the error that its status and words mean.
 
     400 carries the eConnector's trouble, wrong versions and the office's network; 401 bad keys and lacking
-    permissions alike (API Implementation, "Returned Status Codes").
+    permissions alike (API Implementation, "Returned Status Codes"). `of_item`, as all that is `placing`: it was asked
+    about one item, whose own trouble is any other 4xx; only a 404 without words may come from a gateway.
     """
     status, words, told = answer.status, answer.words, f"HTTP {answer.status}"
     if status in (200, 201):
@@ -333,15 +334,18 @@ def _accepted(answer: _Answer, placing: bool = False) -> _Answer:
     if "econnector" in words:
         twice = re.search(r"\b(two|another|multiple|same|more than one)\b", words)
         raise SiteError("econnector_twice" if twice else "econnector_down", told)
+    of_item = of_item or placing
     no_method = re.search(r"is not a valid (method|resource)|\bversion\b", words)
-    if status == HTTPStatus.GONE or (status in (400, 404) and no_method):
+    if (status == HTTPStatus.GONE and not of_item) or (status in (400, 404, 410) and no_method):
         raise NoSuchMethodError(told)
     not_found = re.search(r"\b(patient|document|mount|sheet)(num)?\b.*\bnot found|^no \w+ ", words)
     if status == HTTPStatus.NOT_FOUND and not_found:
         raise ItemError("not_found", told)
-    if placing and status == HTTPStatus.BAD_REQUEST and ("sftp" in words or not re.search(r"timed?[ -]?out", words)):
+    late = status == HTTPStatus.REQUEST_TIMEOUT or ("sftp" not in words and re.search(r"timed?[ -]?out", words))
+    gateway = status == HTTPStatus.NOT_FOUND and not words
+    if of_item and status // 100 == 4 and not (late or gateway):  # noqa: PLR2004 - a class of statuses
         raise ItemError("refused", told)
-    if placing and (status // 100 != 4 or status in (400, 408)):  # noqa: PLR2004 - a class of statuses
+    if placing and not gateway:
         raise UnansweredError("api_error", told)
     raise TransientError("api_error", told)
 

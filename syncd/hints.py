@@ -18,7 +18,7 @@ from syncd import changes
 from syncd.agenda import Agenda
 from syncd.changes import Change, Place, Rounds, Row
 from syncd.diff import DAY, HOUR, local_time
-from syncd.errors import ListingError, NoSuchMethodError, SyncdError
+from syncd.errors import ListingError, NoSuchMethodError, SiteError, SyncdError
 from syncd.listing import Lists, Step
 from syncd.model import LARGEST_KEY, Appointment, ListKey, Patient
 from syncd.pacing import office_is_open
@@ -40,6 +40,7 @@ KEPT_DAYS = dt.timedelta(7)  # that appointments are kept after their day
 NIGHT = 1  # o'clock in the practice: when the patients' documents are counted
 AGING_RUN = 60  # rows at once: a nightly run over everybody, and no visits (freshness.md)
 PAGES_A_ROUND = 10
+MOST_PAGES = 100  # of patients or appointments, for one question
 SLOW = 10.0  # seconds that an answer of the feed may take
 TRIES = 3
 IMPOSSIBLE_STAMP, IMPOSSIBLE_DAY = "2999-01-01 00:00:00", "1801-01-01"
@@ -52,15 +53,25 @@ class HintStep:
     bulk = False
 
     def __init__(self, hints: Hints, hint: Hint, ask: Callable[[], object], follow: Callable[..., Step | None]) -> None:
-        self._hints, self._hint, self.ask, self._follow = hints, hint, ask, follow
+        self._hints, self._hint, self._ask, self._follow = hints, hint, ask, follow
+
+    def ask(self) -> object:
+        """The request. A key that may not have this hint (401, 403) is good for all else, or the next list tells."""
+        try:
+            return self._ask()
+        except SiteError as error:
+            if error.reason == "key_refused":
+                raise NoSuchMethodError(str(error)) from error
+            raise
 
     def take(self, answer: object, now: float) -> Step | None:
-        """Tell the agenda. What cannot be understood is no hint."""
+        """Tell the agenda. What cannot be understood is no hint; only a last page is a success."""
         try:
             step = self._follow(answer, now)
         except ListingError as error:
             return self.failed(error, now)
-        self._hints.succeeded(self._hint)
+        if step is None:
+            self._hints.succeeded(self._hint)
         return step
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
@@ -237,27 +248,31 @@ class Hints:
 
     # --- patients and appointments
 
-    def _patients_step(self, offset: int) -> Step:
+    def _patients_step(self, offset: int, before: Sequence[Patient] = ()) -> Step:
         if "patients" not in self._trusted:
             return self._proof("patients", partial(self._doors.api.patients, 0, 1, IMPOSSIBLE_STAMP))
         if self._since is None:
             self._since = self._doors.index.value("SELECT max(stamp) FROM patient") or IMPOSSIBLE_STAMP
         ask = partial(self._doors.api.patients, offset, self._lists.limit, self._since)
-        return HintStep(self, "patients", ask, partial(self._patients, offset=offset))
+        return HintStep(self, "patients", ask, partial(self._patients, offset=offset, before=before))
 
-    def _patients(self, answer: Sequence[Patient], now: float, offset: int) -> Step | None:
+    def _patients(self, answer: Sequence[Patient], now: float, offset: int, before: Sequence[Patient]) -> Step | None:
         """Who is new, and whose row changed: one page; the next round asks from the newest stamp on."""
         for pat_num in self._lists.met(answer, now):
             self.named += [(pat_num, "documents"), (pat_num, "sheets")]
-        rows, before = offset + len(answer), self._since or ""
-        fresh = [patient for patient in answer if patient.stamp > before]
+        rows, since = offset + len(answer), self._since or ""
+        fresh = [patient for patient in answer if patient.stamp > since]
         self._newest = max([self._newest, *(patient.stamp for patient in fresh)])
         if rows <= AGING_RUN:
             zone = self._doors.settings.zone
             self.touched += [(patient.pat_num, local_time(patient.stamp, zone) or now) for patient in fresh]
-        if len(answer) >= self._lists.limit:
-            return self._patients_step(rows)
-        self._since = max(before, self._newest)
+        no_end = rows >= MOST_PAGES * self._lists.limit
+        if len(answer) >= self._lists.limit and not no_end:
+            _advance([patient.pat_num for patient in answer], [patient.pat_num for patient in before])
+            return self._patients_step(rows, answer)
+        self._since = max(since, self._newest)
+        if no_end:
+            raise ListingError("the changed patients do not end")
         return None
 
     def _appointments_step(self, hint: Hint, days: Days, before: Sequence[Appointment] = ()) -> Step:
@@ -272,6 +287,9 @@ class Hints:
         """Who is expected, and when, in the office's own time; kept once the last page of these days was read."""
         seen = [*before, *answer]
         if len(answer) >= changes.PAGE:
+            _advance(answer, before)
+            if len(seen) >= MOST_PAGES * changes.PAGE:
+                raise ListingError("the appointments do not end")
             return self._appointments_step(hint, days, seen)
         zone = self._doors.settings.zone
         starts = ((each, local_time(each.starts, zone)) for each in seen if each.status not in WITHOUT_VISIT)
@@ -303,6 +321,12 @@ class Hints:
             return self._step(hint, now)
 
         return HintStep(self, hint, ask, proven)
+
+
+def _advance(page: Sequence[object], before: Sequence[object]) -> None:
+    """Raises ListingError for a page without anything new: an office that ignores Offset would answer for ever."""
+    if set(page) <= set(before):
+        raise ListingError("the pages do not advance")
 
 
 def _seconds_to(hour: int, zone: dt.tzinfo, now: float) -> float:

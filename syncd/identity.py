@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from syncd import catalog, guards
 from syncd.diff import DAY
-from syncd.errors import NoSuchMethodError, SiteError, SyncdError
+from syncd.errors import NoSuchMethodError, SiteError, SyncdError, TransientError
 from syncd.index import Index
 from syncd.listing import Step, end_guard
 from syncd.model import Item, Listed
@@ -16,7 +16,7 @@ from syncd.sites import Doors, Sites
 
 EVERY = DAY
 SOON = 900.0  # another database: is it ours again?
-BELIEVED_FOR = 2 * DAY  # what an approved database lacks needs so long to be marked
+BELIEVED_FOR = 2 * DAY  # what an approved database that went back lacks needs so long to be marked
 
 
 def drawn(index: Index) -> list[Listed]:
@@ -60,7 +60,7 @@ class IdentityStep:
         if isinstance(error, NoSuchMethodError):
             self._identity.settled("same", 0, now)
         else:
-            self._identity.unprobed(now)
+            self._identity.unprobed(error, now)
         return None
 
     def abandon(self) -> None:
@@ -102,21 +102,29 @@ class Identity:
             self.settled(guards.identity(self._probes, self._drawn), len(self._probes), now)
         return None
 
-    def unprobed(self, now: float) -> None:
-        """An answer that says nothing: the others are asked; where none is left to ask, others are drawn."""
+    def unprobed(self, error: SyncdError, now: float) -> None:
+        """An answer that says nothing: the others are asked; where none is left to ask, others are drawn.
+
+        Nothing is done before: so an office that shows too few is a state, asked with growing distance.
+        """
         self._to_probe[-1:] = []
         self.due_at = now
+        known = isinstance(error, (SiteError, TransientError))  # it is a state already
+        if not (known or self._to_probe or 2 * len(self._probes) >= self._drawn):
+            self._sites.failed(SiteError("bad_answers"), now, lane="listings")
 
     def settled(self, verdict: guards.Verdict, count: int, now: float) -> None:
         """Act on the verdict: go on, or hold everything until somebody approves."""
         index = self.doors.index
         self.due_at = now + EVERY
         self.doors.log.info("identity_checked", count=count, reason=verdict)
-        if index.meta("database_approved") is not None:
+        approved = index.meta("database_approved")  # the verdict that somebody approved: no other one is let through
+        if approved is not None:
             index.remember("database_approved", None)
+        if approved == "database_went_back" and verdict != "other_database":
             index.remember("database_believed_at", repr(now))
-            verdict = "same"
-        if verdict == "database_went_back" and now - index.meta_time("database_believed_at") < BELIEVED_FOR:
+        believed = now - index.meta_time("database_believed_at") < BELIEVED_FOR
+        if verdict == approved or (verdict == "database_went_back" and believed):
             verdict = "same"
         if verdict == "same":
             self._sites.works("database", now)

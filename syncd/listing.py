@@ -27,6 +27,7 @@ from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import Duty, Item, Kind, Listed, ListKey, ListName, Method, Page, Patient
 from syncd.naming import extension_of, media_type
+from syncd.pacing import retry_delay
 from syncd.publishing import Arrival, Publisher
 from syncd.sites import Doors, Sites
 
@@ -161,7 +162,8 @@ class ConfirmStep:
         if isinstance(error, NoSuchMethodError):
             self._lists.confirmed(self._duty, None, now)
         else:
-            self._lists.doors.index.duty_failed(self._duty, type(error).__name__, now + BAD_LIST_AGAIN)
+            again = now + retry_delay(self._duty.failures + 1)
+            self._lists.doors.index.duty_failed(self._duty, type(error).__name__, again)
         return None
 
     def abandon(self) -> None:

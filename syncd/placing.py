@@ -94,11 +94,13 @@ class OwnerStep:
         return None
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
-        """An office that lacks the method cannot be asked; what else it says is a failure of this image."""
+        """An office that lacks the method cannot be asked; what else it says is a failure of this image: at once it
+        would be the next one again.
+        """
         if isinstance(error, NoSuchMethodError):
             return self._places.proven(self._duty, now)
-        if not isinstance(error, (SiteError, TransientError)):
-            count_failure(self._places.doors, self._duty, "refused", now)
+        failure = "timeout_60s" if isinstance(error, TransientError) else "refused"
+        count_failure(self._places.doors, self._duty, failure, now)
         return None
 
     def abandon(self) -> None:
@@ -335,8 +337,8 @@ class Places:
             self._count("timeout_60s", attempt, "api_error", now)
             return
         self.unsent(attempt, duty, cleaning=isinstance(error, ItemError) and error.failure != "not_found", now=now)
-        if isinstance(error, (SiteError, TransientError)):
-            return
+        if isinstance(error, SiteError) or (isinstance(error, TransientError) and error.reason != "api_error"):
+            return  # else it was answered; at once it would be the next one again
         failure = error.failure if isinstance(error, ItemError) else "refused"
         if duty is None:
             self.thumbnails_failed(attempt.pat_num, now)

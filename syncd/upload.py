@@ -30,6 +30,7 @@ from syncd.index import Index
 from syncd.listing import Lists, ListStep, Step
 from syncd.model import DESTROYED, WAS, FieldValue, Item, Listed, ListKey, Uploaded, Version
 from syncd.naming import bare_description, own_extension, staging_name
+from syncd.pacing import retry_delay
 from syncd.schema import Row
 from syncd.sites import Doors
 
@@ -51,7 +52,6 @@ WHY_NOT: Final = {
 }
 LOOKS: Final = (60.0, 600.0, 3600.0, 86_400.0)  # seconds after an unanswered upload: its document may come late
 FRESH: Final = 300.0  # seconds that the office's word for not having the document is good for
-AGAIN: Final = 60.0
 NOT_ALLOWED: Final = (
     "the configuration has no `[api] allow_upload = true`; a service that runs learns of it at its start"
 )
@@ -184,10 +184,12 @@ class UploadStep:
         """Refused, never sent, or nobody knows."""
         index, row = self._uploads.doors.index, self._row
         if isinstance(error, UnansweredError) or not isinstance(error, (ItemError, SiteError, TransientError)):
-            sql = "UPDATE put_back SET state = 'unanswered', next_look_at = ? WHERE id = ?"
+            sql = "UPDATE put_back SET state = 'unanswered', looks = 0, next_look_at = ? WHERE id = ?"
             index.run(sql, now + LOOKS[0], row["id"])
         elif isinstance(error, TransientError):
             self.abandon()
+            again = now + retry_delay(row["looks"])
+            index.run("UPDATE put_back SET next_look_at = ? WHERE id = ?", again, row["id"])
         else:
             settle(index, row, "refused", f"Open Dental refuses it: {error}", now)
         return None
@@ -228,10 +230,7 @@ class AbsenceStep:
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
         """An office that lacks the method is believed by its complete listing alone."""
-        if isinstance(error, NoSuchMethodError):
-            return self.take(None, now)
-        self._uploads.doors.index.run("UPDATE put_back SET next_look_at = ? WHERE id = ?", now + AGAIN, self._row["id"])
-        return None
+        return self.take(None, now) if isinstance(error, NoSuchMethodError) else None
 
     def abandon(self) -> None:
         """It is asked later."""
@@ -243,7 +242,8 @@ class Uploads:
     def __init__(self, doors: Doors, lists: Lists) -> None:
         self.doors, self.lists = doors, lists
         lists.seen = self.listed
-        doors.index.run("UPDATE put_back SET state = 'unanswered' WHERE state = 'asked'")  # the last process ended
+        sql = "UPDATE put_back SET state = 'unanswered', looks = 0 WHERE state = 'asked'"  # the last process ended
+        doors.index.run(sql)
 
     def next(self, now: float) -> Step | None:
         """The next request of a put-back, if any is under way; none before the archive shows how old the index is."""
@@ -255,16 +255,23 @@ class Uploads:
             elif row["state"] == "unanswered":
                 return self._look(row, now)
             elif not is_fresh(row, now):
-                return AbsenceStep(self, row)
+                return self._absence(row, now)
             elif row["state"] == "staged":
                 self.doors.index.run("UPDATE put_back SET state = 'asked', asked_at = ? WHERE id = ?", now, row["id"])
                 return UploadStep(self, row)
         return None
 
+    def _absence(self, row: Row, now: float) -> Step:
+        """Ask for it by its number, then by the list. Whatever of that fails: others go before it is tried again."""
+        looks = row["looks"] + 1
+        sql = "UPDATE put_back SET looks = ?, next_look_at = ? WHERE id = ?"
+        self.doors.index.run(sql, looks, now + retry_delay(looks), row["id"])
+        return AbsenceStep(self, row)
+
     def _look(self, row: Row, now: float) -> Step:
         """Read the list: `listed` recognises what came of it."""
         looks = row["looks"] + 1
-        wait = LOOKS[looks] if looks < len(LOOKS) else AGAIN
+        wait = LOOKS[looks] if looks < len(LOOKS) else retry_delay(looks - len(LOOKS) + 1)
         sql = "UPDATE put_back SET looks = ?, next_look_at = ? WHERE id = ?"
         self.doors.index.run(sql, looks, now + wait, row["id"])
         return ListStep(self.lists, (row["pat_num"], "documents"), self.lists.limit)
@@ -280,8 +287,9 @@ class Uploads:
                 settle(self.doors.index, row, "refused", "Open Dental lists it", now)
             elif row["absent_at"] is not None:
                 state = "checked" if row["state"] == "wanted" else row["state"]
-                sql = "UPDATE put_back SET state = ?, listed_at = ?, known = ? WHERE id = ?"
-                self.doors.index.run(sql, state, now, json.dumps(numbers), row["id"])
+                again = 0.0 if is_fresh(row | {"listed_at": now}, now) else row["next_look_at"]
+                sql = "UPDATE put_back SET state = ?, listed_at = ?, known = ?, next_look_at = ? WHERE id = ?"
+                self.doors.index.run(sql, state, now, json.dumps(numbers), again, row["id"])
 
     def _recognise(self, row: Row, documents: Sequence[Listed], now: float) -> None:
         known, sent = set(json.loads(row["known"])), json.loads(row["fields"])

@@ -109,6 +109,7 @@ def _retry(index: Index, meant: list[Any], now: float) -> int:
                 "UPDATE patient SET thumbnails_after_at = 0, thumbnails_failures = 0 WHERE thumbnails_failures > 0"
             )
             index.run("UPDATE list SET failures = 0, next_try_at = 0 WHERE failures > 0")
+            index.run("UPDATE put_back SET next_look_at = 0 WHERE state IN ('wanted', 'staged')")
             return index.run("UPDATE duty SET next_try_at = ?, failures = 0 WHERE busy = 0 AND failures > 0", now)
         for each in meant:
             if each[1] == LISTS:
@@ -145,10 +146,10 @@ def _repair(index: Index, item: Item, now: float) -> None:
 
 def _decide(index: Index, log: Log, verb: str, guard_id: str, now: float, actor: str) -> str:
     number = parse_guard_id(guard_id)
-    found = index.rows("SELECT scope FROM guard WHERE id = ? AND state = 'held'", number)
+    found = index.rows("SELECT scope, reason FROM guard WHERE id = ? AND state = 'held'", number)
     if not found:
         raise UsageError(f"{guard_id} is not held: see `syncd held`")
     end_guard(index, log, number, "approved" if verb == "approve" else "rejected", now, actor)
     if found[0]["scope"] == "database" and verb == "approve":
-        index.remember("database_approved", str(now))
+        index.remember("database_approved", found[0]["reason"])
     return f"{guard_id} {'approved' if verb == 'approve' else 'rejected'}"

@@ -210,7 +210,8 @@ MEANINGS: list[tuple[int, object, type[SyncdError], str, type[SyncdError], str]]
     (400, "DownloadSftp is not a valid method.", NoSuchMethodError, "", NoSuchMethodError, ""),
     (404, "foo is not a valid resource.", NoSuchMethodError, "", NoSuchMethodError, ""),
     (400, "The version of the office is not high enough", NoSuchMethodError, "", NoSuchMethodError, ""),
-    (410, b"", NoSuchMethodError, "", NoSuchMethodError, ""),
+    (410, b"", NoSuchMethodError, "", ItemError, "refused"),
+    (410, "DownloadSftp is not a valid method.", NoSuchMethodError, "", NoSuchMethodError, ""),
     (401, "Invalid permissions", SiteError, "key_refused", SiteError, "key_cannot_download"),
     (401, "Invalid credentials", SiteError, "key_refused", SiteError, "key_refused"),
     (403, b"", SiteError, "key_refused", SiteError, "key_refused"),
@@ -221,6 +222,11 @@ MEANINGS: list[tuple[int, object, type[SyncdError], str, type[SyncdError], str]]
     (400, "SFTP connection timed out", TransientError, "api_error", ItemError, "refused"),
     (400, "Invalid file extension", TransientError, "api_error", ItemError, "refused"),
     (400, "Request timeout", TransientError, "api_error", UnansweredError, "api_error"),
+    (404, b"", TransientError, "api_error", TransientError, "api_error"),
+    (404, "It is elsewhere", TransientError, "api_error", ItemError, "refused"),
+    (409, b"", TransientError, "api_error", ItemError, "refused"),
+    (422, "The image is locked", TransientError, "api_error", ItemError, "refused"),
+    (408, b"", TransientError, "api_error", UnansweredError, "api_error"),
     (429, "Too many requests", TransientError, "throttled", TransientError, "throttled"),
     (500, b"<html>", TransientError, "api_error", UnansweredError, "api_error"),
     (502, b"", TransientError, "api_error", UnansweredError, "api_error"),
@@ -244,6 +250,31 @@ def test_status_and_words_decide_what_an_answer_means(
             call(api_of(office))
         assert type(caught.value) is expected
         assert getattr(caught.value, "reason", getattr(caught.value, "failure", "")) == reason
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "meant"),
+    [
+        (400, "DocNum is locked", ItemError),
+        (404, "It is elsewhere", ItemError),
+        (409, b"", ItemError),
+        (410, b"", ItemError),
+        (422, "The image is locked", ItemError),
+        (400, "documents is not a valid resource.", NoSuchMethodError),
+        (401, "no", SiteError),
+        (404, b"<html>", TransientError),
+        (408, b"", TransientError),
+        (400, "Request timed out", TransientError),
+        (500, b"", TransientError),
+    ],
+)
+def test_answer_about_a_single_document_concerns_it_alone_unless_it_says_more(
+    office: Office, status: int, body: object, meant: type[SyncdError]
+) -> None:
+    office.answer = http(status, body)
+    with pytest.raises(SyncdError) as caught:
+        api_of(office).document(34)
+    assert type(caught.value) is meant
 
 
 def test_throttling_tells_how_long_to_wait(office: Office) -> None:

@@ -226,6 +226,33 @@ def test_a_site_that_syncd_may_not_write_to_is_told(gone: Gone) -> None:
     assert (row["state"], "does not let syncd write" in row["outcome"]) == ("refused", True)
 
 
+@pytest.mark.parametrize("request_of", ["its number", "its list", "the upload"])
+def test_a_put_back_that_fails_keeps_nothing_else_waiting_and_goes_on(gone: Gone, request_of: str) -> None:
+    one, faults = gone.one, gone.world.office.faults
+    match request_of:
+        case "its number":
+            fault = faults.add("status", path=f"/documents/{gone.num}", status=500, times=None)
+        case "its list":
+            params = {"PatNum": one.patient}
+            fault = faults.add("status", path="/documents", params=params, status=500, times=None)
+        case _:  # as a gateway answers: it was not sent
+            fault = faults.add("status", path=UPLOAD, status=404, text="<html>", times=None)
+    gone.order()
+    gone.world.run(hours=0.5)
+    with one.practice.as_of(gone.world.clock.now() - 600.0):
+        new = one.practice.add_document(one.other)
+    gone.world.run(hours=20)
+    assert gone.world.media(one.other, "document", new)
+    assert gone.row["state"] in ("wanted", "staged")
+    most = {"its number": 7 + 7, "its list": 20 * 4 + 7}  # which the mirror itself asks for, too
+    assert 3 <= fault.fired <= most.get(request_of, 7)
+    faults.clear()
+    wishes.make(gone.world.index, "retry", [], gone.world.clock.now())
+    gone.world.run(hours=1)
+    assert gone.row["state"] == "done"
+    assert len(gone.world.sent(UPLOAD)) == 1 + (fault.fired if request_of == "the upload" else 0)
+
+
 def test_an_office_that_refuses_the_upload_is_told_and_not_asked_again(gone: Gone) -> None:
     gone.world.office.faults.add("status", path=UPLOAD, status=400, text="DocCategory is invalid")
     row = gone.put_back()

@@ -174,6 +174,13 @@ def test_the_archive_comes_before_the_database_before_the_key_before_the_site() 
         troubles = tuple(each for each in troubles if each.reason != reason)
 
 
+@pytest.mark.parametrize("reason", ["other_database", "database_went_back"])
+def test_hold_on_the_database_is_named_by_what_it_is_and_not_as_disappearances(reason: str) -> None:
+    hold = Hold(8, "database", reason, 9, 20, 0, NOW - HOUR)
+    said = told(replace(SYNCED, held=30, holds=(HELD, hold), troubles=(trouble(reason, lane="database"),)))
+    assert (said["state"], said["reason"], said["message"]) == ("blocked", reason, REASONS[reason][1])
+
+
 def test_since_and_next_try_are_those_of_the_reason_that_is_named() -> None:
     facts = replace(SYNCED, troubles=(trouble("throttled", since=5), trouble("drop_refused", since=500)))
     said = told(facts)

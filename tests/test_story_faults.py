@@ -208,6 +208,25 @@ def test_one_refused_document_is_failing_and_holds_up_nothing(tmp_path: Path) ->
     assert failing(world) == {}
 
 
+@pytest.mark.parametrize("status", [404, 409, 410, 422])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("text", ["The office cannot do that", "<html>"])
+def test_item_that_is_answered_with_what_nobody_foresaw_holds_up_nothing(
+    tmp_path: Path, method: str, status: int, text: str
+) -> None:
+    one = small()
+    world = backfilling(tmp_path, one)
+    fault = world.office.faults.add("status", times=None, status=status, text=text, **one.request(method))
+    world.run(hours=0.5)
+    owed = [row["method"] for row in world.index.rows("SELECT method FROM duty")]
+    assert owed == [method] * (method != "thumbnails")
+    assert troubles(world) == {}
+    assert fault.fired <= 3
+    world.office.faults.clear(fault)
+    settle(world)
+    assert failing(world) == {}
+
+
 def test_document_refused_under_its_own_extension_is_asked_for_into_a_folder(tmp_path: Path) -> None:
     one = small()
     world = backfilling(tmp_path, one)

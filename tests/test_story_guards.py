@@ -489,7 +489,7 @@ def test_archive_s_trouble_begins_and_ends_while_another_database_is_there(swapp
     assert not list((swapped.archive / "incoming").iterdir())  # a start on the archive that came back was whole
 
 
-@pytest.mark.parametrize(("kind", "details"), [("status", {"status": 500}), ("html", {})])
+@pytest.mark.parametrize(("kind", "details"), [("status", {"status": 500}), ("status", {"status": 409}), ("html", {})])
 def test_one_row_that_no_office_can_show_does_not_stop_the_mirror(
     tmp_path: Path, kind: Any, details: dict[str, Any]
 ) -> None:
@@ -506,21 +506,26 @@ def test_one_row_that_no_office_can_show_does_not_stop_the_mirror(
     assert troubles(world) == {}
 
 
-def test_office_that_shows_no_row_is_asked_on_and_nothing_is_done_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "details"), [("status", {"status": 409}), ("html", {})])
+def test_office_that_shows_no_row_is_named_and_asked_on_slowly_and_nothing_is_done_before(
+    tmp_path: Path, kind: Any, details: dict[str, Any]
+) -> None:
     one = small()
     world = serving(tmp_path, one)
     world.run()
     for number in (one.document, one.letter):
-        world.office.faults.add("html", path=f"/documents/{number}", times=None)
+        world.office.faults.add(kind, path=f"/documents/{number}", times=None, **details)
     world.restart()
     before = len(world.office.arrivals)
-    world.run(hours=1)
+    world.run(hours=2)
     asked = world.office.arrivals[before:]
-    assert asked
+    assert 2 <= len(asked) <= 24
+    assert troubles(world) == {"listings": "bad_answers"}
     assert {arrival.path for arrival in asked} <= {f"/documents/{number}" for number in (one.document, one.letter)}
     world.office.faults.clear()
     world.run(hours=1)
     assert world.log.events("identity_checked")[-1]["count"] > 0
+    assert troubles(world) == {}
     world.check()
 
 
@@ -643,6 +648,30 @@ def test_database_that_was_approved_is_not_asked_about_again_while_its_gaps_are_
     restored.restart()  # which compares again, and finds the same gaps
     restored.run(hours=1)
     assert (reasons(restored), guards_held(restored), vanished(restored)) == (set(), [], 0)
+
+
+def test_approval_of_a_database_that_went_back_lets_no_other_database_through(restored: World) -> None:
+    restored.restart()
+    restored.run(hours=1)
+    decide(restored, "approve")
+    before = contents(restored)
+    restored.swap_practice(build_practice(3, 77, restored.clock, past=OTHER, name="other"))
+    restored.run(hours=2)
+    assert reasons(restored) == {"other_database"}
+    assert [row["reason"] for row in guards_held(restored)] == ["other_database"]
+    assert contents(restored) == before
+
+
+def test_approval_of_another_database_does_not_let_disappearances_through(restored: World) -> None:
+    right = restored.practice
+    restored.swap_practice(build_practice(3, 77, restored.clock, past=OTHER, name="other"))
+    restored.restart()
+    restored.run(hours=2)
+    decide(restored, "approve")
+    restored.swap_practice(right)  # the right one, but put back from a backup
+    restored.run(hours=2)
+    assert reasons(restored) == {"database_went_back"}
+    assert [row["reason"] for row in guards_held(restored)] == ["database_went_back"]
 
 
 def test_two_missing_documents_of_twenty_are_ordinary(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ import pytest
 from syncd.demo.build import Past, build_practice
 from syncd.demo.clock import SimulatedClock
 from syncd.demo.schema import ALL_PERMISSIONS, APT_STATUSES
-from syncd.demo.wire import Request, Response
+from syncd.demo.wire import Request, Response, json_response
 from tests.world import PLACEMENTS, START, Findings, World
 
 pytestmark = pytest.mark.slow
@@ -176,6 +177,90 @@ def test_filter_that_is_ignored_is_not_trusted(tmp_path: Path, monkeypatch: pyte
     assert asked
     assert all(arrival.params.get("Offset") in ("0", 0) for arrival in asked)
     assert "today" in {line["hint"] for line in world.log.events("hint_off")}
+    world.check()
+
+
+def without_offset(world: World, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the office answers each page with the first one."""
+    handle = world.office.handle
+
+    def deaf(request: Request) -> Response:
+        query = {name: value for name, value in request.query.items() if name != "Offset"}
+        return handle(replace(request, query=query) if request.path.endswith(path) else request)
+
+    monkeypatch.setattr(world.office, "handle", deaf)
+
+
+def test_appointments_whose_pages_do_not_advance_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World.start(tmp_path, 6, past=FEW, interval=60.0, hinted=True)
+    for n in range(100):
+        world.practice.add_appointment(1 + n % 6, START + HOUR + n * MINUTE)
+    without_offset(world, "/appointments", monkeypatch)
+    world.run(hours=8)
+    off = [line["hint"] for line in world.log.events("hint_off")]
+    assert off == ["today"]
+    assert len(world.sent("/appointments")) <= 2 + 3 * 2
+    assert world.index.value("SELECT count(*) FROM appointment_day WHERE day = '2026-03-10'") == 0
+    world.check()
+
+
+def test_changed_patients_whose_pages_do_not_advance_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World.start(tmp_path, 110, past=replace(FEW, documents=0, sheets=0), interval=60.0, hinted=True)
+    world.practice.db.execute("UPDATE patient SET DateTStamp = '2026-03-10 08:00:00'")  # an aging run
+    world.run(hours=1)
+    before = len(world.office.arrivals)
+    without_offset(world, "/patients/Simple", monkeypatch)
+    world.run(hours=3, until=lambda: world.log.events("hint_off"))
+    assert [line["hint"] for line in world.log.events("hint_off")] == ["patients"]
+    asked = [each for each in world.sent("/patients/Simple", since=before) if "DateTStamp" in each.params]
+    assert len(asked) <= 3 * 2
+
+
+def test_pages_without_an_end_are_left_at_a_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World.start(tmp_path, 200, past=replace(FEW, documents=0, sheets=0), interval=10.0, hinted=True)
+    world.practice.db.execute("UPDATE patient SET DateTStamp = '2026-03-10 08:00:00'")
+    handle, asked = world.office.handle, Counter[str]()
+
+    def endless(request: Request) -> Response:
+        query, offset = request.query, int(request.query.get("Offset", "0"))
+        if request.path.endswith("/appointments") and not query["dateStart"].startswith("18"):
+            asked["appointments"] = max(asked["appointments"], offset)
+            numbers = range(offset, offset + 100)
+            return json_response([{"PatNum": 1, "AptDateTime": f"2026-03-10 {n}"} for n in numbers])
+        if "DateTStamp" in query:
+            asked["patients"] = max(asked["patients"], offset)
+            request = replace(request, query={**query, "Offset": str(offset % 200)})
+        return handle(request)
+
+    world.run(hours=0.2)
+    monkeypatch.setattr(world.office, "handle", endless)
+    world.run(hours=4)
+    assert asked == {"appointments": 9900, "patients": 9900}
+    assert {line["hint"] for line in world.log.events("hint_off")} == {"patients", "today"}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("path", "params", "hints"),
+    [
+        ("/appointments", {}, ["today", "week"]),
+        ("/securityperms", {}, ["permissions"]),
+        ("/patients/Simple", {"DateTStamp": "2999-01-01 00:00:00"}, ["patients"]),
+    ],
+)
+def test_hint_that_the_key_may_not_have_rests_until_tomorrow_and_stops_nothing(
+    tmp_path: Path, path: str, params: dict[str, object], hints: list[str], status: int
+) -> None:
+    world = World.start(tmp_path, 6, past=FEW, interval=60.0, hinted=True)
+    fault = world.office.faults.add("status", path=path, params=params, status=status, text="no", times=None)
+    world.run(hours=20)
+    assert fault.fired == len(hints)
+    assert [line["hint"] for line in world.log.events("hint_off")] == hints
+    assert world.index.rows("SELECT * FROM incident WHERE lane = 'api'") == []
     world.check()
 
 

@@ -258,6 +258,24 @@ def test_missing_document_that_no_mount_took_in_is_looked_for_once_a_day(world: 
     assert world.log.events("item_vanished") == []
 
 
+@pytest.mark.parametrize("status", [409, 500])
+def test_missing_document_that_the_office_cannot_tell_of_is_asked_for_with_growing_distance(
+    world: World, status: int
+) -> None:
+    pat = world.practice.add_patient()
+    world.practice.add_mount(pat, 1)
+    doc = world.practice.add_document(pat, "txt")
+    world.run(hours=2)
+    world.practice.delete_document(doc)
+    fault = world.office.faults.add("status", path=f"/documents/{doc}", status=status, times=None)
+    world.run(hours=20)
+    assert 3 <= fault.fired <= 7
+    assert world.log.events("item_vanished") == []
+    world.office.faults.clear()
+    world.run(hours=30)
+    assert world.state(pat, "document", doc) == "vanished"
+
+
 # --- sheets
 
 

@@ -11,7 +11,7 @@ from syncd.demo.site import DropFile
 from syncd.errors import SiteError, SyncdError, TransientError, UnansweredError
 from syncd.index import Index
 from syncd.model import Item
-from tests.small import HOUR, LEAST, Small, backfilling, serving, settle, small, versions
+from tests.small import HOUR, LEAST, Small, backfilling, serving, settle, small, troubles, versions
 from tests.world import World
 
 JPEG_OF_SOMEBODY = b"\xff\xd8\xff\xe0" + bytes(300) + b"\xff\xd9"  # properly ended, and nobody's document
@@ -192,6 +192,26 @@ def test_owner_of_an_image_is_asked_for_before_each_placement(tmp_path: Path) ->
         world.run(hours=1)
         assert len(world.sent("/documents/DownloadSftp", since=before, DocNum=image)) == 1
         assert len(world.sent(f"/documents/{image}")) == times
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_image_whose_owner_the_office_cannot_tell_keeps_nothing_else_waiting(tmp_path: Path, status: int) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    image = mirrored_image(world, one)
+    world.office.faults.add("status", path=f"/documents/{image}", status=status, times=None)
+    before = len(world.office.arrivals)
+    wishes.make(world.index, "retry", [[one.patient, "mount-image", image]], world.clock.now())
+    world.run(hours=0.5)
+    with one.practice.as_of(world.clock.now() - 600.0):
+        new = one.practice.add_document(one.other)
+    world.run(hours=20)
+    assert world.media(one.other, "document", new)
+    assert 3 <= len(world.sent(f"/documents/{image}", since=before)) <= 6
+    world.office.faults.clear()
+    world.run(hours=24)
+    assert troubles(world) == {}
+    world.check()
 
 
 def test_nothing_is_placed_from_a_listing_older_than_an_hour(tmp_path: Path) -> None:

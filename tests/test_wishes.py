@@ -53,9 +53,9 @@ class Practice:
         sql = "SELECT method, num, why, next_try_at, failures FROM duty ORDER BY method"
         return [tuple(row.values()) for row in self.index.rows(sql)]
 
-    def guard(self, scope: str = "patient-101") -> str:
-        sql = "INSERT INTO guard (scope, reason, made_at, items, of_items) VALUES (?, 'disappearances_held', ?, 1, 1)"
-        self.index.run(sql, scope, T0)
+    def guard(self, scope: str = "patient-101", reason: str = "disappearances_held") -> str:
+        sql = "INSERT INTO guard (scope, reason, made_at, items, of_items) VALUES (?, ?, ?, 1, 1)"
+        self.index.run(sql, scope, reason, T0)
         return f"guard-{self.index.value('SELECT max(id) FROM guard')}"
 
 
@@ -193,10 +193,11 @@ def test_rejected_guard_keeps_its_items_until_they_are_seen_again(practice: Prac
     assert practice.index.value("SELECT state FROM guard") == "rejected"
 
 
-@pytest.mark.parametrize(("verb", "remembered"), [("approve", str(LATER)), ("reject", None)])
-def test_only_an_approved_database_is_taken_for_ours(practice: Practice, verb: str, remembered: str | None) -> None:
-    assert practice.grant(verb, practice.guard("database")) is not None
-    assert practice.index.meta("database_approved") == remembered
+@pytest.mark.parametrize("reason", ["other_database", "database_went_back"])
+@pytest.mark.parametrize("verb", ["approve", "reject"])
+def test_only_what_was_said_of_an_approved_database_is_believed(practice: Practice, verb: str, reason: str) -> None:
+    assert practice.grant(verb, practice.guard("database", reason)) is not None
+    assert practice.index.meta("database_approved") == (reason if verb == "approve" else None)
 
 
 @pytest.mark.parametrize("verb", ["approve", "reject"])
