@@ -248,10 +248,12 @@ class Index:
         key = (item.pat_num, item.kind, item.num)
         return self.rows("SELECT * FROM item WHERE pat_num = ? AND kind = ? AND num = ?", *key)
 
-    def apply_listing(self, key: ListKey, difference: Difference, rows: int, newest: float | None, now: float) -> None:
+    def apply_listing(
+        self, key: ListKey, difference: Difference, rows: int, newest: float | None, began: float, now: float
+    ) -> None:
         """Take over one complete listing; the guards were asked before, held items carry their guard already.
 
-        One that says nothing new is not waited for: at worst it is read once more.
+        It is as old as its first page. One that says nothing new is not waited for: at worst it is read once more.
         """
         with self.transaction(durable=not difference.nothing):
             for row in difference.changed:
@@ -269,7 +271,7 @@ class Index:
             self.db.conn.execute(
                 "UPDATE list SET polled_at = ?, rows = ?, newest = coalesce(?, newest), failures = 0, next_try_at = 0"
                 " WHERE pat_num = ? AND name = ?",
-                (now, rows, newest, *key),
+                (began, rows, newest, *key),
             )
 
     def _put_back(self, item: Item, now: float) -> None:

@@ -33,6 +33,7 @@ TRIES = 3
 SMALLER = {100: 10, 1000: 10, 10: 2}  # Limit after an answer over the size cap
 BAD_LIST_AGAIN = 900.0
 LEFT_LIST_AGAIN = 3600.0
+BROKEN_OFF = 900.0  # seconds between two pages: what lies between, as a pause, makes the first ones old
 LANE_OF_LIST: dict[ListName, str] = {"documents": "listings", "sheets": "sheets"}  # without sheets all else goes on
 
 
@@ -59,12 +60,21 @@ class Step(Protocol):
 
 
 class ListStep:
-    """One page of one list, and what was read of it so far."""
+    """One page of one list, and what was read of it so far; `times`: when its first page came, and its last one."""
 
     bulk = False
 
-    def __init__(self, lists: Lists, key: ListKey, limit: int, tries: int = 0, rows: Sequence[Listed] = ()) -> None:
+    def __init__(
+        self,
+        lists: Lists,
+        key: ListKey,
+        limit: int,
+        tries: int = 0,
+        rows: Sequence[Listed] = (),
+        times: tuple[float, float] | None = None,
+    ) -> None:
         self._lists, self.key, self._limit, self._tries, self._rows = lists, key, limit, tries, tuple(rows)
+        self._times = times
 
     def ask(self) -> Page:
         """GET one page, starting at the last row already read."""
@@ -77,14 +87,17 @@ class ListStep:
     def take(self, answer: object, now: float) -> Step | None:
         """Join the page; a complete listing is taken over, an incomplete one goes on."""
         page = answer.rows if isinstance(answer, Page) else ()
+        began, before = self._times or (now, now)
+        if not 0 <= now - before <= BROKEN_OFF:
+            return ListStep(self._lists, self.key, self._limit, self._tries)
         try:
             rows = join(self._rows, page)
         except ListingError as error:
             return self.failed(error, now)
         if last_page(len(page), self._limit):
-            self._lists.complete(self.key, rows, now)
+            self._lists.complete(self.key, rows, began, now)
             return None
-        return ListStep(self._lists, self.key, self._limit, self._tries, rows)
+        return ListStep(self._lists, self.key, self._limit, self._tries, rows, (began, now))
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
         """Start over after a page that cannot be trusted; give the list up for now after the third."""
@@ -250,8 +263,11 @@ class Lists:
         if isinstance(error, (ItemError, ListingError)) and self._bad_answers[key[1]].failed(failure, whose):
             self._sites.failed(SiteError("bad_answers"), now, lane=LANE_OF_LIST[key[1]])
 
-    def complete(self, key: ListKey, rows: Sequence[Listed], now: float) -> None:
-        """Take over one complete listing: all actions are computed, then carried out in one transaction."""
+    def complete(self, key: ListKey, rows: Sequence[Listed], began: float, now: float) -> None:
+        """Take over one complete listing, as old as its first page, which came at `began`.
+
+        All actions are computed, then carried out in one transaction.
+        """
         index = self.doors.index
         self.seen(key, rows, now)
         known = index.known(*key)
@@ -263,14 +279,14 @@ class Lists:
             self._upload(row, now)
         if not found.nothing:
             with index.transaction():
-                index.apply_listing(key, found, len(rows), newest, now)
+                index.apply_listing(key, found, len(rows), newest, began, now)
                 for item in found.back if "thumbnail" in self.doors.settings.sync.kinds else ():
                     index.owe_thumbnail(item)
                 self._moved_here(found, known, now)
                 self._missing(key, found, known, now)
                 self._release(now)
         else:
-            index.apply_listing(key, found, len(rows), newest, now)
+            index.apply_listing(key, found, len(rows), newest, began, now)
         self._bad_answers[key[1]].succeeded()
         self._sites.works(LANE_OF_LIST[key[1]], now)
         self.settled.append((key, len(rows), newest if found.changed else None))

@@ -38,7 +38,7 @@ CREATE TABLE patient (
     thumbnails_after_at REAL NOT NULL DEFAULT 0, thumbnails_failures INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE list (
-    pat_num INTEGER NOT NULL, name TEXT NOT NULL, polled_at REAL NOT NULL DEFAULT 0,  -- last complete listing
+    pat_num INTEGER NOT NULL, name TEXT NOT NULL, polled_at REAL NOT NULL DEFAULT 0,  -- last complete listing began
     rows INTEGER NOT NULL DEFAULT 0, newest REAL, failures INTEGER NOT NULL DEFAULT 0,
     next_try_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (pat_num, name)
 ) STRICT, WITHOUT ROWID;

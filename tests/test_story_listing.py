@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from syncd import wishes
 from syncd.demo.build import Past
 from syncd.demo.practice import Practice
 from syncd.demo.site import DropFile
@@ -110,6 +111,29 @@ def test_row_edited_between_two_pages_starts_the_list_over(lists_only: World) ->
     lists_only.run(seconds=600)
     assert offsets(lists_only, "/sheets")[:4] == [0, 99, 0, 99]
     assert known(lists_only, "sheet") == set(numbers)
+
+
+def test_listing_of_several_pages_is_as_old_as_its_first_page(lists_only: World) -> None:
+    pat = lists_only.practice.add_patient()
+    for _ in range(120):
+        lists_only.practice.add_sheet(pat)
+    lists_only.run(until=lambda: lists_only.index.polled_at(pat, "sheets"))
+    first, last = (arrival.at for arrival in lists_only.sent("/sheets"))
+    assert first <= lists_only.index.polled_at(pat, "sheets") < last
+
+
+@pytest.mark.parametrize(("minutes", "asked"), [(5, [0, 99]), (120, [0, 99, 0, 99])])
+def test_listing_that_is_broken_off_for_long_starts_over(lists_only: World, minutes: int, asked: list[int]) -> None:
+    pat = lists_only.practice.add_patient()
+    for _ in range(120):
+        lists_only.practice.add_sheet(pat)
+    until_asked(lists_only, "/sheets")
+    until = lists_only.clock.now() + 60.0 * minutes
+    wishes.make(lists_only.index, "pause", until, lists_only.clock.now())
+    lists_only.run(until=lambda: lists_only.index.polled_at(pat, "sheets"))
+    assert offsets(lists_only, "/sheets") == asked
+    assert lists_only.index.polled_at(pat, "sheets") >= lists_only.sent("/sheets")[-2].at
+    assert lists_only.log.events("listing_refused") == []
 
 
 @pytest.mark.parametrize("fault", ["shifted", "duplicated", "foreign_row", "html", "wrong_shape"])
