@@ -405,7 +405,7 @@ MUTANTS = (
     Mutant(
         "placed from an old listing",
         "syncd/placing.py",
-        "return abs(now - listed_at) <= FRESH",
+        "return 0 <= now - listed_at < FRESH",
         "return True",
         "tests/test_story_protocol.py",
         "older_than_an_hour",
