@@ -70,7 +70,7 @@ class PlaceStep:
 
     def outdated(self, now: float) -> bool:
         """Whether its listing is too old by now: its number may mean another patient's file since."""
-        return self._duty is not None and not is_fresh(self._attempt.listed_at, now)
+        return not is_fresh(self._attempt.listed_at, now)
 
 
 class OwnerStep:
@@ -276,8 +276,9 @@ class Places:
 
     # --- thumbnails
 
-    def prepare_thumbnails(self, now: float, quiet: float, only: frozenset[int] | None = None) -> PlaceStep | None:
-        """One call for a patient whose images had no news for `quiet` seconds and who is owed nothing else.
+    def prepare_thumbnails(self, now: float, quiet: float, only: frozenset[int] | None = None) -> Step | None:
+        """One call for a patient whose images had no news for `quiet` seconds and who is owed nothing else, or first
+        the patient's list, where that is too old.
 
         Where so many wait that the question takes long, it is asked in a twentieth of the time at most.
         """
@@ -297,10 +298,14 @@ class Places:
         self._thumbnails_after = steady() + 20 * (steady() - asked_at)
         if not row or self._adopted_thumbnails(row[0]["pat_num"], now):
             return None
-        pat_num = row[0]["pat_num"]
-        index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", now + HOUR, pat_num)
+        pat_num, listed_at = row[0]["pat_num"], row[0]["listed_at"]
         duty = Duty("thumbnails", pat_num, 0, "", "listed", now)
-        return PlaceStep(self, self._write_down(duty, None, row[0]["listed_at"], {}, now), None, self._bulk)
+        if not is_fresh(listed_at, now):
+            if (step := self._read_first(duty, "documents", now)) is None:
+                thumbnails_failed(self.doors, pat_num, now)
+            return step
+        index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", now + HOUR, pat_num)
+        return PlaceStep(self, self._write_down(duty, None, listed_at, {}, now), None, self._bulk)
 
     def _adopted_thumbnails(self, pat_num: int, now: float) -> bool:
         """Clear what is due and archived already (after a rebuilt index); whether nothing is left."""

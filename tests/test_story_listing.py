@@ -437,6 +437,35 @@ def test_backfill_asks_for_thumbnails_right_after_the_patients_last_placement(tm
     assert max(arrival.at for arrival in world.office.arrivals) - world.scope.since < 600
 
 
+@pytest.mark.parametrize("outage", [False, True], ids=["quiet for long", "unsent for long"])
+def test_thumbnails_are_asked_for_from_a_listing_of_the_last_hour(world: World, outage: bool) -> None:
+    pat = world.practice.add_patient()
+    world.practice.add_document(pat)
+    world.run(until=lambda: world.index.value("SELECT 1 FROM item WHERE thumbnail_due = 1"))
+    if outage:
+        world.office.faults.add("too_many", path="/documents/Thumbnails", seconds=3600.0)
+        world.run(until=lambda: world.sent("/documents/Thumbnails"))
+    world.clock.advance(3 * 3600.0)
+    world.run(until=lambda: world.index.value("SELECT 1 FROM item WHERE kind = 'thumbnail'"))
+    asked = world.sent("/documents/Thumbnails")[-1].at
+    assert asked - max(arrival.at for arrival in world.sent("/documents", PatNum=pat) if arrival.at < asked) < 3600
+    world.check()
+
+
+def test_patient_whose_list_cannot_be_read_keeps_no_others_thumbnails_waiting(world: World) -> None:
+    pats = [world.practice.add_patient() for _ in range(2)]
+    docs = [world.practice.add_document(pat) for pat in pats]
+    world.run(until=lambda: len(world.index.rows("SELECT 1 FROM item WHERE thumbnail_due = 1")) == len(pats))
+    fault = world.office.faults.add("html", path="/documents", params={"PatNum": pats[0]}, times=None)
+    world.clock.advance(3 * 3600.0)
+    world.run(hours=3)
+    assert [len(world.media(pat, "thumbnail", doc)) for pat, doc in zip(pats, docs, strict=True)] == [0, 1]
+    assert len(world.sent("/documents", PatNum=pats[0])) < 3 * 4 * 4, "asked for in its time, as any list is"
+    world.office.faults.clear(fault)
+    world.run(hours=30)
+    world.check()
+
+
 def test_edit_without_new_bytes_makes_no_thumbnail_due(world: World) -> None:
     pat = world.practice.add_patient()
     doc = world.practice.add_document(pat)
