@@ -606,6 +606,20 @@ def test_newer_revision_stays_owed_when_the_older_one_is_done(index: Index) -> N
     assert index.duty("document", 101, 34) is None
 
 
+@pytest.mark.parametrize(("why", "left"), [("listed", False), ("refetch", False), ("moved", True)])
+def test_what_is_asked_for_anew_while_it_is_placed_stays_owed_once(index: Index, why: str, left: bool) -> None:
+    roster(index, 101)
+    owe(index, 34)
+    index.journal(attempt())
+    owe(index, 34, why=why)
+    assert due(index) is None  # its placement is under way
+    index.duty_done("document", 101, 34, "r1")
+    assert due(index) == (34 if left else None)
+    index.journal(attempt(staging="syncd/other"))
+    index.duty_done("document", 101, 34, "r1")
+    assert index.duty("document", 101, 34) is None
+
+
 @pytest.mark.parametrize(("why", "left"), [("listed", None), ("backfill", None), ("moved", "r1"), ("repair", "r1")])
 def test_what_another_revision_made_necessary_ends_when_the_archived_one_is_listed_again(
     index: Index, why: str, left: str | None
