@@ -27,7 +27,7 @@ from syncd.logs import Log
 from syncd.model import Duty, Item, Kind, Listed, ListKey, ListName, Method, Page, Patient
 from syncd.naming import extension_of, media_type
 from syncd.publishing import Arrival, Publisher
-from syncd.sites import Doors, Sites
+from syncd.sites import Doors, Sites, nothing_vanishes
 
 TRIES = 3
 SMALLER = {100: 10, 1000: 10, 10: 2}  # Limit after an answer over the size cap
@@ -334,8 +334,8 @@ class Lists:
         if index.value("SELECT 1 FROM item WHERE pat_num = ? AND kind = 'mount' AND vanished_at IS NULL", key[0]):
             for each in gone:
                 self._confirm(each, now)
-        if index.value("SELECT 1 FROM site WHERE lane = 'database'"):
-            return  # the office's database went back: what it lacks may come again
+        if nothing_vanishes(index):
+            return
         for each in gone:
             seen = index.known_item(each.item)  # a guard may hold it by now
             if each.not_found and seen is not None and ripe(seen, now, self.doors.settings.sync.vanish_after):
@@ -448,6 +448,8 @@ class Lists:
         return bool(mounts)
 
     def _vanish(self, item: Item, now: float, became: str | None = None) -> None:
+        if became is None and nothing_vanishes(self.doors.index):
+            return
         for each in self.doors.index.vanish(item, now, became):
             with contextlib.suppress(ItemError, SiteError):  # an archive that is away: then the scrub finds it
                 self._publisher.adopt_unknown(each, now)

@@ -21,7 +21,7 @@ from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Me
 from syncd.naming import own_extension, staging_name
 from syncd.pacing import retry_delay
 from syncd.publishing import Publisher
-from syncd.sites import Doors, Sites
+from syncd.sites import Doors, Sites, nothing_vanishes
 
 FRESH = HOUR
 MISSING_AGAIN = 4 * HOUR
@@ -217,7 +217,7 @@ class Places:
         self.doors.index.duty_done(duty.method, duty.pat_num, duty.num)
         image = Item(duty.pat_num, *_item_of(duty))
         known = self.doors.index.known_item(image)
-        if known is not None and known.archived_revision is None:
+        if known is not None and known.archived_revision is None and not nothing_vanishes(self.doors.index):
             self.doors.index.vanish(image, now)
 
     def _put_off(self, duty: Duty, now: float) -> bool:

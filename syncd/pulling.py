@@ -23,7 +23,7 @@ from syncd.naming import check_body, extension_of, media_type, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher
 from syncd.scrub import adopt_newer
-from syncd.sites import LANE_OF, Doors, Sites, claim_archive, settle_audit
+from syncd.sites import LANE_OF, Doors, Sites, claim_archive, nothing_vanishes, settle_audit
 from syncd.upkeep import Mark, Upkeep, publish_index
 
 BATCH = 64  # placements looked at at once
@@ -419,8 +419,8 @@ class PullLane:
             image = Item(attempt.pat_num, "mount-image", row["num"])
             if row["num"] in named:
                 continue
-            if row["since"] is None:
-                index.set_item(image, "missing_since_at = ?", now)
+            if row["since"] is None or nothing_vanishes(index):
+                index.set_item(image, "missing_since_at = coalesce(missing_since_at, ?)", now)
                 index.set_item(mount, "refetch_at = ?", now + vanish_after)
             elif now - row["since"] >= vanish_after:
                 index.vanish(image, now)

@@ -84,6 +84,11 @@ def put_times_right(index: Index, now: float, went_back: bool) -> None:
                 index.remember(key, None)
 
 
+def nothing_vanishes(index: Index) -> bool:
+    """Whether the office's database went back: what it lacks may come again."""
+    return index.value("SELECT 1 FROM site WHERE lane = 'database'") is not None
+
+
 def claim_archive(doors: Doors) -> None:
     """See that the archive is this index's own; an empty folder becomes it, where the index knows none.
 

@@ -429,8 +429,8 @@ MUTANTS = (
     Mutant(
         "one answer makes an archived image vanish",
         "syncd/placing.py",
-        "if known is not None and known.archived_revision is None:",
-        "if known is not None:",
+        "if known is not None and known.archived_revision is None and not",
+        "if known is not None and not",
         "tests/test_story_protocol.py",
         "one_answer_that_denies_it",
     ),
