@@ -26,7 +26,7 @@ from syncd.index import Index
 from syncd.logs import Log
 from syncd.model import Duty, Item, Kind, Listed, ListKey, ListName, Method, Page, Patient
 from syncd.naming import extension_of, media_type
-from syncd.publishing import Arrival, Publisher
+from syncd.publishing import Arrival, Publisher, image_lacks
 from syncd.sites import Doors, Sites, nothing_vanishes
 
 TRIES = 3
@@ -409,22 +409,25 @@ class Lists:
 
     def _confirm(self, known: Known, now: float) -> None:
         if known.item.kind == "document" and known.held_by is None:
-            self.doors.index.run(
-                "INSERT OR IGNORE INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
-                " VALUES ('confirm', ?, ?, 'document', ?, 'confirm', ?, ?)",
-                *(known.item.pat_num, known.item.num, known.revision, now, now),
-            )
+            owe_confirmation(self.doors.index, known.item, known.revision, now)
 
     def confirmed(self, duty: Duty, row: Listed | None, now: float) -> None:
-        """What the single GET said of a document that its listing lacks."""
+        """What the single GET said of a document that its listing lacks, or of an image that its mount denies."""
         index, item = self.doors.index, Item(duty.pat_num, "document", duty.num)
         index.duty_done("confirm", duty.pat_num, duty.num)
-        known = index.known_item(item)
-        if known is None or known.vanished or known.missing_since_at is None or known.held_by is not None:
+        known, gone = index.known_item(item), row is None or row.item.pat_num != item.pat_num
+        if known is None or known.vanished:
+            image = Item(item.pat_num, "mount-image", item.num)
+            if gone:
+                image_lacks(self.doors, image, now)
+            else:
+                index.set_item(image, "missing_since_at = NULL")
+            return
+        if known.missing_since_at is None or known.held_by is not None:
             return
         if row is not None and row.item.pat_num != item.pat_num and row.date_created == known.date_created:
             self._vanish(item, now, row.item.full_id)
-        elif row is None or row.item.pat_num != item.pat_num:  # gone, or its number means another document now
+        elif gone:  # or its number means another document now
             if ripe(known, now, self.doors.settings.sync.vanish_after):
                 self._vanish(item, now)
         else:
@@ -467,6 +470,15 @@ class Lists:
             *(row.file_name, now, now, "note", row.fields),
         )
         self._publisher.take_upload(arrival, now)
+
+
+def owe_confirmation(index: Index, item: Item, revision: str, now: float) -> None:
+    """A document, or an image in a mount, is to be asked for by its number."""
+    index.run(
+        "INSERT OR IGNORE INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
+        " VALUES ('confirm', ?, ?, ?, ?, 'confirm', ?, ?)",
+        *(item.pat_num, item.num, item.kind, revision, now, now),
+    )
 
 
 def end_guard(index: Index, log: Log, guard: int, state: str, now: float, actor: str = "daemon") -> None:
