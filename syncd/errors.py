@@ -184,7 +184,7 @@ FailureClass = Literal[
     "destroyed",  # by order, while its file was under way
     "io_error",
     "list_unreadable",  # its patient's list, which is read before a file is placed
-    "missing_on_drop",  # answered with 201, but no file appeared
+    "missing_on_drop",  # answered, but no file appeared, or of a mount whose images are known none was named
     "mount_too_large",  # DownloadMount went unanswered again and again
     "not_a_file",  # a folder, link or device where the file should be
     "not_found",

@@ -248,10 +248,12 @@ class Index:
         key = (item.pat_num, item.kind, item.num)
         return self.rows("SELECT * FROM item WHERE pat_num = ? AND kind = ? AND num = ?", *key)
 
-    def apply_listing(self, key: ListKey, difference: Difference, rows: int, newest: float | None, now: float) -> None:
+    def apply_listing(
+        self, key: ListKey, difference: Difference, rows: int, newest: float | None, began: float, now: float
+    ) -> None:
         """Take over one complete listing; the guards were asked before, held items carry their guard already.
 
-        One that says nothing new is not waited for: at worst it is read once more.
+        It is as old as its first page. One that says nothing new is not waited for: at worst it is read once more.
         """
         with self.transaction(durable=not difference.nothing):
             for row in difference.changed:
@@ -269,7 +271,7 @@ class Index:
             self.db.conn.execute(
                 "UPDATE list SET polled_at = ?, rows = ?, newest = coalesce(?, newest), failures = 0, next_try_at = 0"
                 " WHERE pat_num = ? AND name = ?",
-                (now, rows, newest, *key),
+                (began, rows, newest, *key),
             )
 
     def _put_back(self, item: Item, now: float) -> None:
@@ -378,7 +380,7 @@ class Index:
                 f" (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET why = CASE WHEN {same} OR excluded.why ="
                 " 'refetch' THEN why ELSE excluded.why END, revision = excluded.revision, next_try_at = CASE WHEN"
                 f" {anew} THEN excluded.next_try_at ELSE next_try_at END, failures = CASE WHEN {anew} THEN 0 ELSE"
-                " failures END",
+                " failures END, busy = CASE WHEN busy AND excluded.why = 'moved' THEN 2 ELSE busy END",
                 (*values, owing.not_before),
             )
 
@@ -424,10 +426,11 @@ class Index:
         self.run(sql, until, duty.pat_num, duty.method, duty.num)
 
     def duty_done(self, method: str, pat_num: int, num: int, revision: str | None = None) -> None:
-        """The duty is fulfilled, unless a newer revision was listed in the meantime: then it is owed still."""
+        """The duty is fulfilled, unless it was owed anew in the meantime, for a newer revision or news of the mount."""
         with self.transaction():
             key = (pat_num, method, num)
             sql = "DELETE FROM duty WHERE pat_num = ? AND method = ? AND num = ? AND revision = coalesce(?, revision)"
+            sql += " AND busy < 2"
             self.db.conn.execute(sql, (*key, revision or None))
             self.db.conn.execute("UPDATE duty SET busy = 0 WHERE pat_num = ? AND method = ? AND num = ?", key)
 

@@ -28,13 +28,14 @@ from syncd.logs import Log
 from syncd.model import Duty, Item, Kind, Listed, ListKey, ListName, Method, Page, Patient
 from syncd.naming import extension_of, media_type
 from syncd.pacing import retry_delay
-from syncd.publishing import Arrival, Publisher
-from syncd.sites import Doors, Sites
+from syncd.publishing import Arrival, Publisher, image_lacks
+from syncd.sites import Doors, Sites, nothing_vanishes
 
 TRIES = 3
 SMALLER = {100: 10, 1000: 10, 10: 2}  # Limit after an answer over the size cap
 BAD_LIST_AGAIN = 900.0
 LEFT_LIST_AGAIN = 3600.0
+BROKEN_OFF = 900.0  # seconds between two pages: what lies between, as a pause, makes the first ones old
 LANE_OF_LIST: dict[ListName, str] = {"documents": "listings", "sheets": "sheets"}  # without sheets all else goes on
 
 
@@ -61,12 +62,21 @@ class Step(Protocol):
 
 
 class ListStep:
-    """One page of one list, and what was read of it so far."""
+    """One page of one list, and what was read of it so far; `times`: when its first page came, and its last one."""
 
     bulk = False
 
-    def __init__(self, lists: Lists, key: ListKey, limit: int, tries: int = 0, rows: Sequence[Listed] = ()) -> None:
+    def __init__(
+        self,
+        lists: Lists,
+        key: ListKey,
+        limit: int,
+        tries: int = 0,
+        rows: Sequence[Listed] = (),
+        times: tuple[float, float] | None = None,
+    ) -> None:
         self._lists, self.key, self._limit, self._tries, self._rows = lists, key, limit, tries, tuple(rows)
+        self._times = times
 
     def ask(self) -> Page:
         """GET one page, starting at the last row already read."""
@@ -79,14 +89,17 @@ class ListStep:
     def take(self, answer: object, now: float) -> Step | None:
         """Join the page; a complete listing is taken over, an incomplete one goes on."""
         page = answer.rows if isinstance(answer, Page) else ()
+        began, before = self._times or (now, now)
+        if not 0 <= now - before <= BROKEN_OFF:
+            return ListStep(self._lists, self.key, self._limit, self._tries)
         try:
             rows = join(self._rows, page)
         except ListingError as error:
             return self.failed(error, now)
         if last_page(len(page), self._limit):
-            self._lists.complete(self.key, rows, now)
+            self._lists.complete(self.key, rows, began, now)
             return None
-        return ListStep(self._lists, self.key, self._limit, self._tries, rows)
+        return ListStep(self._lists, self.key, self._limit, self._tries, rows, (began, now))
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
         """Start over after a page that cannot be trusted; give the list up for now after the third."""
@@ -284,8 +297,11 @@ class Lists:
         ):
             self._sites.failed(SiteError("bad_answers"), now, lane=LANE_OF_LIST[key[1]])
 
-    def complete(self, key: ListKey, rows: Sequence[Listed], now: float) -> None:
-        """Take over one complete listing: all actions are computed, then carried out in one transaction."""
+    def complete(self, key: ListKey, rows: Sequence[Listed], began: float, now: float) -> None:
+        """Take over one complete listing, as old as its first page, which came at `began`.
+
+        All actions are computed, then carried out in one transaction.
+        """
         index = self.doors.index
         self.seen(key, rows, now)
         known = index.known(*key)
@@ -297,14 +313,14 @@ class Lists:
             self._upload(row, now)
         if not found.nothing:
             with index.transaction():
-                index.apply_listing(key, found, len(rows), newest, now)
+                index.apply_listing(key, found, len(rows), newest, began, now)
                 for item in found.back if "thumbnail" in self.doors.settings.sync.kinds else ():
                     index.owe_thumbnail(item)
                 self._moved_here(found, known, now)
                 self._missing(key, found, known, now)
                 self._release(now)
         else:
-            index.apply_listing(key, found, len(rows), newest, now)
+            index.apply_listing(key, found, len(rows), newest, began, now)
         self._bad_answers[key[1]].succeeded((key[1], key[0], 0))
         self._sites.works(LANE_OF_LIST[key[1]], now)
         self.settled.append((key, len(rows), newest if found.changed else None))
@@ -352,8 +368,8 @@ class Lists:
         if index.value("SELECT 1 FROM item WHERE pat_num = ? AND kind = 'mount' AND vanished_at IS NULL", key[0]):
             for each in gone:
                 self._confirm(each, now)
-        if index.value("SELECT 1 FROM site WHERE lane = 'database'"):
-            return  # the office's database went back: what it lacks may come again
+        if nothing_vanishes(index):
+            return
         for each in gone:
             seen = index.known_item(each.item)  # a guard may hold it by now
             if each.not_found and seen is not None and ripe(seen, now, self.doors.settings.sync.vanish_after):
@@ -432,22 +448,25 @@ class Lists:
 
     def _confirm(self, known: Known, now: float) -> None:
         if known.item.kind == "document" and known.held_by is None:
-            self.doors.index.run(
-                "INSERT OR IGNORE INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
-                " VALUES ('confirm', ?, ?, 'document', ?, 'confirm', ?, ?)",
-                *(known.item.pat_num, known.item.num, known.revision, now, now),
-            )
+            owe_confirmation(self.doors.index, known.item, known.revision, now)
 
     def confirmed(self, duty: Duty, row: Listed | None, now: float) -> None:
-        """What the single GET said of a document that its listing lacks."""
+        """What the single GET said of a document that its listing lacks, or of an image that its mount denies."""
         index, item = self.doors.index, Item(duty.pat_num, "document", duty.num)
         index.duty_done("confirm", duty.pat_num, duty.num)
-        known = index.known_item(item)
-        if known is None or known.vanished or known.missing_since_at is None or known.held_by is not None:
+        known, gone = index.known_item(item), row is None or row.item.pat_num != item.pat_num
+        if known is None or known.vanished:
+            image = Item(item.pat_num, "mount-image", item.num)
+            if gone:
+                image_lacks(self.doors, image, now)
+            else:
+                index.set_item(image, "missing_since_at = NULL")
+            return
+        if known.missing_since_at is None or known.held_by is not None:
             return
         if row is not None and row.item.pat_num != item.pat_num and row.date_created == known.date_created:
             self._vanish(item, now, row.item.full_id)
-        elif row is None or row.item.pat_num != item.pat_num:  # gone, or its number means another document now
+        elif gone:  # or its number means another document now
             if ripe(known, now, self.doors.settings.sync.vanish_after):
                 self._vanish(item, now)
         else:
@@ -471,6 +490,8 @@ class Lists:
         return bool(mounts)
 
     def _vanish(self, item: Item, now: float, became: str | None = None) -> None:
+        if became is None and nothing_vanishes(self.doors.index):
+            return
         for each in self.doors.index.vanish(item, now, became):
             with contextlib.suppress(ItemError, SiteError):  # an archive that is away: then the scrub finds it
                 self._publisher.adopt_unknown(each, now)
@@ -488,6 +509,15 @@ class Lists:
             *(row.file_name, now, now, "note", row.fields),
         )
         self._publisher.take_upload(arrival, now)
+
+
+def owe_confirmation(index: Index, item: Item, revision: str, now: float) -> None:
+    """A document, or an image in a mount, is to be asked for by its number."""
+    index.run(
+        "INSERT OR IGNORE INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
+        " VALUES ('confirm', ?, ?, ?, ?, 'confirm', ?, ?)",
+        *(item.pat_num, item.num, item.kind, revision, now, now),
+    )
 
 
 def end_guard(index: Index, log: Log, guard: int, state: str, now: float, actor: str = "daemon") -> None:

@@ -248,6 +248,8 @@ class ApiLane:
         if self.hints is not None:
             self.hints.put_right(now)
         if leap < 0:
+            if isinstance(self._prepared or self._ahead, (ListStep, PlaceStep)):  # it waited for longer than it seems
+                self.close()
             self.scope.since = min(self.scope.since, now - CLOCK_SLACK)
             self._plan(now)
 

@@ -21,7 +21,7 @@ from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Me
 from syncd.naming import own_extension, staging_name
 from syncd.pacing import retry_delay
 from syncd.publishing import Publisher
-from syncd.sites import Doors, Sites
+from syncd.sites import Doors, Sites, nothing_vanishes
 
 FRESH = HOUR
 MISSING_AGAIN = 4 * HOUR
@@ -70,7 +70,7 @@ class PlaceStep:
 
     def outdated(self, now: float) -> bool:
         """Whether its listing is too old by now: its number may mean another patient's file since."""
-        return self._duty is not None and not is_fresh(self._attempt.listed_at, now)
+        return not is_fresh(self._attempt.listed_at, now)
 
 
 class OwnerStep:
@@ -220,7 +220,7 @@ class Places:
         self.doors.index.duty_done(duty.method, duty.pat_num, duty.num)
         image = Item(duty.pat_num, *_item_of(duty))
         known = self.doors.index.known_item(image)
-        if known is not None and known.archived_revision is None:
+        if known is not None and known.archived_revision is None and not nothing_vanishes(self.doors.index):
             self.doors.index.vanish(image, now)
 
     def _put_off(self, duty: Duty, now: float) -> bool:
@@ -278,8 +278,9 @@ class Places:
 
     # --- thumbnails
 
-    def prepare_thumbnails(self, now: float, quiet: float, only: frozenset[int] | None = None) -> PlaceStep | None:
-        """One call for a patient whose images had no news for `quiet` seconds and who is owed nothing else.
+    def prepare_thumbnails(self, now: float, quiet: float, only: frozenset[int] | None = None) -> Step | None:
+        """One call for a patient whose images had no news for `quiet` seconds and who is owed nothing else, or first
+        the patient's list, where that is too old.
 
         Where so many wait that the question takes long, it is asked in a twentieth of the time at most.
         """
@@ -299,10 +300,14 @@ class Places:
         self._thumbnails_after = steady() + 20 * (steady() - asked_at)
         if not row or self._adopted_thumbnails(row[0]["pat_num"], now):
             return None
-        pat_num = row[0]["pat_num"]
-        index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", now + HOUR, pat_num)
+        pat_num, listed_at = row[0]["pat_num"], row[0]["listed_at"]
         duty = Duty("thumbnails", pat_num, 0, "", "listed", now)
-        return PlaceStep(self, self._write_down(duty, None, row[0]["listed_at"], {}, now), None, self._bulk)
+        if not is_fresh(listed_at, now):
+            if (step := self._read_first(duty, "documents", now)) is None:
+                thumbnails_failed(self.doors, pat_num, now)
+            return step
+        index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", now + HOUR, pat_num)
+        return PlaceStep(self, self._write_down(duty, None, listed_at, {}, now), None, self._bulk)
 
     def _adopted_thumbnails(self, pat_num: int, now: float) -> bool:
         """Clear what is due and archived already (after a rebuilt index); whether nothing is left."""
@@ -378,8 +383,8 @@ class Places:
 
 
 def is_fresh(listed_at: float, now: float) -> bool:
-    """Whether a listing is young enough to place from; one of the future was read before the clock was set back."""
-    return abs(now - listed_at) <= FRESH
+    """Whether a listing is young enough to place from. Nobody knows how old one of the future is."""
+    return 0 <= now - listed_at < FRESH
 
 
 def thumbnails_failed(doors: Doors, pat_num: int, now: float) -> None:

@@ -19,7 +19,7 @@ from syncd.diff import local_time, refetch_at, stamp_age
 from syncd.errors import ItemError, SyncdError, UnreadableError
 from syncd.model import FieldValue, Item, Version
 from syncd.schema import row_is_sound
-from syncd.sites import Doors
+from syncd.sites import Doors, nothing_vanishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +272,20 @@ class Publisher:
                 log.info("document_archived", item=item, version=outcome.version, seq=outcome.seq, bytes=outcome.bytes)
             else:
                 log.info("revision_recorded", item=item, version=outcome.version, seq=outcome.seq)
+
+
+def image_lacks(doors: Doors, image: Item, now: float) -> None:
+    """An image is not where it was: missing from now on; vanished where that was so `vanish_after` ago."""
+    index, known, after = doors.index, doors.index.known_item(image), doors.settings.sync.vanish_after
+    if known is None or known.vanished:
+        return
+    if known.missing_since_at is None or nothing_vanishes(index):
+        index.set_item(image, "missing_since_at = coalesce(missing_since_at, ?)", now)
+        mount = Item(image.pat_num, "mount", index.item_rows(image)[0]["mount_num"])
+        index.set_item(mount, "refetch_at = ?", now + after)
+    elif now - known.missing_since_at >= after:
+        index.vanish(image, now)
+        doors.log.info("item_vanished", item=image.full_id)
 
 
 def again_at(arrival: Arrival | Version, zone: dt.tzinfo, now: float) -> float | None:

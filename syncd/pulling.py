@@ -18,10 +18,11 @@ from syncd import destroy, repair, upload
 from syncd.cleaning import Cleaner
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
+from syncd.listing import owe_confirmation
 from syncd.model import KIND_OF, Attempt, FieldValue, Item, PlacedName, Pulled, PullJob, Version
 from syncd.naming import check_body, extension_of, media_type, plain_name, properly_ended
 from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
-from syncd.publishing import Arrival, Outcomes, Publisher
+from syncd.publishing import Arrival, Outcomes, Publisher, image_lacks
 from syncd.scrub import adopt_newer
 from syncd.sites import LANE_OF, Doors, Sites, claim_archive, settle_audit
 from syncd.upkeep import Mark, Upkeep, publish_index
@@ -377,7 +378,9 @@ class PullLane:
             self._thumbnails_settled(attempt, results, now)
             return True
         duty = index.duty(attempt.method, attempt.pat_num, attempt.num)
-        if attempt.method == "mount-images":
+        if denied := self._denied(attempt, now):
+            failure = "missing_on_drop"
+        if attempt.method == "mount-images" and not denied:
             self._images_settled(attempt, [t.item.num for t, said in results if isinstance(said, Version)], now)
         elif failure is not None or failures:
             if duty is not None:
@@ -425,21 +428,24 @@ class PullLane:
             if left is not None and left.missing_since_at is not None and not left.vanished:
                 index.vanish(left.item, now, became)
                 self._doors.log.info("item_moved", item=left.item.full_id, became=became)
-        vanish_after = self._doors.settings.sync.vanish_after
-        for row in index.rows(
-            "SELECT num, missing_since_at AS since FROM item"
-            " WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL",
-            *(attempt.pat_num, attempt.num),
-        ):
+        sql = "SELECT num FROM item WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL"
+        for row in index.rows(sql, attempt.pat_num, attempt.num):
+            if row["num"] not in named:
+                image_lacks(self._doors, Item(attempt.pat_num, "mount-image", row["num"]), now)
+
+    def _denied(self, attempt: Attempt, now: float) -> bool:
+        """Whether a mount that names no image had some that are no documents by now: then the office could not read
+        them, and the answer has failed. Each is asked for by its number: one that is deleted is missing from then on.
+        """
+        if attempt.method != "mount-images" or attempt.names:
+            return False
+        listed = "SELECT 1 FROM item d WHERE d.pat_num = i.pat_num AND d.kind = 'document' AND d.num = i.num"
+        sql = "SELECT num, revision FROM item i WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL AND NOT"
+        sql += f" EXISTS ({listed} AND d.missing_since_at IS NULL AND d.vanished_at IS NULL)"
+        for row in (images := self._doors.index.rows(sql, attempt.pat_num, attempt.num)):
             image = Item(attempt.pat_num, "mount-image", row["num"])
-            if row["num"] in named:
-                continue
-            if row["since"] is None:
-                index.set_item(image, "missing_since_at = ?", now)
-                index.set_item(mount, "refetch_at = ?", now + vanish_after)
-            elif now - row["since"] >= vanish_after:
-                index.vanish(image, now)
-                self._doors.log.info("item_vanished", item=image.full_id)
+            owe_confirmation(self._doors.index, image, row["revision"], now)
+        return bool(images)
 
     # --- placements without an answer
 

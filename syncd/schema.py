@@ -38,7 +38,7 @@ CREATE TABLE patient (
     thumbnails_after_at REAL NOT NULL DEFAULT 0, thumbnails_failures INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE list (
-    pat_num INTEGER NOT NULL, name TEXT NOT NULL, polled_at REAL NOT NULL DEFAULT 0,  -- last complete listing
+    pat_num INTEGER NOT NULL, name TEXT NOT NULL, polled_at REAL NOT NULL DEFAULT 0,  -- last complete listing began
     rows INTEGER NOT NULL DEFAULT 0, newest REAL, failures INTEGER NOT NULL DEFAULT 0,
     next_try_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (pat_num, name)
 ) STRICT, WITHOUT ROWID;
@@ -85,7 +85,7 @@ CREATE TABLE damage (
 CREATE TABLE duty (
     method TEXT NOT NULL, pat_num INTEGER NOT NULL, num INTEGER NOT NULL, kind TEXT NOT NULL, revision TEXT NOT NULL,
     why TEXT NOT NULL, since_at REAL NOT NULL, next_try_at REAL NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
-    failure TEXT, busy INTEGER NOT NULL DEFAULT 0,  -- 1: a placement is under way
+    failure TEXT, busy INTEGER NOT NULL DEFAULT 0,  -- 1: a placement is under way; 2: and is asked for anew
     PRIMARY KEY (pat_num, method, num)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX duty_due ON duty (why, next_try_at) WHERE busy = 0;

@@ -65,7 +65,8 @@ class Doors:
 def put_times_right(index: Index, now: float, went_back: bool) -> None:
     """After the machine's clock was set: what was to come by the old clock may lie years ahead by the new one.
 
-    Waits end, or last as long as they may at most; what is missing has to stay missing for `vanish_after` anew.
+    Waits end, or last as long as they may at most; what is missing has to stay missing for `vanish_after` anew. Where
+    the clock went back a list may be older than it looks, so no list is younger than the hour from which is placed.
     """
     looks = "CASE state WHEN 'cleaning' THEN ?1 + 86400 ELSE ?1 + 300 END"
     with index.transaction():
@@ -75,13 +76,18 @@ def put_times_right(index: Index, now: float, went_back: bool) -> None:
             return
         index.run("UPDATE item SET archived_at = ?1 WHERE thumbnail_due = 1 AND archived_at > ?1", now)
         index.run("UPDATE site SET next_try_at = ?1, since_at = min(since_at, ?1)", now)
-        index.run("UPDATE list SET polled_at = ?1 WHERE polled_at > ?1", now)
+        index.run("UPDATE list SET polled_at = ?1 - 3600 WHERE polled_at > ?1 - 3600", now)
         index.run("UPDATE duty SET next_try_at = ?1 WHERE next_try_at > ?1", now)
         index.run(f"UPDATE attempt SET asked_at = min(asked_at, ?1), next_look_at = min(next_look_at, {looks})", now)  # noqa: S608 - our own text
         index.run("UPDATE patient SET thumbnails_after_at = min(thumbnails_after_at, ?1 + 2592000)", now)
         for key in ("roster_at", "drop_swept_at", "database_believed_at"):
             if index.meta_time(key) > now:
                 index.remember(key, None)
+
+
+def nothing_vanishes(index: Index) -> bool:
+    """Whether the office's database went back: what it lacks may come again."""
+    return index.value("SELECT 1 FROM site WHERE lane = 'database'") is not None
 
 
 def claim_archive(doors: Doors) -> None:

@@ -41,7 +41,7 @@ class Practice:
 
     def list(self, pat_num: int, *rows: Listed, at: float = T0, name: ListName = "documents") -> None:
         difference = compare(self.index.known(pat_num, name), rows, KINDS, at)
-        self.index.apply_listing((pat_num, name), difference, len(rows), None, at)
+        self.index.apply_listing((pat_num, name), difference, len(rows), None, at, at)
 
     def archive(self, item: Item, version: int = 1, sidecar: int = 1, revision: str = "r1", at: float = T0) -> Version:
         self.seq += 1

@@ -56,7 +56,7 @@ def listed(item: Item, revision: str = "r1", date_created: str = "2021-04-08 10:
 
 def poll(index: Index, pat_num: int, *rows: Listed, at: float = T0, name: ListName = "documents") -> None:
     difference = compare(index.known(pat_num, name), rows, KINDS, at)
-    index.apply_listing((pat_num, name), difference, len(rows), None, at)
+    index.apply_listing((pat_num, name), difference, len(rows), None, at, at)
 
 
 def archived(item: Item, seq: int, version: int = 1, sidecar: int = 1, revision: str = "r1", **changes: Any) -> Version:
@@ -412,8 +412,8 @@ def test_listing_is_taken_over_and_its_list_is_polled(index: Index) -> None:
 def test_newest_stamp_of_a_list_stays_when_a_listing_tells_none(index: Index) -> None:
     roster(index, 101)
     nothing = compare({}, [], KINDS, T0)
-    index.apply_listing((101, "sheets"), nothing, 0, T0 - 5, T0)
-    index.apply_listing((101, "sheets"), nothing, 0, None, T0 + 1)
+    index.apply_listing((101, "sheets"), nothing, 0, T0 - 5, T0, T0)
+    index.apply_listing((101, "sheets"), nothing, 0, None, T0 + 1, T0 + 1)
     assert [state.newest for state in index.lists() if state.key[1] == "sheets"] == [T0 - 5]
 
 
@@ -605,6 +605,20 @@ def test_newer_revision_stays_owed_when_the_older_one_is_done(index: Index) -> N
     assert found is not None
     assert found.revision == "r2"
     index.duty_done("document", 101, 34, "r2")
+    assert index.duty("document", 101, 34) is None
+
+
+@pytest.mark.parametrize(("why", "left"), [("listed", False), ("refetch", False), ("moved", True)])
+def test_what_is_asked_for_anew_while_it_is_placed_stays_owed_once(index: Index, why: str, left: bool) -> None:
+    roster(index, 101)
+    owe(index, 34)
+    index.journal(attempt())
+    owe(index, 34, why=why)
+    assert due(index) is None  # its placement is under way
+    index.duty_done("document", 101, 34, "r1")
+    assert due(index) == (34 if left else None)
+    index.journal(attempt(staging="syncd/other"))
+    index.duty_done("document", 101, 34, "r1")
     assert index.duty("document", 101, 34) is None
 
 

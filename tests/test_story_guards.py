@@ -609,6 +609,36 @@ def test_nothing_vanishes_from_a_database_that_went_back(restored: World, restar
     assert reasons(restored) == {"database_went_back"}
 
 
+def test_no_image_and_nothing_that_was_not_found_vanishes_from_a_database_that_went_back(world: World) -> None:
+    pat = world.practice.add_patient()
+    mount = world.practice.add_mount(pat, 2)
+    for _ in range(20):
+        world.practice.add_document(pat, "txt")
+    backup = world.practice.snapshot()
+    for _ in range(10):
+        world.practice.add_document(pat, "txt")
+    image = world.practice.add_document(pat)
+    world.practice.move_into_mount(image, mount)
+    world.run(hours=2)
+    lost = world.practice.add_document(pat, "txt")
+    world.office.faults.add(
+        "status", path="/documents/DownloadSftp", params={"DocNum": lost}, status=404, text="Document not found"
+    )
+    world.run(until=lambda: world.has(pat, "document", lost) and world.item(pat, "document", lost)["not_found"])
+    world.practice.restore_from_backup(backup)
+    world.restart()
+    world.run(hours=27)
+    pass_days(world, 5)
+    assert reasons(world) == {"database_went_back"}
+    assert world.sent(f"/documents/{lost}"), "it was asked for by its number"
+    assert world.item(pat, "mount-image", image)["missing_since_at"] is not None
+    assert vanished(world) == 0
+    decide(world, "approve")
+    world.run(hours=75)
+    assert vanished(world) == 12
+    world.check()
+
+
 def test_database_that_went_back_is_mirrored_on(restored: World) -> None:
     restored.restart()
     restored.run(hours=1)

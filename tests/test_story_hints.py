@@ -14,6 +14,7 @@ from syncd.demo.build import Past, build_practice
 from syncd.demo.clock import SimulatedClock
 from syncd.demo.schema import ALL_PERMISSIONS, APT_STATUSES
 from syncd.demo.wire import Request, Response, json_response
+from syncd.errors import TransientError
 from tests.world import PLACEMENTS, START, Findings, World
 
 pytestmark = pytest.mark.slow
@@ -63,6 +64,26 @@ def test_change_feed_shows_what_changed_inside_a_mount(world: World) -> None:
     image = world.practice.mount_images(mount)[0]["DocNum"]
     world.practice.replace_bytes(image)
     assert until_archived(world, 9, "mount-image", image, versions=2) < 7 * MINUTE
+
+
+def test_image_that_changes_while_its_mount_is_fetched_is_fetched_too(tmp_path: Path) -> None:
+    kinds = ["document", "mount-image"]
+    world = World.start(tmp_path, 10, past=FEW, interval=10.0, nap=30.0, hinted=True, sync={"kinds": kinds})
+    mount = world.practice.add_mount(9, 2)
+    world.run(hours=3)
+    one, other = (image["DocNum"] for image in world.practice.mount_images(mount))
+    before = len(world.office.arrivals)
+    world.practice.replace_bytes(one)
+    world.drop.broken = TransientError("drop_unreachable")  # what the office writes cannot be read for a while
+    world.run(until=lambda: world.sent("/documents/DownloadMount", since=before))
+    world.practice.replace_bytes(other)
+    world.run(seconds=10 * MINUTE)
+    world.drop.broken = None
+    world.run(hours=2)
+    assert [len(world.media(9, "mount-image", image)) for image in (one, other)] == [2, 2]
+    assert len(world.sent("/documents/DownloadMount", since=before)) == 2, "once more, not for ever"
+    world.check()
+    world.stop()
 
 
 def test_change_feed_takes_a_small_part_of_the_requests(world: World) -> None:

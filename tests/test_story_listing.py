@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from syncd import wishes
 from syncd.demo.build import Past
 from syncd.demo.practice import Practice
 from syncd.demo.site import DropFile
@@ -140,6 +141,29 @@ def test_row_edited_between_two_pages_starts_the_list_over(lists_only: World) ->
     lists_only.run(seconds=600)
     assert offsets(lists_only, "/sheets")[:4] == [0, 99, 0, 99]
     assert known(lists_only, "sheet") == set(numbers)
+
+
+def test_listing_of_several_pages_is_as_old_as_its_first_page(lists_only: World) -> None:
+    pat = lists_only.practice.add_patient()
+    for _ in range(120):
+        lists_only.practice.add_sheet(pat)
+    lists_only.run(until=lambda: lists_only.index.polled_at(pat, "sheets"))
+    first, last = (arrival.at for arrival in lists_only.sent("/sheets"))
+    assert first <= lists_only.index.polled_at(pat, "sheets") < last
+
+
+@pytest.mark.parametrize(("minutes", "asked"), [(5, [0, 99]), (120, [0, 99, 0, 99])])
+def test_listing_that_is_broken_off_for_long_starts_over(lists_only: World, minutes: int, asked: list[int]) -> None:
+    pat = lists_only.practice.add_patient()
+    for _ in range(120):
+        lists_only.practice.add_sheet(pat)
+    until_asked(lists_only, "/sheets")
+    until = lists_only.clock.now() + 60.0 * minutes
+    wishes.make(lists_only.index, "pause", until, lists_only.clock.now())
+    lists_only.run(until=lambda: lists_only.index.polled_at(pat, "sheets"))
+    assert offsets(lists_only, "/sheets") == asked
+    assert lists_only.index.polled_at(pat, "sheets") >= lists_only.sent("/sheets")[-2].at
+    assert lists_only.log.events("listing_refused") == []
 
 
 @pytest.mark.parametrize("fault", ["shifted", "duplicated", "foreign_row", "html", "wrong_shape"])
@@ -441,6 +465,35 @@ def test_backfill_asks_for_thumbnails_right_after_the_patients_last_placement(tm
     world.check()
     assert len(world.sent("/documents/Thumbnails")) <= 3
     assert max(arrival.at for arrival in world.office.arrivals) - world.scope.since < 600
+
+
+@pytest.mark.parametrize("outage", [False, True], ids=["quiet for long", "unsent for long"])
+def test_thumbnails_are_asked_for_from_a_listing_of_the_last_hour(world: World, outage: bool) -> None:
+    pat = world.practice.add_patient()
+    world.practice.add_document(pat)
+    world.run(until=lambda: world.index.value("SELECT 1 FROM item WHERE thumbnail_due = 1"))
+    if outage:
+        world.office.faults.add("too_many", path="/documents/Thumbnails", seconds=3600.0)
+        world.run(until=lambda: world.sent("/documents/Thumbnails"))
+    world.clock.advance(3 * 3600.0)
+    world.run(until=lambda: world.index.value("SELECT 1 FROM item WHERE kind = 'thumbnail'"))
+    asked = world.sent("/documents/Thumbnails")[-1].at
+    assert asked - max(arrival.at for arrival in world.sent("/documents", PatNum=pat) if arrival.at < asked) < 3600
+    world.check()
+
+
+def test_patient_whose_list_cannot_be_read_keeps_no_others_thumbnails_waiting(world: World) -> None:
+    pats = [world.practice.add_patient() for _ in range(2)]
+    docs = [world.practice.add_document(pat) for pat in pats]
+    world.run(until=lambda: len(world.index.rows("SELECT 1 FROM item WHERE thumbnail_due = 1")) == len(pats))
+    fault = world.office.faults.add("html", path="/documents", params={"PatNum": pats[0]}, times=None)
+    world.clock.advance(3 * 3600.0)
+    world.run(hours=3)
+    assert [len(world.media(pat, "thumbnail", doc)) for pat, doc in zip(pats, docs, strict=True)] == [0, 1]
+    assert len(world.sent("/documents", PatNum=pats[0])) < 3 * 4 * 4, "asked for in its time, as any list is"
+    world.office.faults.clear(fault)
+    world.run(hours=30)
+    world.check()
 
 
 def test_edit_without_new_bytes_makes_no_thumbnail_due(world: World) -> None:

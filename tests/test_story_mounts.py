@@ -175,6 +175,47 @@ def test_empty_mount_is_fulfilled(world: World) -> None:
     assert len(world.sent("/documents/DownloadMount")) == 1
 
 
+def test_mount_that_denies_its_known_images_has_failed_and_they_stay(world: World) -> None:
+    pat = world.practice.add_patient()
+    mount = world.practice.add_mount(pat, 2)
+    world.run(hours=2)
+    images = [row["DocNum"] for row in world.practice.mount_images(mount)]
+    fault = world.office.faults.add(
+        "status", path="/documents/DownloadMount", status=200, text='"No mount images could be downloaded."', times=None
+    )
+    denied = world.office.faults.add("status", path=f"/documents/{images[0]}", status=404, text="Document not found")
+    world.practice.change_mount(mount)
+    world.run(hours=60)
+    assert denied.fired, "one answer alone"
+    assert world.state(pat, "mount", mount) == "failing"
+    assert {world.state(pat, "mount-image", num) for num in images} == {"archived"}
+    assert {world.item(pat, "mount-image", num)["missing_since_at"] for num in images} == {None}
+    world.office.faults.clear(fault)
+    world.run(hours=30)
+    world.check()
+
+
+@pytest.mark.parametrize("gone", ["deleted", "taken out", "both"])
+def test_mount_whose_last_images_are_gone_is_empty_in_the_end(world: World, gone: str) -> None:
+    pat = world.practice.add_patient()
+    mount = world.practice.add_mount(pat, 2)
+    world.run(hours=2)
+    images = [row["DocNum"] for row in world.practice.mount_images(mount)]
+    for num in images:
+        if gone == "deleted" or (gone == "both" and num == images[0]):
+            world.practice.delete_document(num)
+        else:
+            world.practice.out_of_mount(num)
+    world.practice.change_mount(mount)
+    world.run(hours=12)
+    assert {world.state(pat, "mount-image", num) for num in images} == {"archived"}
+    world.run(hours=108)
+    assert {world.state(pat, "mount-image", num) for num in images} == {"vanished"}
+    assert world.state(pat, "mount", mount) == "archived"
+    assert all(len(world.media(pat, "mount-image", num)) == 1 for num in images)
+    world.check()
+
+
 def test_mount_is_fetched_again_where_some_list_is_always_due(tmp_path: Path) -> None:
     world = World.start(tmp_path, 40, past=Past(documents=0, mounts=0, sheets=0), interval=60.0)
     mount = world.practice.add_mount(1, 2)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd import wiring
+from syncd import wiring, wishes
 from syncd.demo.build import Past
 from syncd.demo.simulation import Simulation
 from syncd.errors import ConfigError, SiteError
@@ -98,6 +98,37 @@ def test_clock_set_back_while_syncd_was_down_is_put_right_at_the_start(tmp_path:
         number = one.practice.add_document(one.patient, "jpg")
     world.run(hours=3)
     assert world.files(one.patient, "document", number)
+    world.stop()
+
+
+@pytest.mark.parametrize(("age", "leap"), [(1.5, -2.0), (2.0, -1.5), (1.5, -1.5)])
+def test_no_list_is_younger_after_the_clock_went_back(tmp_path: Path, age: float, leap: float) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    world.run(until=lambda: world.index.polled_at(one.patient, "sheets") > world.clock.now() - 60.0)
+    world.clock.advance(age * HOUR)  # nothing is asked
+    world.clock.set(world.clock.now() + leap * HOUR)
+    before = len(world.office.arrivals)
+    wishes.make(world.index, "retry", [[one.patient, "sheet", one.sheet]], world.clock.now())
+    world.run(until=lambda: world.sent("/sheets/DownloadSftp", since=before))
+    assert world.sent("/sheets", since=before, PatNum=one.patient), "placed from a list that nobody read lately"
+    world.stop()
+
+
+def test_placement_that_waits_while_the_clock_goes_back_is_made_from_a_new_listing(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    before = len(world.office.arrivals)
+    world.office.faults.add("too_many", path="/sheets/DownloadSftp", seconds=3600.0)
+    wishes.make(world.index, "retry", [[one.patient, "sheet", one.sheet]], world.clock.now())
+    world.run(until=lambda: world.sent("/sheets/DownloadSftp", since=before))
+    world.clock.advance(0.9 * HOUR)
+    world.clock.set(world.clock.now() - 0.6 * HOUR)
+    world.run(until=lambda: len(world.sent("/sheets/DownloadSftp", since=before)) > 1)
+    refused = world.office.arrivals.index(world.sent("/sheets/DownloadSftp", since=before)[0])
+    assert world.sent("/sheets", since=refused, PatNum=one.patient), "placed from a list that nobody read lately"
     world.stop()
 
 

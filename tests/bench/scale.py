@@ -394,7 +394,7 @@ class Run:
             with timed(compared):
                 compare(index.known(pat_num, name), rows, self.settings.sync.kinds, now)
             with timed(taken):
-                lists.complete((pat_num, name), rows, now)
+                lists.complete((pat_num, name), rows, now, now)
         self.facts["diff of 100 rows, CPU ms"] = median(compared) * 1000
         self.facts["listing of 100 rows, CPU ms"] = median(taken) * 1000
 

@@ -413,7 +413,7 @@ MUTANTS = (
     Mutant(
         "placed from an old listing",
         "syncd/placing.py",
-        "return abs(now - listed_at) <= FRESH",
+        "return 0 <= now - listed_at < FRESH",
         "return True",
         "tests/test_story_protocol.py",
         "older_than_an_hour",
@@ -437,8 +437,8 @@ MUTANTS = (
     Mutant(
         "one answer makes an archived image vanish",
         "syncd/placing.py",
-        "if known is not None and known.archived_revision is None:",
-        "if known is not None:",
+        "if known is not None and known.archived_revision is None and not",
+        "if known is not None and not",
         "tests/test_story_protocol.py",
         "one_answer_that_denies_it",
     ),

@@ -74,7 +74,7 @@ def fill(world: World) -> None:
             versions = [version_of(pat_num, next(numbers)) for _ in range(DOCUMENTS_EACH)]
             rows = [Listed(v.item, v.revision, v.revision, v.revision, "", None, v.listing) for v in versions]
             found = compare({}, rows, ["document"], START - 60)
-            index.apply_listing((pat_num, "documents"), found, len(rows), None, START - 60)
+            index.apply_listing((pat_num, "documents"), found, len(rows), None, START - 60, START - 60)
             for version in versions:
                 index.put_version(version, START - 40)
                 index.duty_done("document", pat_num, version.item.num)
