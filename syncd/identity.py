@@ -9,8 +9,9 @@ from __future__ import annotations
 from syncd import catalog, guards
 from syncd.diff import DAY
 from syncd.errors import NoSuchMethodError, SiteError, SyncdError, TransientError
+from syncd.holding import end_guard, hold
 from syncd.index import Index
-from syncd.listing import Step, end_guard
+from syncd.listing import Step
 from syncd.model import Item, Listed
 from syncd.sites import Doors, Sites
 
@@ -139,10 +140,4 @@ class Identity:
                 end_guard(index, self.doors.log, row["id"], "over", now)
         if verdict not in {row["reason"] for row in held}:
             differ = sum(p.answer != "agrees" for p in self._probes)
-            with index.transaction():
-                index.run(
-                    "INSERT INTO guard (scope, reason, made_at, items, of_items) VALUES ('database', ?, ?, ?, ?)",
-                    *(verdict, now, differ, count),
-                )
-                guard = index.value("SELECT max(id) FROM guard")
-                index.record("guard_held", now, guard=f"guard-{guard}", scope="database", count=differ)
+            hold(index, self.doors.log, "database", differ, count, now, verdict)

@@ -7,12 +7,11 @@ then counts as not read. Only a complete listing says that something is missing.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import json
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from syncd import guards
+from syncd import guards, holding
 from syncd.diff import Difference, Known, Owing, compare, last_page, local_time, ripe, same_row
 from syncd.errors import (
     ItemError,
@@ -24,7 +23,6 @@ from syncd.errors import (
     TransientError,
 )
 from syncd.index import Index
-from syncd.logs import Log
 from syncd.model import Duty, Item, Kind, Listed, ListKey, ListName, Method, Page, Patient
 from syncd.naming import extension_of, media_type
 from syncd.pacing import retry_delay
@@ -242,16 +240,17 @@ class Lists:
         lacks = {pat: guard for pat, guard in json.loads(index.meta("roster_lacks") or "[]") if pat in wanted}
         held = index.value("SELECT id FROM guard WHERE scope = 'roster' AND state = 'held'")
         if held in lacks.values():
-            self._agree(held, now)
+            holding.agree(index, self.doors.log, held, now)
         elif held is not None:
-            end_guard(index, self.doors.log, held, "over", now)
+            holding.end_guard(index, self.doors.log, held, "over", now)
         states = {row["id"]: row["state"] for row in index.rows("SELECT id, state FROM guard WHERE scope = 'roster'")}
         fresh = wanted.difference(lacks)
         stay = {pat: guard for pat, guard in lacks.items() if states[guard] in ("held", "rejected")}
         if fresh and index.meta("roster_rows") is not None:
             before = len(missing) + int(index.value("SELECT count(*) FROM patient WHERE left_at IS NULL"))
             if guards.holds_roster(len(fresh) + [states[guard] for guard in lacks.values()].count("held"), before):
-                stay |= dict.fromkeys(fresh, self._guard("roster", len(fresh), before, now))
+                guard = holding.hold(index, self.doors.log, "roster", len(fresh), before, now)
+                stay |= dict.fromkeys(fresh, guard)
         index.remember("roster_lacks", json.dumps(sorted(stay.items())) if stay else None)
         sql = "UPDATE patient SET left_at = NULL WHERE pat_num IN (SELECT value FROM json_each(?))"
         index.run(sql, json.dumps(sorted(stay)))
@@ -318,7 +317,7 @@ class Lists:
                     index.owe_thumbnail(item)
                 self._moved_here(found, known, now)
                 self._missing(key, found, known, now)
-                self._release(now)
+                holding.release(index, self.doors.log, now)
         else:
             index.apply_listing(key, found, len(rows), newest, began, now)
         self._bad_answers[key[1]].succeeded((key[1], key[0], 0))
@@ -380,7 +379,7 @@ class Lists:
         """What a second listing lacks: it agrees with a hold, is asked for by its number, or vanishes."""
         for each in missing:
             if each.held_by is not None and each.held_by > 0:
-                self._agree(each.held_by, now)
+                holding.agree(self.doors.index, self.doors.log, each.held_by, now)
             elif ripe(each, now, self.doors.settings.sync.vanish_after):
                 if each.item.kind == "document" and not each.not_found:
                     self._confirm(each, now)
@@ -393,7 +392,7 @@ class Lists:
         if not gone:
             return
         if guards.holds_patient(len(gone), live):
-            self._hold_items(f"patient-{key[0]}", [each.item for each in gone], live, now)
+            holding.hold_items(index, self.doors.log, f"patient-{key[0]}", [each.item for each in gone], live, now)
             return
         recent = index.rows(
             "SELECT pat_num, kind, num, held_by, missing_since_at AS since FROM item WHERE missing_since_at > ?"
@@ -406,45 +405,7 @@ class Lists:
         items = int(index.value("SELECT count(*) FROM item WHERE kind IN ('document', 'mount', 'sheet')") or 0)
         if guards.holds_practice(len(recent), items):
             free = [Item(r["pat_num"], r["kind"], r["num"]) for r in recent if r["held_by"] is None]
-            self._hold_items("all", free, items, now)
-
-    def _hold_items(self, scope: str, items: Sequence[Item], of_items: int, now: float) -> None:
-        guard = self._guard(scope, len(items), of_items, now)
-        for item in items:
-            self.doors.index.set_item(item, "held_by = ?", guard)
-
-    def _guard(self, scope: str, count: int, of_all: int, now: float) -> int:
-        """The guard that holds so many more of this scope: the one that does already, or a new one."""
-        index = self.doors.index
-        guard = index.value("SELECT id FROM guard WHERE scope = ? AND state = 'held'", scope)
-        if guard is None:
-            index.run(
-                "INSERT INTO guard (scope, reason, made_at, items, of_items)"
-                " VALUES (?, 'disappearances_held', ?, 0, ?)",
-                *(scope, now, of_all),
-            )
-            guard = index.value("SELECT max(id) FROM guard")
-        index.run("UPDATE guard SET items = items + ? WHERE id = ?", count, guard)
-        index.record("guard_held", now, guard=f"guard-{guard}", scope=scope, count=count)
-        self.doors.log.warning("guard_held", guard=f"guard-{guard}", count=count, rows=of_all)
-        return int(guard)
-
-    def _release(self, now: float) -> None:
-        """End the holds that hold nothing any more: all of it is listed again, or was found elsewhere."""
-        for row in self.doors.index.rows(
-            "SELECT id FROM guard g WHERE state = 'held' AND scope NOT IN ('database', 'roster')"
-            " AND NOT EXISTS (SELECT 1 FROM item WHERE held_by = g.id)"
-        ):
-            end_guard(self.doors.index, self.doors.log, row["id"], "over", now)
-
-    def _agree(self, guard: int, now: float) -> None:
-        """One more complete listing that lacks what is held; seven on seven days end the hold."""
-        index, day = self.doors.index, dt.datetime.fromtimestamp(now, dt.UTC).date().isoformat()
-        sql = "UPDATE guard SET agreeing = agreeing + 1, agreed_day = ? WHERE id = ? AND agreed_day IS NOT ?"
-        if index.run(sql, day, guard, day) and (
-            index.value("SELECT agreeing FROM guard WHERE id = ?", guard) >= guards.AGREEING_LISTINGS
-        ):
-            end_guard(index, self.doors.log, guard, "agreed", now)
+            holding.hold_items(index, self.doors.log, "all", free, items, now)
 
     def _confirm(self, known: Known, now: float) -> None:
         if known.item.kind == "document" and known.held_by is None:
@@ -518,15 +479,3 @@ def owe_confirmation(index: Index, item: Item, revision: str, now: float) -> Non
         " VALUES ('confirm', ?, ?, ?, ?, 'confirm', ?, ?)",
         *(item.pat_num, item.num, item.kind, revision, now, now),
     )
-
-
-def end_guard(index: Index, log: Log, guard: int, state: str, now: float, actor: str = "daemon") -> None:
-    """End a hold: `approved`, `agreed` or `over`: the ordinary rule goes on; `rejected`: kept until seen again.
-
-    A rejected guard's items carry its number negated: never held again, never vanished while the listing lacks them.
-    """
-    with index.transaction():
-        index.run("UPDATE guard SET state = ?, ended_at = ? WHERE id = ?", state, now, guard)
-        index.run("UPDATE item SET held_by = ? WHERE held_by = ?", -guard if state == "rejected" else None, guard)
-        index.record("guard_ended", now, actor, guard=f"guard-{guard}", state=state)
-    log.info("guard_ended", guard=f"guard-{guard}", state=state)

@@ -10,8 +10,8 @@ from typing import Any
 
 from syncd import destroy, repair, upload
 from syncd.errors import UsageError
+from syncd.holding import end_guard
 from syncd.index import Index
-from syncd.listing import end_guard
 from syncd.logs import Log
 from syncd.model import Item
 from syncd.naming import parse_guard_id
