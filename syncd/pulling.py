@@ -273,18 +273,20 @@ class PullLane:
             names = self.cleaner.names(folder) or []
             return [Target(attempt, _item(attempt), folder + names[0], None, new())] if len(names) == 1 else []
         known, placed = self._documents(attempt.pat_num), self._named(attempt)
-        twice = {name for name, times in Counter(named.file_name for named in placed).items() if times > 1}
+        said = Counter(each for named in placed for each in (named.file_name, named.doc_num))
+        twice = {each for each, times in said.items() if times > 1}  # names and numbers: nobody knows whose file it is
         return [
             Target(attempt, _image(attempt, named), folder + named.file_name.encode(), named, new())
             for named in placed
-            if named.file_name not in twice
+            if twice.isdisjoint((named.file_name, named.doc_num))
             and _plain_name(named.file_name)
             and (attempt.method != "thumbnails" or named.doc_num in known)
         ]
 
     def _named(self, attempt: Attempt) -> tuple[PlacedName, ...]:
-        """What a folder answer named, without what was destroyed by order: that is not even read."""
-        return tuple(each for each in attempt.names if not self._doors.index.is_destroyed(_image(attempt, each)))
+        """What a folder answer named, once, without what was destroyed by order: that is not even read."""
+        names = dict.fromkeys(attempt.names)
+        return tuple(each for each in names if not self._doors.index.is_destroyed(_image(attempt, each)))
 
     def _documents(self, pat_num: int) -> set[int]:
         sql = "SELECT num FROM item WHERE pat_num = ? AND kind = 'document'"
