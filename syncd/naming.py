@@ -5,9 +5,11 @@ A name from Open Dental is personal health information and hostile: only an allo
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 import unicodedata
+from contextlib import suppress
 from typing import Final, cast
 
 import filetype
@@ -93,10 +95,17 @@ def staging_name(folder: str, practice: str, day: str, token: str, extension: st
 
 
 def is_staging_name(name: bytes, practice: str) -> str | None:
-    """The day (yyyymmdd) of a name in the drop folder that this practice's syncd chose, None for all other names."""
+    """The day (yyyymmdd) of a name in the drop folder that this practice's syncd chose, None for all other names.
+
+    One of a day that no calendar has is another's.
+    """
     ours = rb"syncd-%s-([0-9]{8})-[0-9a-f]{32}(?:\.[a-z0-9]{1,8})?" % re.escape(practice.encode())
     found = re.fullmatch(ours, name)
-    return found[1].decode() if found else None
+    day = found[1].decode() if found else ""
+    with suppress(ValueError):
+        dt.date.fromisoformat(day)
+        return day
+    return None
 
 
 def _holdable(found: re.Match[str]) -> bool:

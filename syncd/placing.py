@@ -16,7 +16,7 @@ from datetime import datetime
 from syncd import guards
 from syncd.diff import DAY, HOUR, revision
 from syncd.errors import ItemError, NoSuchMethodError, SiteError, SyncdError, TransientError, UnansweredError
-from syncd.listing import Lists, ListStep, Step
+from syncd.listing import Lists, ListStep, Step, owe_confirmation
 from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName, Version
 from syncd.naming import own_extension, staging_name
 from syncd.pacing import retry_delay
@@ -414,6 +414,21 @@ def count_failure(doors: Doors, duty: Duty, failure: str, now: float) -> None:
             failures=failures,
             next_try_at=next_try_at,
         )
+
+
+def images_denied(doors: Doors, attempt: Attempt, now: float) -> bool:
+    """Whether a mount that names no image had some that are no documents by now: then the office could not read
+    them, and the answer has failed. Each is asked for by its number: one that is deleted is missing from then on.
+    """
+    if attempt.method != "mount-images" or attempt.names:
+        return False
+    listed = "SELECT 1 FROM item d WHERE d.pat_num = i.pat_num AND d.kind = 'document' AND d.num = i.num"
+    sql = "SELECT num, revision FROM item i WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL AND NOT"
+    sql += f" EXISTS ({listed} AND d.missing_since_at IS NULL AND d.vanished_at IS NULL)"
+    for row in (images := doors.index.rows(sql, attempt.pat_num, attempt.num)):
+        image = Item(attempt.pat_num, "mount-image", row["num"])
+        owe_confirmation(doors.index, image, row["revision"], now)
+    return bool(images)
 
 
 def image_revision(mount_revision: str, file_name: str) -> str:

@@ -18,10 +18,9 @@ from syncd import destroy, repair, upload
 from syncd.cleaning import Cleaner
 from syncd.diff import DAY, Owing
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
-from syncd.listing import owe_confirmation
 from syncd.model import KIND_OF, Attempt, FieldValue, Item, PlacedName, Pulled, PullJob, Version
 from syncd.naming import check_body, extension_of, media_type, plain_name, properly_ended
-from syncd.placing import count_failure, image_revision, thumbnail_revision, thumbnails_failed
+from syncd.placing import count_failure, image_revision, images_denied, thumbnail_revision, thumbnails_failed
 from syncd.publishing import Arrival, Outcomes, Publisher, image_lacks
 from syncd.scrub import adopt_newer
 from syncd.sites import LANE_OF, Doors, Sites, claim_archive, settle_audit
@@ -288,18 +287,20 @@ class PullLane:
             names = self.cleaner.names(folder) or []
             return [Target(attempt, _item(attempt), folder + names[0], None, new())] if len(names) == 1 else []
         known, placed = self._documents(attempt.pat_num), self._named(attempt)
-        twice = {name for name, times in Counter(named.file_name for named in placed).items() if times > 1}
+        said = Counter(each for named in placed for each in (named.file_name, named.doc_num))
+        twice = {each for each, times in said.items() if times > 1}  # names and numbers: nobody knows whose file it is
         return [
             Target(attempt, _image(attempt, named), folder + named.file_name.encode(), named, new())
             for named in placed
-            if named.file_name not in twice
+            if twice.isdisjoint((named.file_name, named.doc_num))
             and plain_name(named.file_name)
             and (attempt.method != "thumbnails" or named.doc_num in known)
         ]
 
     def _named(self, attempt: Attempt) -> tuple[PlacedName, ...]:
-        """What a folder answer named, without what was destroyed by order: that is not even read."""
-        return tuple(each for each in attempt.names if not self._doors.index.is_destroyed(_image(attempt, each)))
+        """What a folder answer named, once, without what was destroyed by order: that is not even read."""
+        destroyed = self._doors.index.is_destroyed
+        return tuple(each for each in dict.fromkeys(attempt.names) if not destroyed(_image(attempt, each)))
 
     def _documents(self, pat_num: int) -> set[int]:
         sql = "SELECT num FROM item WHERE pat_num = ? AND kind = 'document'"
@@ -378,7 +379,7 @@ class PullLane:
             self._thumbnails_settled(attempt, results, now)
             return True
         duty = index.duty(attempt.method, attempt.pat_num, attempt.num)
-        if denied := self._denied(attempt, now):
+        if denied := images_denied(self._doors, attempt, now):
             failure = "missing_on_drop"
         if attempt.method == "mount-images" and not denied:
             self._images_settled(attempt, [t.item.num for t, said in results if isinstance(said, Version)], now)
@@ -432,20 +433,6 @@ class PullLane:
         for row in index.rows(sql, attempt.pat_num, attempt.num):
             if row["num"] not in named:
                 image_lacks(self._doors, Item(attempt.pat_num, "mount-image", row["num"]), now)
-
-    def _denied(self, attempt: Attempt, now: float) -> bool:
-        """Whether a mount that names no image had some that are no documents by now: then the office could not read
-        them, and the answer has failed. Each is asked for by its number: one that is deleted is missing from then on.
-        """
-        if attempt.method != "mount-images" or attempt.names:
-            return False
-        listed = "SELECT 1 FROM item d WHERE d.pat_num = i.pat_num AND d.kind = 'document' AND d.num = i.num"
-        sql = "SELECT num, revision FROM item i WHERE pat_num = ? AND mount_num = ? AND vanished_at IS NULL AND NOT"
-        sql += f" EXISTS ({listed} AND d.missing_since_at IS NULL AND d.vanished_at IS NULL)"
-        for row in (images := self._doors.index.rows(sql, attempt.pat_num, attempt.num)):
-            image = Item(attempt.pat_num, "mount-image", row["num"])
-            owe_confirmation(self._doors.index, image, row["revision"], now)
-        return bool(images)
 
     # --- placements without an answer
 

@@ -69,6 +69,7 @@ def test_clean_up_recognises_every_name_that_was_staged(file_name: str, practice
         f"syncd-other-20261121-{TOKEN}.jpg".encode(), f"syncd-main-2-20261121-{TOKEN}.jpg".encode(),
         f"syncd-main-20261121-{TOKEN}.jpg\n".encode(), f"x/syncd-main-20261121-{TOKEN}.jpg".encode(),
         f"syncd-main-20261121-{TOKEN[:-1]}.jpg".encode(), f"syncd-main-20261121-{TOKEN}.j\xff".encode("latin-1"), b"",
+        f"syncd-main-20261399-{TOKEN}.jpg".encode(), f"syncd-main-00000101-{TOKEN}".encode(),
     ],
 )  # fmt: skip
 def test_clean_up_leaves_every_other_name_alone(name: bytes) -> None:

@@ -109,7 +109,8 @@ def test_leftovers_of_ours_are_swept_from_the_drop_and_other_peoples_files_stay(
     one = small()
     world = backfilling(tmp_path, one)
     long_ago = "syncd-main-20260301-" + "a" * 32
-    others = ("syncd/letter.pdf", "syncd/syncd-other-20260301-" + "b" * 32 + ".jpg", "report.txt")
+    others = ["syncd/letter.pdf", "syncd/syncd-other-20260301-" + "b" * 32 + ".jpg", "report.txt"]
+    others += ["syncd/syncd-main-20261399-" + "0" * 32 + ".jpg"]  # of no day, and not ours
     for name in (f"syncd/{long_ago}.jpg", f"syncd/{long_ago}/inside.jpg", *others):
         world.site.files[name] = DropFile(b"x", world.clock.now())
     world.site.folders |= {"syncd", f"syncd/{long_ago}"}

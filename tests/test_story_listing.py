@@ -430,6 +430,41 @@ def test_two_images_of_one_name_in_a_mount_are_fetched_singly_and_not_mixed_up(w
     assert all(world.item(pat, "mount-image", num)["mount_num"] == mount for num in images)
 
 
+@pytest.mark.parametrize(
+    ("again", "thumbnails"),
+    [("in the same words", [1, 1]), ("under another's name", [0, 0]), ("under a name of its own", [0, 1])],
+)
+@pytest.mark.parametrize("path", ["/documents/DownloadMount", "/documents/Thumbnails"])
+def test_number_that_an_answer_names_twice_gets_one_version_of_what_is_surely_its_own(
+    world: World, path: str, again: str, thumbnails: list[int]
+) -> None:
+    pat = world.practice.add_patient()
+    mount = world.practice.add_mount(pat, 2)
+    documents = [world.practice.add_document(pat) for _ in range(2)]
+    kind = "mount-image" if path == "/documents/DownloadMount" else "thumbnail"
+    numbers = [r["DocNum"] for r in world.practice.mount_images(mount)] if kind == "mount-image" else documents
+    handle = world.office.handle
+
+    def twice(request: Request) -> Response:
+        answer = handle(request)
+        if request.path != path or answer.status != 201:
+            return answer
+        rows = json.loads(answer.body)
+        name = {"in the same words": rows[0]["FileName"], "under another's name": rows[1]["FileName"]}
+        rows.append({**rows[0], "FileName": name.get(again, "copy.jpg")})
+        folder = str(world.office.arrivals[-1].params["SftpAddress"]).partition("/")[2]
+        if again == "under a name of its own":
+            world.site.files[f"{folder}copy.jpg"] = world.site.files[f"{folder}{rows[1]['FileName']}"]
+        return replace(answer, body=json.dumps(rows).encode())
+
+    world.office.handle = twice  # type: ignore[method-assign] # the office's own mistake
+    world.run(hours=6)
+    world.check_safe()
+    world.check_drop()
+    found = [len(world.media(pat, kind, number)) for number in numbers]
+    assert found == ([1, 1] if kind == "mount-image" else thumbnails)
+
+
 # --- thumbnails
 
 
