@@ -457,10 +457,11 @@ class ApiLane:
         )
         for row in rows:
             item = Item(row["pat_num"], row["kind"], row["num"])
-            index.set_item(item, "refetch_at = NULL")
             methods: tuple[tuple[Method, Kind], ...] = (("mount", "mount"), ("mount-images", "mount-image"))
-            for method, kind in (("document", "document"),) if item.kind == "document" else methods:
-                if kind in self.doors.settings.sync.kinds:
-                    index.owe(Owing(method, item, row["revision"], now), "refetch", now)
+            with index.transaction():
+                index.set_item(item, "refetch_at = NULL")
+                for method, kind in (("document", "document"),) if item.kind == "document" else methods:
+                    if kind in self.doors.settings.sync.kinds:
+                        index.owe(Owing(method, item, row["revision"], now), "refetch", now)
         duty = index.next_duty(now, REFETCH, None, None) if rows else None
         return self.places.prepare(duty, now) if duty is not None else None

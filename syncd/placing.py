@@ -41,7 +41,8 @@ class PlaceStep:
 
     def ask(self) -> tuple[PlacedName, ...]:
         """One request; returning means 201, or 200 with the words that there is nothing to place."""
-        api, attempt = self._places.doors.api, self._attempt
+        api, now = self._places.doors.api, self._places.doors.clock.now()
+        attempt = self._attempt = replace(self._attempt, asked_at=now)  # it may have been prepared long ago
         calls: dict[Method, Callable[[int, str], tuple[PlacedName, ...] | None]] = {
             "document": api.place_document,
             "mount": api.place_mount,
@@ -328,7 +329,7 @@ class Places:
     def answered(self, attempt: Attempt, names: tuple[PlacedName, ...], now: float) -> None:
         """201, or 200 where nothing could be placed."""
         pairs = [[name.doc_num, name.file_name] for name in names]
-        columns = {"placed_at": now, "answered": 1, "names": json.dumps(pairs)}
+        columns = {"asked_at": attempt.asked_at, "placed_at": now, "answered": 1, "names": json.dumps(pairs)}
         with self.doors.index.transaction(durable=False):  # after a power cut it counts as unanswered, and heals
             self.doors.index.set_attempt(attempt.id, "placed", now, **columns)
         self._alike.succeeded((attempt.method, attempt.pat_num, attempt.num))
@@ -337,7 +338,7 @@ class Places:
     def failed(self, attempt: Attempt, duty: Duty | None, error: SyncdError, now: float) -> None:
         """Every answer but a 201."""
         if isinstance(error, UnansweredError):
-            self.doors.index.set_attempt(attempt.id, "unanswered", now)
+            self.doors.index.set_attempt(attempt.id, "unanswered", now, asked_at=attempt.asked_at)
             self.doors.log.warning("placement_unanswered", pat_num=attempt.pat_num, method=attempt.method)
             self._count("timeout_60s", attempt, "api_error", now)
             return
@@ -368,7 +369,7 @@ class Places:
         index = self.doors.index
         with index.transaction():
             if cleaning:
-                index.set_attempt(attempt.id, "cleaning", now)
+                index.set_attempt(attempt.id, "cleaning", now, asked_at=attempt.asked_at)
             else:
                 index.forget_attempt(attempt.id)
             if duty is None:

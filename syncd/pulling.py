@@ -168,7 +168,8 @@ class PullLane:
         adopt_newer(self._doors, now)
         destroy.look_again(self._doors.index, self._doors.archive)
         for attempt in self._doors.index.attempts("asked"):
-            self._doors.index.set_attempt(attempt.id, "unanswered", now, why=CUT_SHORT.get(attempt.method, attempt.why))
+            why = CUT_SHORT.get(attempt.method, attempt.why)  # and when it was sent nobody knows: just now, at worst
+            self._doors.index.set_attempt(attempt.id, "unanswered", now, why=why, asked_at=now)
         self._publisher.adopt_in_hand(now)
         self._recovered = True
 

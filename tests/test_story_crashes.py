@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from syncd.demo.adapter import OfficeAdapter
+from syncd.model import Item
 from syncd.schema import Row
 from syncd.scrub import reindex
 from syncd.wiring import open_archive
@@ -162,6 +163,24 @@ def change(one: Small, rng: random.Random) -> None:
             lambda: practice.change_mount(one.mount),
         )
     )()
+
+
+def test_crash_while_a_mount_is_marked_to_be_fetched_again_loses_no_part_of_it(tmp_path: Path, fuse: Fuse) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    world.run(hours=1)
+    for at in range(1, 16):
+        world.index.set_item(Item(one.patient, "mount", one.mount), "refetch_at = ?", world.clock.now())
+        before = len(world.office.arrivals)
+        fuse.arm(at)
+        with contextlib.suppress(Crash):
+            world.run(hours=3)
+        fuse.arm(0)
+        world.restart()
+        world.run(hours=3)
+        assert world.sent("/documents/DownloadSftp", since=before, MountNum=one.mount), at
+        assert world.sent("/documents/DownloadMount", since=before, MountNum=one.mount), at
 
 
 def test_ends_of_our_own_do_not_make_a_mount_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

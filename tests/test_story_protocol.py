@@ -100,6 +100,21 @@ def test_unanswered_placement_is_tried_again_after_five_minutes_at_the_earliest(
     assert second.at - first.at >= 300.0
 
 
+@pytest.mark.parametrize("crash", [False, True], ids=["504", "crash"])
+def test_five_minutes_begin_when_a_placement_is_sent_not_when_it_was_prepared(tmp_path: Path, crash: bool) -> None:
+    one = small()
+    world = backfilling(tmp_path, one)
+    world.office.faults.add("too_many", seconds=1800.0, **one.request("document"))
+    world.office.faults.add("gateway_timeout", when="before", skip=1, **one.request("document"))
+    world.run(until=lambda: len(world.sent("/documents/DownloadSftp", DocNum=one.document)) == 2, tick=1.0)
+    if crash:  # before the answer was recorded
+        world.index.run("UPDATE attempt SET state = 'asked' WHERE num = ?", one.document)
+        world.restart(since=world.scope.since)
+    settle(world)
+    _, unanswered, again = world.sent("/documents/DownloadSftp", DocNum=one.document)
+    assert again.at - unanswered.at >= 300.0
+
+
 def test_unanswered_file_that_changed_between_two_looks_is_never_used(tmp_path: Path) -> None:
     one = small()
     world = backfilling(tmp_path, one)

@@ -365,7 +365,7 @@ MUTANTS = (
     Mutant(
         "requests in flight are forgotten at a restart",
         "syncd/pulling.py",
-        '"unanswered", now, why=CUT_SHORT.get(attempt.method, attempt.why))\n        self._publisher',
+        '"unanswered", now, why=why, asked_at=now)\n        self._publisher',
         '"unanswered", now)\n            self._doors.index.forget_attempt(attempt.id)\n        self._publisher',
         "tests/test_story_crashes.py",
         "costs_at_most_one_placement",
