@@ -32,8 +32,8 @@ FILES = 48  # files recorded in one transaction, unless one placement brought mo
 CAP = 2 << 30  # bytes: larger files are refused
 IDLE = 0.25
 LOOK_AGAIN = 300.0  # an unanswered placement is judged five minutes after it was asked for
-AFTER_A_CUT = 60.0  # seconds; four times as long each time
-CUTS = 3  # then a file that is the first not to end once more is the reason, and counts as one that cannot be read
+AFTER_A_CUT = 60.0  # seconds after the site is tried again; four times as long each time
+CUTS = 3  # then a file that is the first not to end once more, while others end, counts as one that cannot be read
 LONG, MANY = 3600.0, 4096  # seconds, files: then one call takes nothing more along, and all else has its turn
 PULL_AGAIN = (2.0, 5.0, 15.0)  # seconds: a site may show a file some time after the 201
 WAITABLE = frozenset({"missing_on_drop", "changed_while_read", "zero_bytes", "unreadable_on_drop"})
@@ -211,11 +211,11 @@ class PullLane:
     def _pull(self, attempts: Sequence[Attempt]) -> None:
         """Pull; publish what is whole while the rest is on its way, and take along what is placed meanwhile."""
         hand, until = _Hand(), self._doors.clock.now() + LONG
-        self._long = False
+        self._long, well = False, self._sites.reason("drop") is None  # else the site breaks whatever is read
 
         def finished(ended: Sequence[tuple[PullJob, Pulled | SyncdError]]) -> list[PullJob]:
             hand.outcomes |= {job.local: outcome for job, outcome in ended}
-            if any(isinstance(outcome, TransientError) for _, outcome in ended):
+            if well and any(isinstance(outcome, TransientError) for _, outcome in ended):
                 hand.cut()
             for some in hand.whole():  # each at its own time: a large file may be on its way for an hour
                 self._publish(some, hand.outcomes, self._doors.clock.now())
@@ -235,9 +235,9 @@ class PullLane:
         for target, outcome in zip(hand.targets, outcomes, strict=True):
             if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
-                if (looks := target.attempt.looks) < CUTS:
-                    wait, state = AFTER_A_CUT * 4**looks, target.attempt.state
-                    self._doors.index.set_attempt(target.attempt.id, state, now + wait, looks=looks + 1)
+                if (looks := target.attempt.looks) < CUTS or not well:
+                    again = max(now, self._sites.wait_until("drop")) + AFTER_A_CUT * 4**looks
+                    self._doors.index.set_attempt(target.attempt.id, target.attempt.state, again, looks=looks + well)
                 break
         else:
             self._sites.works("drop", now)

@@ -19,6 +19,7 @@ from syncd.drop import SftpDrop
 from syncd.errors import ItemError, SiteError, SyncdError, TransientError
 from syncd.model import Pulled, PullJob
 from syncd.naming import staging_name
+from syncd.ports import Finished
 from syncd.wiring import Lanes, build
 from tests.sites import OpenSshSite, TrickFile, TrickSite, make_key, public_part
 from tests.small import backfilling, failing, serving, settle, small, troubles, versions
@@ -215,15 +216,18 @@ def test_site_that_breaks_every_reading_is_not_stormed_with_logins(tmp_path: Pat
     world = backfilling(tmp_path, small(documents=20))
     breaks: list[float] = []
 
-    def broken(jobs: Sequence[PullJob], finished: object = None) -> list[Pulled | SyncdError]:
+    def broken(jobs: Sequence[PullJob], finished: Finished) -> list[Pulled | SyncdError]:
         breaks.append(world.clock.now())
-        return [TransientError("drop_unreachable") for _ in jobs]
+        cut = [(job, TransientError("drop_unreachable")) for job in jobs]
+        finished(cut)
+        return [error for _, error in cut]
 
     whole = world.drop.pull
-    world.drop.pull = broken  # type: ignore[method-assign]  # the site's doing
+    world.drop.pull = broken  # type: ignore[method-assign, assignment]  # the site's doing
     world.run(hours=6)
     assert troubles(world) == {"drop": "drop_unreachable"}
     assert len(breaks) <= 6 * 12
+    assert not world.log.events("item_failed")  # it is the site's trouble, not the files'
     world.drop.pull = whole  # type: ignore[method-assign]  # it is well again
     settle(world)
     assert set(versions(world)) == {1}
@@ -340,10 +344,11 @@ def test_file_that_may_not_be_read_is_failing_under_its_own_name(tmp_path: Path)
     pulled = world.drop.pull
     refused: SyncdError = ItemError("unreadable_on_drop")
 
-    def denied(jobs: Sequence[PullJob], finished: object = None) -> list[Pulled | SyncdError]:
+    def denied(jobs: Sequence[PullJob], finished: Finished) -> list[Pulled | SyncdError]:
+        finished([(job, refused) for job in jobs])
         return [refused for _ in jobs]
 
-    world.drop.pull = denied  # type: ignore[method-assign]  # the site's doing
+    world.drop.pull = denied  # type: ignore[method-assign, assignment]  # the site's doing
     world.run(hours=2)
     assert failing(world).keys() == {"unreadable_on_drop"}
     assert versions(world) == []
