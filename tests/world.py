@@ -127,7 +127,7 @@ class DropInMemory:
         self._talk()
         paths = [_text(job.remote) for job in jobs]
         self.poison = paths[0] if self.poison == "*" else self.poison
-        breaks = [path == self.poison or self._bytes(path) == self.bad != b"" for path in paths]
+        breaks = [path == self.poison or self._is_bad(path) for path in paths]
         whole = breaks.index(True) if True in breaks else len(jobs)
         cut: list[Pulled | SyncdError] = [TransientError("drop_unreachable") for _ in jobs[whole:]]
         try:
@@ -138,8 +138,9 @@ class DropInMemory:
                     job.local.unlink(missing_ok=True)
             raise
 
-    def _bytes(self, path: str) -> bytes:
-        return self.site.files[path].data if path in self.site.files else b""
+    def _is_bad(self, path: str) -> bool:
+        found = self.site.files.get(path) if self.bad else None
+        return found is not None and found.data == self.bad
 
     def _pulled(self, job: PullJob) -> Pulled | SyncdError:
         found = self.site.files.get(_text(job.remote))
