@@ -54,9 +54,16 @@ def restarts(unit: str, environ: Mapping[str, str]) -> int | None:
     if "SERVICE_RESULT" not in environ:  # called by OnFailure=
         return 0 if shown(unit, "ActiveState") in ("failed", "inactive", "") else None
     count = int(shown(unit, "NRestarts") or 0)
-    times, rest = divmod(count, TOLD_AFTER)
+    counted = Path(environ.get("STATE_DIRECTORY", "/nonexistent"), "kept_out")  # restarts, when last kept out
+    with contextlib.suppress(OSError, ValueError):
+        if environ.get("EXIT_STATUS") == "11":
+            counted.write_text(f"{count}\n", "ascii")
+        else:
+            before = int(counted.read_text("ascii"))
+            count -= before if before <= count else 0
     if environ.get("EXIT_STATUS") == "11" and count < KEPT_OUT:
         return None
+    times, rest = divmod(count, TOLD_AFTER)
     return count if environ["SERVICE_RESULT"] != "success" and not rest and times.bit_count() == 1 else None
 
 

@@ -26,6 +26,7 @@ _ITEM: Final = "|".join(sorted(KINDS, reverse=True))  # mount-image before mount
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?)?")
 _DAY: Final = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) "
 _CLOCK: Final = re.compile(rf"{_DAY}\d\d:\d\d(?:-(?:{_DAY})?\d\d:\d\d)?")
+_EPOCH: Final = re.compile(r'(?<="next_try_at": )\d+(?:\.\d+)?')  # of logs from before it was written as a text
 _PATIENT: Final = re.compile(rf'(patient-|"pat_num": |(?<!\d)(?=\d+/(?:{_ITEM})-))(\d+)')
 _NUMBER: Final = re.compile(rf'((?:{_ITEM})-|"(?:mount_)?num": )(\d+)')
 _PLACE: Final = re.compile(
@@ -56,7 +57,7 @@ def write(file: BinaryIO, checks: list[dict[str, Any]], settings: Settings | Non
             return "(time)"
 
     def disguised(text: str) -> str:
-        text = _CLOCK.sub("(time)", _TIME.sub(moment, text))
+        text = _EPOCH.sub(lambda found: f"{float(found[0]) - now:.0f}", _CLOCK.sub("(time)", _TIME.sub(moment, text)))
         return names.sub("(name)", _PLACE.sub("(place)", _NUMBER.sub(other, _PATIENT.sub(other, text))))
 
     texts = {"doctor.json": json.dumps(checks, indent=1)}

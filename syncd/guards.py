@@ -86,6 +86,8 @@ class Breaker:
 
     def succeeded(self, item: Tried) -> None:
         """This one worked."""
+        if self.items and item[0] != "document" and item[0] not in {method for method, *_ in self.items}:
+            return
         if item not in self.items:
             self.own |= {each: self.failure for each in self.items if item[0] in (each[0], "document")}
         self.own.pop(item, None)

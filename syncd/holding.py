@@ -24,6 +24,8 @@ def hold(
             )
             guard = index.value("SELECT max(id) FROM guard")
         index.run("UPDATE guard SET items = items + ? WHERE id = ?", count, guard)
+        if count >= guards.PATIENT_LEAST:  # who comes that late was seen to be missing on no day before
+            index.run("UPDATE guard SET agreeing = 0, agreed_day = NULL WHERE id = ?", guard)
         index.record("guard_held", now, guard=f"guard-{guard}", scope=scope, count=count)
     log.warning("guard_held", guard=f"guard-{guard}", count=count, rows=of_all)
     return int(guard)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from syncd import guards, holding
-from syncd.diff import Difference, Known, Owing, compare, last_page, local_time, ripe, same_row
+from syncd.diff import HOUR, Difference, Known, Owing, compare, last_page, local_time, ripe, same_row
 from syncd.errors import (
     ItemError,
     ListingError,
@@ -30,7 +30,7 @@ from syncd.publishing import Arrival, Publisher, image_lacks
 from syncd.sites import Doors, Sites, nothing_vanishes
 
 TRIES = 3
-SMALLER = {100: 10, 1000: 10, 10: 2}  # Limit after an answer over the size cap
+SMALLER, SMALLEST = 10, 2  # Limit after an answer over the size cap, and after another one
 BAD_LIST_AGAIN = 900.0
 LEFT_LIST_AGAIN = 3600.0
 BROKEN_OFF = 900.0  # seconds between two pages: what lies between, as a pause, makes the first ones old
@@ -94,15 +94,20 @@ class ListStep:
             rows = join(self._rows, page)
         except ListingError as error:
             return self.failed(error, now)
-        if last_page(len(page), self._limit):
+        if not last_page(len(page), self._limit):
+            limit = min(2 * self._limit, self._lists.limit)  # one large row is no reason to read the rest row by row
+            return ListStep(self._lists, self.key, limit, self._tries, rows, (began, now))
+        if now - began > HOUR:  # nothing can be placed from it: read again at once it would be read for ever
+            self._lists.refused(self.key, ListingError("the list takes more than an hour to read"), now)
+        else:
             self._lists.complete(self.key, rows, began, now)
-            return None
-        return ListStep(self._lists, self.key, self._limit, self._tries, rows, (began, now))
+        return None
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
         """Start over after a page that cannot be trusted; give the list up for now after the third."""
-        if isinstance(error, OversizeError) and self._limit in SMALLER:
-            return ListStep(self._lists, self.key, SMALLER[self._limit], self._tries)
+        if isinstance(error, OversizeError) and self._limit > SMALLEST:
+            limit = SMALLER if self._limit > SMALLER else SMALLEST
+            return ListStep(self._lists, self.key, limit, self._tries, self._rows, self._times)
         if isinstance(error, ListingError) and self._tries + 1 < TRIES:
             return ListStep(self._lists, self.key, self._limit, self._tries + 1)
         self._lists.refused(self.key, error, now)
@@ -422,6 +427,7 @@ class Lists:
                 image_lacks(self.doors, image, now)
             else:
                 index.set_item(image, "missing_since_at = NULL")
+                self.fetch_mounts(item.pat_num, now)  # perhaps it is in another one by now
             return
         if known.missing_since_at is None or known.held_by is not None:
             return

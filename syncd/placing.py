@@ -16,7 +16,8 @@ from datetime import datetime
 from syncd import guards
 from syncd.diff import DAY, HOUR, revision
 from syncd.errors import ItemError, NoSuchMethodError, SiteError, SyncdError, TransientError, UnansweredError
-from syncd.listing import Lists, ListStep, Step, owe_confirmation
+from syncd.index import FAILING_AFTER
+from syncd.listing import BAD_LIST_AGAIN, Lists, ListStep, Step, owe_confirmation
 from syncd.model import KIND_OF, Attempt, Duty, Item, Kind, Listed, ListName, Method, PlacedName, Version
 from syncd.naming import own_extension, staging_name
 from syncd.pacing import retry_delay
@@ -115,7 +116,8 @@ class Places:
         self.doors = doors
         self._sites, self._lists, self._bulk = sites, lists, bulk
         self._publisher = Publisher(doors)
-        failed = doors.index.rows("SELECT method, pat_num, num, failure FROM duty WHERE failures > 0")
+        sql = "SELECT method, pat_num, num, failure FROM duty WHERE failures >= ?"
+        failed = doors.index.rows(sql, FAILING_AFTER)
         self._alike = guards.Breaker(own={(r["method"], r["pat_num"], r["num"]): r["failure"] for r in failed})
         self._thumbnails_after = 0.0  # a steady time
         self._proven: set[tuple[int, int]] = set()  # (PatNum, DocNum) of images that may be placed once
@@ -209,8 +211,10 @@ class Places:
 
     def proven(self, duty: Duty, now: float) -> Step | None:
         """The image is this patient's, as far as the office can tell: its placement may follow."""
-        self._proven.add((duty.pat_num, duty.num))
-        return self.prepare(duty, now)
+        self._proven.add(proof := (duty.pat_num, duty.num))
+        step = self.prepare(duty, now)
+        self._proven.discard(proof)  # it is put off, or its list is read first: it may be another's by then
+        return step
 
     def disown(self, duty: Duty, now: float) -> None:
         """The image is not this patient's, or not there any more: nothing of it is placed.
@@ -304,8 +308,8 @@ class Places:
         pat_num, listed_at = row[0]["pat_num"], row[0]["listed_at"]
         duty = Duty("thumbnails", pat_num, 0, "", "listed", now)
         if not is_fresh(listed_at, now):
-            if (step := self._read_first(duty, "documents", now)) is None:
-                thumbnails_failed(self.doors, pat_num, now)
+            if (step := self._read_first(duty, "documents", now)) is None:  # in its own time
+                index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", now + BAD_LIST_AGAIN, pat_num)
             return step
         index.run("UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?", now + HOUR, pat_num)
         return PlaceStep(self, self._write_down(duty, None, listed_at, {}, now), None, self._bulk)
@@ -333,7 +337,8 @@ class Places:
         with self.doors.index.transaction(durable=False):  # after a power cut it counts as unanswered, and heals
             self.doors.index.set_attempt(attempt.id, "placed", now, **columns)
         self._alike.succeeded((attempt.method, attempt.pat_num, attempt.num))
-        self._sites.works("placing", now)
+        if not self._alike.items:
+            self._sites.works("placing", now)
 
     def failed(self, attempt: Attempt, duty: Duty | None, error: SyncdError, now: float) -> None:
         """Every answer but a 201."""

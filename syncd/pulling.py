@@ -66,6 +66,7 @@ class _Hand:
     known: set[int] = field(default_factory=set)
     targets: list[Target] = field(default_factory=list)
     outcomes: dict[Path, Pulled | SyncdError] = field(default_factory=dict)
+    well: bool = True
 
     def whole(self) -> Iterator[list[tuple[Attempt, list[Target]]]]:
         """Placements whose files have all ended, FILES at once; they are no longer in hand."""
@@ -79,10 +80,13 @@ class _Hand:
         if some:
             yield some
 
-    def cut(self) -> None:
-        """The connection is lost. Which file breaks it cannot be told but by its being the first again and again."""
+    def cut(self, well: bool) -> None:
+        """The connection is lost. What breaks it is told by being the first again and again, while the site is `well`:
+        without trouble before, or with only such files left.
+        """
         left = [target for target in self.targets if isinstance(self.outcomes.get(target.local), TransientError)]
-        if left and left[0].attempt.looks >= CUTS:
+        self.well = well or any(isinstance(each, Pulled) for each in self.outcomes.values())
+        if self.well and left and left[0].attempt.looks >= CUTS:
             its = [target.local for target in left if target.attempt.id == left[0].attempt.id]
             self.outcomes |= dict.fromkeys(its, ItemError("unreadable_on_drop"))
 
@@ -186,7 +190,8 @@ class PullLane:
         staged = upload.stage(self._doors, now)
         if placed:
             self._pull(placed)
-            return True
+            if not self._long:
+                return True
         unanswered = index.attempts("unanswered", now, BATCH)
         for attempt in unanswered:
             self._judge(attempt, now)
@@ -195,7 +200,7 @@ class PullLane:
             self.cleaner.clean(cleaning, now)
         elif now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
             self.cleaner.sweep(now)
-        return bool(unanswered or cleaning or staged)
+        return bool(placed or unanswered or cleaning or staged)
 
     def _archive_unseen(self, now: float) -> bool:
         """Also while nothing is placed: an unmounted disk is told within minutes."""
@@ -211,12 +216,12 @@ class PullLane:
     def _pull(self, attempts: Sequence[Attempt]) -> None:
         """Pull; publish what is whole while the rest is on its way, and take along what is placed meanwhile."""
         hand, until = _Hand(), self._doors.clock.now() + LONG
-        self._long, well = False, self._sites.reason("drop") is None  # else the site breaks whatever is read
+        self._long, well = False, self._sites.reason("drop") is None or all(each.looks for each in attempts)
 
         def finished(ended: Sequence[tuple[PullJob, Pulled | SyncdError]]) -> list[PullJob]:
             hand.outcomes |= {job.local: outcome for job, outcome in ended}
-            if well and any(isinstance(outcome, TransientError) for _, outcome in ended):
-                hand.cut()
+            if any(isinstance(outcome, TransientError) for _, outcome in ended):
+                hand.cut(well)
             for some in hand.whole():  # each at its own time: a large file may be on its way for an hour
                 self._publish(some, hand.outcomes, self._doors.clock.now())
             self._long = len(hand.targets) >= MANY or self._doors.clock.now() > until
@@ -235,9 +240,10 @@ class PullLane:
         for target, outcome in zip(hand.targets, outcomes, strict=True):
             if isinstance(outcome, TransientError):  # perhaps this very file breaks the connection: others go first
                 self._sites.failed(outcome, now, lane="drop")
-                if (looks := target.attempt.looks) < CUTS or not well:
+                if (looks := target.attempt.looks) < CUTS or not hand.well:
                     again = max(now, self._sites.wait_until("drop")) + AFTER_A_CUT * 4**looks
-                    self._doors.index.set_attempt(target.attempt.id, target.attempt.state, again, looks=looks + well)
+                    looks = looks + 1 if hand.well else max(looks, 1)
+                    self._doors.index.set_attempt(target.attempt.id, target.attempt.state, again, looks=looks)
                 break
         else:
             self._sites.works("drop", now)
@@ -447,7 +453,8 @@ class PullLane:
             return
         if seen is not None and attempt.seen == (seen.size, seen.mtime):
             self._pull([attempt])
-            if self._doors.index.value("SELECT state FROM attempt WHERE id = ?", attempt.id) != "unanswered":
+            sql = "SELECT 1 FROM attempt WHERE id = ? AND state = 'unanswered' AND next_look_at <= ?"
+            if self._doors.index.value(sql, attempt.id, now) is None:  # else it did not prove to be whole
                 return
         self._give_up(attempt, now)
 

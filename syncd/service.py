@@ -90,10 +90,13 @@ class Lock:
             self._fd = os.open(self._path, _OPEN, 0o600)
             undo.callback(os.close, self._fd)
             self._take(self._fd)
+            known = os.fstat(self._fd)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()} {self._verb}\n".encode(), 0)
             if self._verb in MIRRORING:  # whoever hangs before its first turn is missed, too
                 _write_signs(self._fd, Signs(SystemClock().steady(), {}))
+            if known.st_size:  # taking it is no sign of life yet: a service may end again and again
+                os.utime(self._fd, ns=(known.st_atime_ns, known.st_mtime_ns))
             undo.pop_all()
         return self
 

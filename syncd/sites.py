@@ -76,6 +76,7 @@ def put_times_right(index: Index, now: float, went_back: bool) -> None:
             return
         index.run("UPDATE item SET archived_at = ?1 WHERE thumbnail_due = 1 AND archived_at > ?1", now)
         index.run("UPDATE site SET next_try_at = ?1, since_at = min(since_at, ?1)", now)
+        index.run("UPDATE guard SET ended_at = min(ended_at, ?1)", now)
         index.run("UPDATE list SET polled_at = ?1 - 3600 WHERE polled_at > ?1 - 3600", now)
         index.run("UPDATE duty SET next_try_at = ?1 WHERE next_try_at > ?1", now)
         index.run(f"UPDATE attempt SET asked_at = min(asked_at, ?1), next_look_at = min(next_look_at, {looks})", now)  # noqa: S608 - our own text

@@ -117,6 +117,18 @@ def test_service_that_ends_again_and_again_is_told_now_and_then(
     assert not said or f"ends again and again ({count} restarts, the last end: exit code 1)" in said
 
 
+def test_restarts_while_a_backfill_held_the_lock_do_not_count_against_a_service_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured(tmp_path, monkeypatch, "")
+    for code, count in (("11", 900), ("1", 901), ("1", 905)):
+        says(tmp_path, monkeypatch, f"echo {count}")
+        ended = {"SERVICE_RESULT": "exit-code", "EXIT_STATUS": code, "STATE_DIRECTORY": str(tmp_path)}
+        alert.main("main", ended, 7.0)
+    assert "ends again and again (5 restarts" in (said := capsys.readouterr().err)
+    assert len(said.splitlines()) == 1
+
+
 def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, unit: str = "syncd@main.service") -> None:
     """`systemctl` is a program that runs this line."""
     (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$4" = {unit} ] && {line}\n')

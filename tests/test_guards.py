@@ -140,7 +140,15 @@ def test_document_that_works_says_more_than_what_is_placed_by_another_method(met
     breaker = Breaker(least=2)
     assert [breaker.failed("refused", sheet(n)) for n in (1, 2)] == [False, True]
     breaker.succeeded((method, 101, 9))
-    assert [breaker.failed("refused", sheet(n)) for n in (1, 2)] == [False, tripped]
+    assert [breaker.failed("refused", sheet(n)) for n in (1, 2)] == [tripped, tripped]
+
+
+def test_sheets_that_work_between_documents_that_fail_hide_nothing() -> None:
+    breaker, tripped = Breaker(), []
+    for number in range(BREAKER_LEAST):
+        tripped.append(breaker.failed("refused", ("document", 101, number)))
+        breaker.succeeded(sheet(number))
+    assert tripped == [False] * 4 + [True]
 
 
 def test_item_in_other_trouble_than_its_own_counts() -> None:

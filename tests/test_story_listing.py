@@ -240,10 +240,31 @@ def test_answer_over_the_cap_is_asked_again_with_smaller_limits(tmp_path: Path) 
     world.run(seconds=1200)
     world.check()
     limits = [arrival.params["Limit"] for arrival in world.sent("/documents")]
-    assert limits[:6] == ["100", "10", "2", "2", "2", "2"]
+    assert limits[:6] == ["100", "10", "2", "4", "2", "4"]
     assert {num: world.media(pat, "document", num) for num in files} == {
         num: [bytes([65 + n]) * 12_000] for num, n in files.items()
     }
+
+
+def test_one_large_row_does_not_cost_a_request_for_each_of_the_others(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=30.0, size_cap=40_000)
+    pat = world.practice.add_patient()
+    large = world.practice.add_raw_document(pat, b"x" * 24_000, ".txt")
+    for _ in range(80):
+        world.practice.add_document(pat)
+    world.run(until=lambda: world.has(pat, "document", large))
+    assert len(world.sent("/documents")) < 12
+
+
+def test_list_that_takes_more_than_an_hour_is_a_bad_list_and_not_all_that_is_read(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=60.0, size_cap=40_000)
+    pat, other = world.practice.add_patient(), world.practice.add_patient()
+    for _ in range(70):
+        world.practice.add_raw_document(pat, b"x" * 12_000, ".txt")
+    doc = world.practice.add_document(other)
+    world.run(hours=12)
+    assert world.state(other, "document", doc) == "archived"
+    assert world.index.value("SELECT failures FROM list WHERE pat_num = ? AND name = 'documents'", pat) > 0
 
 
 def test_row_over_the_cap_by_itself_fails_the_list_and_not_the_mirror(tmp_path: Path) -> None:

@@ -524,14 +524,18 @@ def test_file_whose_reading_breaks_the_connection_holds_up_no_other(world: World
     settle(world)
 
 
-def test_file_that_breaks_the_connection_for_ever_is_a_failing_item_until_it_can_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_files_that_break_the_connection_for_ever_are_failing_until_they_can_be_read(
+    tmp_path: Path, count: int
+) -> None:
     one = small(documents=8)
     world = backfilling(tmp_path, one)
-    world.drop.bad = one.practice.truth()[one.patient].documents[one.document]
-    world.run(hours=12)
-    assert failing(world) == {"unreadable_on_drop": 1}
-    assert world.drop.bad not in [file.data for file in world.site.files.values()]
-    world.drop.bad = b""
+    documents = one.practice.truth()[one.patient].documents
+    world.drop.bad = frozenset([documents[number] for number in sorted(documents)][:count])
+    world.run(hours=36)
+    assert failing(world) == {"unreadable_on_drop": count}
+    assert world.drop.bad.isdisjoint(file.data for file in world.site.files.values())
+    world.drop.bad = frozenset()
     settle(world, days=3)
     world.stop()
 

@@ -96,7 +96,7 @@ class DropInMemory:
 
     `meddle`: called between the two looks of a pull, as another writer on the site. `poison`: a path whose reading
     breaks the connection, so that it and what comes after it in the call is not read; "*" is the next one. `bad`: so
-    does each file with these bytes. `refusing`:
+    does each file with such bytes. `refusing`:
     syncd may not write here.
     """
 
@@ -105,7 +105,7 @@ class DropInMemory:
     calls: int = 0
     meddle: Callable[[PullJob], None] | None = None
     poison: str = ""
-    bad: bytes = b""
+    bad: frozenset[bytes] = frozenset()
     refusing: bool = False
     received: int = 0
 
@@ -140,7 +140,7 @@ class DropInMemory:
 
     def _is_bad(self, path: str) -> bool:
         found = self.site.files.get(path) if self.bad else None
-        return found is not None and found.data == self.bad
+        return found is not None and found.data in self.bad
 
     def _pulled(self, job: PullJob) -> Pulled | SyncdError:
         found = self.site.files.get(_text(job.remote))
