@@ -81,9 +81,7 @@ class _Hand:
             yield some
 
     def cut(self, well: bool) -> None:
-        """The connection is lost. What breaks it is told by being the first again and again, while the site is `well`:
-        without trouble before, or with only such files left.
-        """
+        """The connection is lost, by what is the first again and again while the site is `well` but for such files."""
         left = [target for target in self.targets if isinstance(self.outcomes.get(target.local), TransientError)]
         self.well = well or any(isinstance(each, Pulled) for each in self.outcomes.values())
         if self.well and left and left[0].attempt.looks >= CUTS:
@@ -432,6 +430,7 @@ class PullLane:
         for num in named:
             image = Item(attempt.pat_num, "mount-image", num)
             index.is_back(image, now)
+            index.set_item(image, "mount_num = ?", attempt.num)  # perhaps it was in another one
             left, became = index.known_item(Item(attempt.pat_num, "document", num)), image.full_id
             if left is not None and left.missing_since_at is not None and not left.vanished:
                 index.vanish(left.item, now, became)

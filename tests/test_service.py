@@ -88,6 +88,16 @@ def test_system_clock_is_the_epoch_and_never_goes_back() -> None:
     assert clock.steady() <= clock.steady()
 
 
+def test_taking_the_lock_is_no_sign_of_life_of_a_service_that_ends_again_and_again(tmp_path: Path) -> None:
+    with Lock(tmp_path, "run"):
+        pass
+    os.utime(tmp_path / "lock", (1000.0, 1000.0))
+    for _ in range(3):
+        with Lock(tmp_path, "run"):
+            pass
+    assert Lock(tmp_path).left_at() == 1000.0
+
+
 def test_second_process_is_refused_and_told_who_holds_the_lock(tmp_path: Path) -> None:
     with start(HOLDING, tmp_path) as other:
         assert first_line(other) == "held"

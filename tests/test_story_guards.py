@@ -303,6 +303,18 @@ def roster(tmp_path: Path) -> Iterator[World]:
     world.stop()
 
 
+def test_who_joins_a_hold_late_is_held_for_as_many_days(roster: World) -> None:
+    small_practice(roster, 80)
+    first = truncated(roster, 30)
+    pass_days(roster, 5)
+    roster.office.faults.clear(first)
+    truncated(roster, 5)
+    pass_days(roster, 5)
+    assert (len(guards_held(roster)), gone(roster)) == (1, [])
+    pass_days(roster, 4)
+    assert len(gone(roster)) == 75
+
+
 def test_roster_that_suddenly_lacks_nearly_everybody_is_held_and_all_are_mirrored_on(roster: World) -> None:
     patients = small_practice(roster)
     truncated(roster)

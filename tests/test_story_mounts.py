@@ -195,6 +195,22 @@ def test_mount_that_denies_its_known_images_has_failed_and_they_stay(world: Worl
     world.check()
 
 
+def test_mount_whose_images_are_in_another_mount_by_now_does_not_fail_for_long(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=5.0, sync={"change_feed": "off"})
+    pat = world.practice.add_patient()
+    old, new = world.practice.add_mount(pat, 2), world.practice.add_mount(pat, 1)
+    world.run(hours=2)
+    for row in world.practice.mount_images(old):
+        world.practice.out_of_mount(row["DocNum"])
+        world.practice.move_into_mount(row["DocNum"], new)
+    world.run(hours=30)
+    world.index.run("UPDATE item SET refetch_at = ? WHERE kind = 'mount' AND num = ?", world.clock.now(), old)
+    world.run(hours=60)
+    assert world.state(pat, "mount", old) == "archived"
+    world.check()
+    world.stop()
+
+
 @pytest.mark.parametrize("gone", ["deleted", "taken out", "both"])
 def test_mount_whose_last_images_are_gone_is_empty_in_the_end(world: World, gone: str) -> None:
     pat = world.practice.add_patient()

@@ -115,6 +115,18 @@ def test_five_minutes_begin_when_a_placement_is_sent_not_when_it_was_prepared(tm
     assert again.at - unanswered.at >= 300.0
 
 
+def test_cut_while_an_unanswered_file_is_pulled_is_no_reason_to_place_it_anew(tmp_path: Path) -> None:
+    one = small()
+    world = backfilling(tmp_path, one)
+    world.office.faults.add("gateway_timeout", when="after", **one.request("document"))
+    world.run(until=lambda: world.index.value("SELECT seen_size FROM attempt WHERE state = 'unanswered'"))
+    world.drop.bad = frozenset([one.practice.truth()[one.patient].documents[one.document]])
+    world.run(until=lambda: world.index.value("SELECT looks FROM attempt WHERE state = 'unanswered' AND looks > 1"))
+    world.drop.bad = frozenset()
+    settle(world)
+    assert len(world.sent("/documents/DownloadSftp", DocNum=one.document)) == 1
+
+
 def test_unanswered_file_that_changed_between_two_looks_is_never_used(tmp_path: Path) -> None:
     one = small()
     world = backfilling(tmp_path, one)
