@@ -120,9 +120,8 @@ class Places:
         failed = doors.index.rows(sql, FAILING_AFTER)
         self._alike = guards.Breaker(own={(r["method"], r["pat_num"], r["num"]): r["failure"] for r in failed})
         self._thumbnails_after = 0.0  # a steady time
-        self._proven: set[tuple[int, int]] = set()  # (PatNum, DocNum) of images that may be placed once
 
-    def prepare(self, duty: Duty, now: float) -> Step | None:
+    def prepare(self, duty: Duty, now: float, proven: bool = False) -> Step | None:
         """The request this duty needs next, or None when it needed none: its bytes are archived already."""
         if duty.why in ("listed", "backfill", "retry") and self._needs_none(duty, now):
             return None
@@ -136,9 +135,8 @@ class Places:
         listed_at = self.doors.index.polled_at(duty.pat_num, name)
         if not is_fresh(listed_at, now):
             return self._read_first(duty, name, now)
-        if duty.method == "mount-image" and (duty.pat_num, duty.num) not in self._proven:
+        if duty.method == "mount-image" and not proven:  # a proof is for one placement at once: numbers are reused
             return OwnerStep(self, duty)
-        self._proven.discard((duty.pat_num, duty.num))  # a proof is for one placement: numbers are reused
         attempt = self._journalled(duty, listed_at, now)
         return PlaceStep(self, attempt, duty, self._bulk or duty.why in ("refetch", "backfill")) if attempt else None
 
@@ -211,10 +209,7 @@ class Places:
 
     def proven(self, duty: Duty, now: float) -> Step | None:
         """The image is this patient's, as far as the office can tell: its placement may follow."""
-        self._proven.add(proof := (duty.pat_num, duty.num))
-        step = self.prepare(duty, now)
-        self._proven.discard(proof)  # it is put off, or its list is read first: it may be another's by then
-        return step
+        return self.prepare(duty, now, proven=True)
 
     def disown(self, duty: Duty, now: float) -> None:
         """The image is not this patient's, or not there any more: nothing of it is placed.

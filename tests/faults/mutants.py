@@ -443,14 +443,6 @@ MUTANTS = (
         "one_answer_that_denies_it",
     ),
     Mutant(
-        "a proof of the owner is for ever",
-        "syncd/placing.py",
-        "self._proven.discard((duty.pat_num, duty.num))",
-        "pass",
-        "tests/test_story_protocol.py",
-        "asked_for_before_each_placement",
-    ),
-    Mutant(
         "a duty outlives its revision",
         "syncd/index.py",
         "for sql in schema.OTHER_REVISION:",
