@@ -419,7 +419,7 @@ def test_follower_killed_at_fifty_random_moments_beside_a_daemon_misses_no_versi
     rng, office, seen = random.Random(7), desk.simulation.practice, list[int]()
     patients = [row["PatNum"] for row in office.rows("SELECT PatNum FROM patient")]
     with desk.process("run"):
-        desk.wait_for_lock("run")
+        wait_until(lambda: desk.call("find", "--json").exit_code == 0)  # the index comes after the lock
         for _ in range(FOLLOWERS):
             for _ in range(rng.randrange(3)):
                 office.add_document(rng.choice(patients), "pdf")
