@@ -38,6 +38,10 @@ PERHAPS_SENT: Final = "the index is older than what became of it: look in Open D
 _KEY: Final = "pat_num, CAST(kind AS BLOB) AS kind, num"
 _DAMAGE: Final = "FROM damage WHERE kind <> ''"  # of items
 _END: Final = object()
+_MOUNT: Final = (
+    "INSERT OR IGNORE INTO item (pat_num, kind, num, revision, first_seen_at, fields)"
+    " VALUES (?, 'mount', ?, '', ?, '{}')"
+)
 _OLDEST: Final = "WHERE sidecar = 1 ORDER BY checked_at, seq"
 _OLDEST_SOUND: Final = (  # what is known to be damaged was looked at when the day's part began
     "WHERE sidecar = 1 AND NOT EXISTS (SELECT 1 FROM damage d WHERE d.pat_num = v.pat_num AND d.kind = v.kind"
@@ -134,11 +138,16 @@ def _look_again(index: Index, archive: Archive, settings: Settings) -> None:
 
 
 def _list_as_archived(index: Index, versions: Sequence[Version]) -> None:
-    """Items are as their newest sidecars list them, unless the index knows better: a new description needs no bytes."""
+    """Items are as their newest sidecars list them, unless the index knows better: a new description needs no bytes.
+
+    A mount of which only images were archived is known as well: once no list has it, they vanish with it.
+    """
     for version in {version.item: version for version in sorted(versions, key=lambda each: each.seq)}.values():
         known = next(iter(index.item_rows(version.item)), None)
         if known is None or (known["revision"] == known["archived_revision"] and known["current_seq"] < version.seq):
             index.put_archived_item(version)
+        if version.item.kind == "mount-image" and version.mount_num is not None:
+            index.run(_MOUNT, version.item.pat_num, version.mount_num, version.first_seen_at)
 
 
 def _by_patient(

@@ -240,6 +240,23 @@ def remove_index(world: World) -> None:
         path.unlink()
 
 
+def test_images_of_which_the_archive_lacks_the_mount_vanish_with_it_after_the_index_was_lost(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=10.0, sync={"kinds": ["document", "mount-image"]})
+    pat = world.practice.add_patient()
+    mount, other = world.practice.add_mount(pat, 2), world.practice.add_mount(pat, 1)
+    world.run(hours=2)
+    gone = [row["DocNum"] for row in world.practice.mount_images(mount)]
+    stays = [row["DocNum"] for row in world.practice.mount_images(other)]
+    world.practice.delete_mount(mount)
+    remove_index(world)
+    reindex(world.settings, open_archive(world.settings), world.clock.now())
+    world.restart()
+    world.run(hours=60)
+    assert {world.state(pat, "mount-image", num) for num in gone} == {"vanished"}
+    assert {world.state(pat, "mount-image", num) for num in stays} == {"archived"}
+    world.stop()
+
+
 def test_index_rebuilt_from_the_archive_alone_knows_the_same_and_asks_for_nothing(tmp_path: Path) -> None:
     world, _ = grown(tmp_path)
     before, sent = rows_of_versions(world), len(world.office.arrivals)

@@ -43,7 +43,7 @@ from tests.world import START, World, make_settings
 
 DAY = 24 * HOUR
 INTERVAL = 3400.0  # seconds from request to request: a listing must be younger than an hour when its files are placed
-INTERVAL_IN_PEACE = 1800.0
+INTERVAL_IN_PEACE = 1700.0  # a list, an image's owner and its placement: all within less than an hour
 TICK = 2 * HOUR  # between turns while nothing is to be done
 ROSTER_EVERY = 6 * HOUR  # instead of a quarter of an hour, and
 PROBES = 4  # instead of 20, lest rosters and the daily comparison of identities take the whole budget
