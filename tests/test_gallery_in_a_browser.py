@@ -141,7 +141,7 @@ def test_a_picture_is_zoomed_moved_and_changed_by_keys_and_taken_back(page: Brow
     assert numbers(page.run(STAGE)) == pytest.approx(fitted)
     page.press("Escape")
     page.wait("return !document.getElementById('viewer').open")
-    assert page.run("return document.activeElement.dataset.id") == picture
+    page.wait("return document.activeElement.dataset.id === arguments[0]", picture)  # a task of its own
 
 
 def test_arrow_keys_walk_over_the_cards_and_through_the_viewer(page: Browser) -> None:
