@@ -119,6 +119,7 @@ class PullLane:
                     self._see_archive(now)  # nothing is done there, but its trouble begins and ends
                 busy = self._recovered and self._sites.reason("archive") is None and self._upkeep.turn(now)
             else:
+                self._long = False
                 busy = self._turn(now)
                 if not busy or self._long:
                     busy = self._upkeep.turn(now) or busy
@@ -214,7 +215,7 @@ class PullLane:
     def _pull(self, attempts: Sequence[Attempt]) -> None:
         """Pull; publish what is whole while the rest is on its way, and take along what is placed meanwhile."""
         hand, until = _Hand(), self._doors.clock.now() + LONG
-        self._long, well = False, self._sites.reason("drop") is None or all(each.looks for each in attempts)
+        well = self._sites.reason("drop") is None or all(each.looks for each in attempts)
 
         def finished(ended: Sequence[tuple[PullJob, Pulled | SyncdError]]) -> list[PullJob]:
             hand.outcomes |= {job.local: outcome for job, outcome in ended}
@@ -222,7 +223,7 @@ class PullLane:
                 hand.cut(well)
             for some in hand.whole():  # each at its own time: a large file may be on its way for an hour
                 self._publish(some, hand.outcomes, self._doors.clock.now())
-            self._long = len(hand.targets) >= MANY or self._doors.clock.now() > until
+            self._long |= len(hand.targets) >= MANY or self._doors.clock.now() > until
             more = bool(hand.open) and not self._long
             placed = self._doors.index.attempts("placed", self._doors.clock.now(), BATCH) if more else []
             return self._jobs(hand, [each for each in placed if each.id not in hand.known])

@@ -21,7 +21,7 @@ from tests.world import make_settings
 NOW = 1_795_000_000.0  # 2026-11-18 11:06:40 UTC, 05:06:40 in Chicago
 CANARIES = (
     *("101", "4711", "998877", "Chicago", "northside", "drop.finch.example", "finchuser", "finch-group"),
-    *("2026-11-18", "05:06", "10:05", "secret-token", "192.0.2.77", "mail@finch.example"),
+    *("2026-11-18", "05:06", "10:05", "secret-token", "192.0.2.77", "mail@finch.example", "1795000300"),
 )
 LOG = """\
 {"time": "2026-11-18T10:05:00.000Z", "event": "item_failed", "item": "101/document-4711", "practice": "northside"}
@@ -29,6 +29,7 @@ LOG = """\
 {"time": "2026-11-18T11:06:40.000Z", "event": "thumbnails_settled", "pat_num": 101, "count": 4711}
 {"time": "2026-11-18T11:06:40.000Z", "event": "drop_leftover", "num": 4711, "mount_num": 998877}
 {"time": "2026-11-18T11:06:40.000Z", "event": "hint_off", "next_try_at": "2026-11-18T11:11:40Z", "reason": "tls_failed"}
+{"time": "2026-11-18T11:06:40.000Z", "event": "state_changed", "next_try_at": 1795000300.5, "reason": "tls_failed"}
 """.replace('"count": 4711', '"count": 3')
 REPORT = """\
 northside: BLOCKED (drop_unreachable)
@@ -100,6 +101,7 @@ def test_times_are_seconds_from_now(settings: Settings, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in texts["syncd.log"].splitlines()]
     assert [line["time"] for line in lines[:3]] == ["-3700 s", "-3600 s", "+0 s"]
     assert lines[4]["next_try_at"] == "+300 s"
+    assert lines[5]["next_try_at"] == 300, "as logs were written before it was a text"
     assert "as of +0 s\n" in texts["status.log"]
     assert "last seen -40 s; never (time); at (place) and (place)" in texts["status.log"]
 

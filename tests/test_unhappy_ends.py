@@ -24,6 +24,7 @@ from syncd.logs import StatusFiles, open_logs
 from syncd.report import SILENT
 from syncd.service import Lock, SystemClock, network_file_system, owner_id
 from tests.small import DAY, HOUR, backfilling, serving, settle, small, troubles, versions
+from tests.world import World
 
 pytestmark = pytest.mark.slow  # minutes in all: `make quick` leaves it out, `make test` does not
 
@@ -113,6 +114,22 @@ def test_no_list_is_younger_after_the_clock_went_back(tmp_path: Path, age: float
     wishes.make(world.index, "retry", [[one.patient, "sheet", one.sheet]], world.clock.now())
     world.run(until=lambda: world.sent("/sheets/DownloadSftp", since=before))
     assert world.sent("/sheets", since=before, PatNum=one.patient), "placed from a list that nobody read lately"
+    world.stop()
+
+
+def test_guards_are_not_blind_until_a_time_that_the_clock_was_ahead_to(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=10.0, nap=900.0)
+    patient = world.practice.add_patient()
+    sheets = [world.practice.add_sheet(patient) for _ in range(120)]
+    world.run(hours=2)
+    sql = "INSERT INTO guard (scope, reason, made_at, items, of_items, state, ended_at)"
+    ended = world.clock.now() + YEAR
+    world.index.run(f"{sql} VALUES ('all', 'disappearances_held', ?, 60, 120, 'approved', ?)", ended, ended)
+    world.clock.set(world.clock.now() - HOUR)
+    for number in sheets[:55]:
+        world.practice.delete_sheet(number)
+    world.run(hours=30)
+    assert world.index.value("SELECT items FROM guard WHERE state = 'held'") == 55
     world.stop()
 
 
