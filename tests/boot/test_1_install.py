@@ -80,14 +80,17 @@ def test_ready_waits_for_no_answer_from_outside(machine: Machine, desk: Desk) ->
     assert machine.show(desk.unit, "Result") == "success"
 
 
-def test_not_ready_without_the_lock_and_the_journal_says_who_has_it(machine: Machine, desk: Desk) -> None:
+def test_not_ready_without_the_lock_the_journal_says_who_has_it_and_the_service_comes_once_it_is_free(
+    machine: Machine, desk: Desk
+) -> None:
+    machine.run(f"systemctl stop {desk.unit}")
     with machine.inside("/var/lib/syncd/main/lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert machine.run(f"systemctl start {desk.unit}", check=False).returncode != 0
-        assert machine.show(desk.unit, "ActiveState") == "failed"
+        assert machine.show(desk.unit, "SubState") == "auto-restart"
         assert machine.show(desk.unit, "ExecMainStatus") == str(EXIT_LOCKED)
-    assert "holds the lock of this practice" in machine.journal(desk.unit, "-n 20")
-    machine.run(f"systemctl start {desk.unit}")
+        assert "holds the lock of this practice" in machine.journal(desk.unit, "-n 20")
+    machine.wait(lambda: machine.show(desk.unit, "ActiveState") == "active", 60.0, "started again by systemd")
 
 
 def test_status_line_of_systemd_is_the_one_of_syncd(machine: Machine, desk: Desk) -> None:
