@@ -356,13 +356,20 @@ class Places:
             self._count(failure, attempt, "placements_refused", now)
 
     def _count(self, failure: str, attempt: Attempt, reason: str, now: float) -> None:
-        """Many alike failures are a state of the site: then they are not held against the items."""
-        if self._alike.failed(failure, (attempt.method, attempt.pat_num, attempt.num)):
-            self._sites.failed(SiteError(reason), now, lane="placing")
-            sql = "UPDATE duty SET failures = 0, next_try_at = ? WHERE (method, pat_num, num) = (?, ?, ?)"
-            with self.doors.index.transaction():
-                for method, pat_num, num in self._alike.items:
-                    self.doors.index.run(sql, now, method, pat_num, num)
+        """Many alike failures are a state of the site: then they are not held against the items.
+
+        All are due at once, in the order they had: the one that was tried goes behind the others. It may be bad by
+        itself, and would for ever tell nothing of the site.
+        """
+        if not self._alike.failed(failure, (attempt.method, attempt.pat_num, attempt.num)):
+            return
+        self._sites.failed(SiteError(reason), now, lane="placing")
+        with self.doors.index.transaction():
+            one = "FROM duty WHERE (method, pat_num, num) = (?, ?, ?)"
+            found = [row for each in self._alike.items for row in self.doors.index.rows(f"SELECT * {one}", *each)]
+            for place, row in enumerate(sorted(found, key=lambda row: row["next_try_at"])):
+                sql = "UPDATE duty SET failures = 0, next_try_at = ? WHERE (method, pat_num, num) = (?, ?, ?)"
+                self.doors.index.run(sql, now + place / 1000, row["method"], row["pat_num"], row["num"])
 
     def unsent(self, attempt: Attempt, duty: Duty | None, cleaning: bool = False, now: float = 0.0) -> None:
         """No file of it can be on the drop, or at most a fragment to clean. A duty must not stay busy without it."""

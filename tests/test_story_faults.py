@@ -393,6 +393,25 @@ def test_large_mount_of_known_images_is_fetched_image_by_image(tmp_path: Path) -
     assert [len(world.media(one.patient, "mount-image", number)) for number in images] == [2, 2, 2]
 
 
+def test_whose_an_image_is_was_asked_right_before_each_of_its_placements(tmp_path: Path) -> None:
+    one = small()
+    world = serving(tmp_path, one)
+    world.run()
+    world.office.faults.add("gateway_timeout", times=None, seconds=60.0, **one.request("mount-images"))
+    images = [row["DocNum"] for row in one.practice.mount_images(one.mount)]
+    first = {"path": "/documents/DownloadSftp", "params": {"DocNum": images[0]}}
+    world.office.faults.add("gateway_timeout", seconds=60.0, **first)
+    for number in images:
+        one.practice.replace_bytes(number)
+    one.practice.change_mount(one.mount)
+    world.run(hours=6)
+    world.check()
+    paths = [(arrival.path, arrival.params.get("DocNum")) for arrival in world.office.arrivals]
+    placed = [i for i, (path, number) in enumerate(paths) if path == "/documents/DownloadSftp" and number in images]
+    assert len(placed) > len(images), "one of them was asked for twice"
+    assert [paths[i - 1][0] for i in placed] == [f"/documents/{paths[i][1]}" for i in placed]
+
+
 def test_image_that_was_scanned_into_a_large_mount_comes_a_day_later(tmp_path: Path) -> None:
     one = small()
     world = serving(tmp_path, one)

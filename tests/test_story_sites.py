@@ -151,6 +151,46 @@ STAYS_BAD = [
 ]
 
 
+def test_sheets_that_work_do_not_end_the_state_in_which_no_document_does(tmp_path: Path) -> None:
+    world = World.start(tmp_path, interval=60.0)
+    patient = world.practice.add_patient()
+    world.run(hours=1)
+    world.office.faults.add("site_error", path="/documents/DownloadSftp", times=None)
+    for _ in range(8):
+        world.practice.add_document(patient, "png")
+    world.run(hours=3)
+    for _ in range(3):
+        sheet = world.practice.add_sheet(patient)
+        world.run(hours=1)
+        assert world.state(patient, "sheet", sheet) == "archived"
+        assert troubles(world) == {"placing": "placements_refused"}
+    assert len(world.log.events("state_changed")) == 1
+    world.office.faults.clear()
+    settle(world, days=2.0)
+    assert troubles(world) == {}
+
+
+@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.parametrize("details", STAYS_BAD)
+@pytest.mark.parametrize("backfill", [True, False])
+def test_document_that_stays_bad_after_an_outage_of_all_keeps_no_others_waiting(
+    tmp_path: Path, backfill: bool, details: dict[str, Any], which: int
+) -> None:
+    world = World.start(tmp_path, interval=60.0, backfill=backfill)
+    patient = world.practice.add_patient()
+    numbers = [world.practice.add_document(patient, "png") for _ in range(8)]
+    outage = world.office.faults.add(path="/documents/DownloadSftp", times=None, **details)
+    world.run(hours=3)
+    assert troubles(world).keys() == {"placing"}
+    bad = numbers.pop(which)
+    world.office.faults.add(path="/documents/DownloadSftp", params={"DocNum": bad}, times=None, **details)
+    world.office.faults.clear(outage)
+    world.run(hours=3)
+    assert (states(world, numbers), troubles(world)) == ({"archived"}, {})
+    world.run(hours=6)
+    assert states(world, [bad]) == {"failing"}
+
+
 @pytest.mark.parametrize("details", STAYS_BAD)
 @pytest.mark.parametrize("backfill", [True, False])
 def test_five_documents_that_stay_bad_alike_become_failing_and_the_mirror_goes_on(
