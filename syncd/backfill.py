@@ -257,6 +257,9 @@ class Look:
         if self._index.meta_time("roster_at") < self._since:
             return True
         here = "JOIN patient USING (pat_num) WHERE left_at IS NULL"
+        unread = "SELECT 1 FROM list l WHERE l.pat_num = patient.pat_num AND l.name = 'documents' AND l.failures > 0"
+        wanted = int("thumbnail" in self._settings.sync.kinds)  # those of an unreadable list wait for it
+        thumbnails = f"item {here} AND {wanted} AND thumbnail_due = 1 AND NOT EXISTS ({unread})"
         return any(
             self._index.value(f"SELECT 1 FROM {rows}{self._mine} LIMIT 1", *times)  # noqa: S608 - our own text
             for rows, times in (
@@ -267,7 +270,7 @@ class Look:
                     f"duty {here} AND why IN ({WHYS}) AND busy = 0 AND failures < ? AND next_try_at <= ?",
                     (FAILING_AFTER, now + HORIZON),
                 ),
-                (f"item {here} AND thumbnail_due = 1 AND thumbnails_after_at <= ?", (now + HORIZON,)),
+                (f"{thumbnails} AND thumbnails_after_at <= ?", (now + HORIZON,)),
                 (_NOT_TOLD, ()),
             )
         )

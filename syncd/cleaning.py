@@ -6,8 +6,8 @@ import datetime as dt
 import stat
 from collections.abc import Sequence
 
-from syncd.diff import DAY
-from syncd.errors import ItemError
+from syncd.diff import DAY, HOUR
+from syncd.errors import ItemError, TransientError
 from syncd.model import Attempt, Seen
 from syncd.naming import is_staging_name
 from syncd.sites import Doors
@@ -31,13 +31,32 @@ class Cleaner:
 
     def clean(self, attempts: Sequence[Attempt], now: float) -> None:
         """Remove what was staged; names without an answer are emptied again later, for late writes happen."""
-        files = [attempt for attempt in attempts if not attempt.staging.endswith("/")]
-        gone = self._doors.drop.remove([attempt.staging.encode() for attempt in files]) if files else []
-        clean = dict(zip((attempt.id for attempt in files), gone, strict=True))
-        clean |= {each.id: self._emptied(each.staging.encode()) for each in attempts if each.id not in clean}
+        again = [attempt for attempt in attempts if attempt.looks]
+        if again and len(attempts) > 1:  # one of them may break the connection: after all others, and by itself
+            for some in ([each for each in attempts if not each.looks], *([each] for each in again)):
+                self.clean(some, now)
+            return
+        try:
+            clean = self._removed(attempts)
+        except TransientError:
+            with self._doors.index.transaction():
+                for attempt in attempts:
+                    self._put_off(attempt, now)
+            raise
         with self._doors.index.transaction():
             for attempt in attempts:
                 self._cleaned(attempt, clean[attempt.id], now)
+
+    def _removed(self, attempts: Sequence[Attempt]) -> dict[int, bool]:
+        """By the attempt's id whether nothing of it is left."""
+        files = [attempt for attempt in attempts if not attempt.staging.endswith("/")]
+        gone = self._doors.drop.remove([attempt.staging.encode() for attempt in files]) if files else []
+        clean = dict(zip((attempt.id for attempt in files), gone, strict=True))
+        return clean | {each.id: self._emptied(each.staging.encode()) for each in attempts if each.id not in clean}
+
+    def _put_off(self, attempt: Attempt, now: float) -> None:
+        wait = min(60.0 * 4**attempt.looks, DAY)
+        self._doors.index.set_attempt(attempt.id, "cleaning", now + wait, looks=min(attempt.looks + 1, 8))
 
     def _emptied(self, folder: bytes, depth: int = 0) -> bool:
         """Remove a folder of ours with all that the office wrote into it: a name with a slash made folders of it."""
@@ -55,8 +74,7 @@ class Cleaner:
         index = self._doors.index
         answered = attempt.placed_at is not None
         if not clean:
-            wait = min(60.0 * 4**attempt.looks, DAY)
-            index.set_attempt(attempt.id, "cleaning", now + wait, looks=min(attempt.looks + 1, 8))
+            self._put_off(attempt, now)
             self._doors.log.warning("drop_leftover", pat_num=attempt.pat_num, method=attempt.method)
             return
         later = () if answered else [at for at in LATE_LOOKS if attempt.asked_at + at > now]
@@ -66,7 +84,21 @@ class Cleaner:
             index.forget_attempt(attempt.id)
 
     def sweep(self, now: float) -> int:
-        """Once a day: remove names of ours that are older than a day and that no open attempt claims; how many."""
+        """Once a day: remove names of ours that are older than a day and that no open attempt claims; how many.
+
+        Where that breaks the connection it is tried again in an hour: all else goes on meanwhile.
+        """
+        try:
+            stale = self._swept(now)
+        except TransientError:
+            self._doors.index.remember("drop_swept_at", str(now - DAY + HOUR))
+            raise
+        self._doors.index.remember("drop_swept_at", str(now))
+        if stale:
+            self._doors.log.info("drop_cleaned", count=stale)
+        return stale
+
+    def _swept(self, now: float) -> int:
         settings, index, drop = self._doors.settings, self._doors.index, self._doors.drop
         folder = settings.drop.folder.encode()
         if _open_to_others(*drop.look([b".", folder])):
@@ -79,9 +111,6 @@ class Cleaner:
             if day is None or path in claimed or not _older_than_a_day(day, now):
                 continue
             stale += drop.remove([path])[0] or self._emptied(path + b"/")
-        index.remember("drop_swept_at", str(now))
-        if stale:
-            self._doors.log.info("drop_cleaned", count=stale)
         return stale
 
 

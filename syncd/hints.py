@@ -137,6 +137,8 @@ class Hints:
     def failed(self, hint: Hint, error: SyncdError, now: float) -> None:
         """Refused (`NoSuchMethodError`), or three times in a row not answered well: off until tomorrow."""
         self._failures[hint] += 1
+        if hint == "permissions":  # else its time is a day later
+            self._at[hint] = now + HOUR / 4
         if hint == "feed":
             self._after = None
         if isinstance(error, NoSuchMethodError) or self._failures[hint] >= TRIES:

@@ -31,7 +31,8 @@ from syncd.sites import Doors, Sites, nothing_vanishes
 
 TRIES = 3
 SMALLER, SMALLEST = 10, 2  # Limit after an answer over the size cap, and after another one
-BAD_LIST_AGAIN = 900.0
+BAD_LIST_AGAIN = 900.0  # seconds
+BAD_LIST_OFTEN = 4  # times; then twice as long after each four more, up to four hours
 LEFT_LIST_AGAIN = 3600.0
 BROKEN_OFF = 900.0  # seconds between two pages: what lies between, as a pause, makes the first ones old
 LANE_OF_LIST: dict[ListName, str] = {"documents": "listings", "sheets": "sheets"}  # without sheets all else goes on
@@ -205,7 +206,7 @@ class Lists:
     def __init__(self, doors: Doors, sites: Sites) -> None:
         self.doors, self._sites = doors, sites
         self.limit = doors.settings.api.page_limit
-        self.roster_not_before = 0.0
+        self.roster_not_before, self._roster_failures = 0.0, 0
         self.arrived: list[int] = []  # patients whose lists the agenda does not know yet
         self.departed: list[int] = []
         self.settled: list[tuple[ListKey, int, float | None]] = []  # lists that were read, for the agenda
@@ -229,6 +230,7 @@ class Lists:
         self.arrived += changes["new"] + changes["back"]  # first: no later roster tells of them again
         self.departed += left
         self._sites.works("roster", now)
+        self._roster_failures = 0
         for pat_num in left:
             self.doors.log.warning("patient_left", pat_num=pat_num)
         self.doors.log.info("roster_read", count=len(patients), rows=len(changes["new"]))
@@ -280,7 +282,8 @@ class Lists:
 
     def roster_refused(self, error: SyncdError, now: float) -> None:
         """The roster could not be read: everybody stays, and it is asked for again later."""
-        self.roster_not_before = now + BAD_LIST_AGAIN
+        self._roster_failures += 1
+        self.roster_not_before = now + later(self._roster_failures)
         self.doors.log.warning("listing_refused", list="roster", failure=type(error).__name__)
         if not isinstance(error, (SiteError, TransientError)):  # those are a state of the API already
             self._sites.failed(SiteError("bad_answers"), now, lane="roster")
@@ -288,7 +291,8 @@ class Lists:
     def refused(self, key: ListKey, error: SyncdError, now: float) -> None:
         """A list could not be read: it waits; nothing else is concluded from that."""
         left = isinstance(error, ItemError)
-        until = now + (LEFT_LIST_AGAIN if left else BAD_LIST_AGAIN)
+        before = int(self.doors.index.value("SELECT failures FROM list WHERE pat_num = ? AND name = ?", *key) or 0)
+        until = now + (LEFT_LIST_AGAIN if left else later(before + 1))
         failures = self.doors.index.list_failed(key, until)
         self.postponed.append((key, until))
         if failures & (failures - 1) == 0:
@@ -485,3 +489,8 @@ def owe_confirmation(index: Index, item: Item, revision: str, now: float) -> Non
         " VALUES ('confirm', ?, ?, ?, ?, 'confirm', ?, ?)",
         *(item.pat_num, item.num, item.kind, revision, now, now),
     )
+
+
+def later(failures: int) -> float:
+    """Seconds until a list that could not be read is read again, after the n-th failure in a row."""
+    return BAD_LIST_AGAIN * 2.0 ** min((failures - 1) // BAD_LIST_OFTEN, 4)

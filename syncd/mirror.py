@@ -27,7 +27,8 @@ from syncd.errors import (
 )
 from syncd.hints import Hints
 from syncd.identity import Identity
-from syncd.listing import ConfirmStep, Lists, ListStep, RosterStep, Step
+from syncd.index import FAILING_AFTER
+from syncd.listing import LANE_OF_LIST, ConfirmStep, Lists, ListStep, RosterStep, Step
 from syncd.model import Item, Kind, ListState, Method, lists_of
 from syncd.pacing import Manners, in_window, share, spacing
 from syncd.placing import QUIET, Places, PlaceStep
@@ -54,6 +55,7 @@ THUMBNAILS_DUE = (
     "SELECT 1 FROM item JOIN patient USING (pat_num)"
     " WHERE thumbnail_due = 1 AND thumbnails_after_at <= ? AND left_at IS NULL LIMIT 1"
 )
+PROBES = 4  # that failed: then one request that is due shows whether the probe alone is refused
 EVERY_WHY = OWED + BULK + REFETCH
 
 
@@ -85,12 +87,14 @@ class ProbeStep:
     def take(self, answer: object, now: float) -> Step | None:
         """It answers again, whatever it says."""
         del answer, now
-        self._lane.answers = True
+        self._lane.answers = self._lane.proven = True
         return None
 
     def failed(self, error: SyncdError, now: float) -> Step | None:
-        """The trouble goes on; the lane has noted it."""
+        """The trouble goes on; the lane has noted it. Or the probe alone is refused: now and then it is not asked."""
         del error, now
+        self._lane.probes_failed += 1
+        self._lane.answers = self._lane.probes_failed % PROBES == 0
         return None
 
     def abandon(self) -> None:
@@ -123,7 +127,12 @@ class ApiLane:
         self.identity = Identity(doors, sites)
         self.uploads = Uploads(doors, self.lists)
         self.answers = False  # the API does again, after trouble: the next request shows whether the trouble is over
-        self.requests = 0
+        self.proven = False  # it does, shown just now by a probe
+        self.requests = self.probes_failed = 0
+        self._retried = False
+        for name, lane in LANE_OF_LIST.items():
+            if name not in lists_of(doors.settings.sync.kinds):
+                sites.works(lane, now)
 
     def _plan(self, now: float) -> None:
         """A new agenda, for as many patients as there are now."""
@@ -269,6 +278,7 @@ class ApiLane:
         """The lists of these patients, or all, before any other."""
         for state in self.doors.index.lists():
             if patients is None or state.key[0] in patients:
+                self.agenda.failed(state.key, now, now)  # one that failed has its time, and cannot be named before
                 self.agenda.named(state.key, now)
 
     def close(self) -> None:
@@ -290,23 +300,33 @@ class ApiLane:
             self._throttles += 1
             if self._throttles > BLIPS:
                 self._sites.failed(outcome, now, lane="throttle")
-            return step
+            return step if self._throttles <= 2 * BLIPS else step.failed(outcome, now)  # perhaps it is this one alone
         if self._throttles:
             self._sites.works("throttle", now)
             self._throttles = 0
         if not isinstance(outcome, SyncdError):
             if not probing:
                 self._sites.works("api", now)
+            self.proven = False
             return step.take(outcome, now)
         answered = isinstance(outcome, (ItemError, ListingError, OversizeError, NoSuchMethodError))
         placing = isinstance(step, (PlaceStep, UploadStep))
         lane = LANE_OF.get(outcome.reason) if isinstance(outcome, SiteError) else None
         if probing and answered:
             return step.take(None, now)
+        unanswered = placing and isinstance(outcome, UnansweredError) and outcome.reason == "api_error"
+        odd = isinstance(outcome, SiteError) or (isinstance(outcome, TransientError) and outcome.reason == "api_error")
+        if odd and isinstance(step, PlaceStep) and self.proven and lane is None and not unanswered:
+            outcome, answered = ItemError("refused", "right after another request was answered"), True
+        if placing and not answered:
+            self._patient = None  # others go first
+        self.proven = False
         if answered or lane is not None:
             self._sites.works("api", now)
+        if isinstance(step, UploadStep) and lane is not None:  # a right to write is no matter of the mirror's
+            return step.failed(outcome, now)
         self.answers = answered or lane is not None
-        if not answered and not (placing and isinstance(outcome, UnansweredError) and outcome.reason == "api_error"):
+        if not answered and not (unanswered and not self._sites.reason("api")):
             self._sites.failed(outcome, now, lane)
         return step.failed(outcome, now)
 
@@ -345,7 +365,9 @@ class ApiLane:
             return ProbeStep(self)
         if (step := self.uploads.next(now)) is not None:
             return step
-        return self._useful(now)
+        if (step := self._useful(now)) is None and self.answers:
+            self._sites.works("api", now)  # and nothing else is to be asked
+        return step
 
     def _useful(self, now: float) -> Step | None:
         self._due = self._whys_due(now)
@@ -354,7 +376,8 @@ class ApiLane:
         if self.hints is not None and (step := self.hints.due(now)) is not None:
             return step
         turn_for_it = self._polls >= POLLS_A_REFETCH
-        return self._placement(now) or (turn_for_it and self._refetch(now)) or self._shared(now) or self._refetch(now)
+        step = self._placement(now) or (turn_for_it and self._refetch(now)) or self._shared(now) or self._refetch(now)
+        return step or self._placement(now)  # what failed before, where nothing else is due
 
     def _shared(self, now: float) -> Step | None:
         """Bulk work, which is what the first look at each list brings, and the search for news.
@@ -407,12 +430,17 @@ class ApiLane:
 
         A site in trouble is tried with what waits longest, of all that is owed: not with the same item again and again.
         """
-        if self._sites.reason("placing"):
+        trouble = self._sites.reason("placing") or self._sites.reason("api") or self._sites.reason("throttle")
+        if trouble:
             self._patient = None
-        step = self._owed(now, OWED + BULK if self.scope.backfill or self._sites.reason("placing") else OWED)
+        step = self._owed(now, OWED + BULK if self.scope.backfill or trouble else OWED)
         if step is not None or "thumbnail" not in self.doors.settings.sync.kinds or not self._may_place(now):
             return step
-        return self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)
+        if (step := self.places.prepare_thumbnails(now, self._quiet, self.scope.patients)) is None:
+            left = "SELECT 1 FROM duty WHERE method != 'confirm' UNION ALL SELECT 1 FROM attempt WHERE state = 'asked'"
+            if self._sites.reason("placing") and self.doors.index.value(f"{left} LIMIT 1") is None:
+                self._sites.works("placing", now)  # nothing is left that could show that it is over
+        return step
 
     def _whys_due(self, now: float) -> tuple[str, ...]:
         """For which reasons any duty is due; mostly for none, and then this is the only question."""
@@ -427,6 +455,11 @@ class ApiLane:
             duty = self.doors.index.next_duty(now, whys, self._patient, self.scope.patients)
             if duty is None:
                 break
+            failing = duty.failures >= FAILING_AFTER
+            if failing and self._retried:  # every other turn is for all else, however many fail
+                self._retried = False
+                break
+            self._retried = failing
             self._patient = duty.pat_num
             step = ConfirmStep(self.lists, duty) if duty.method == "confirm" else self.places.prepare(duty, now)
             if step is not None:

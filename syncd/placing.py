@@ -294,7 +294,9 @@ class Places:
             " WHERE i.thumbnail_due = 1 AND p.thumbnails_after_at <= ?1 AND p.left_at IS NULL"
             " AND (?2 IS NULL OR i.pat_num IN (SELECT value FROM json_each(?2))) AND NOT EXISTS"
             " (SELECT 1 FROM duty d WHERE d.pat_num = i.pat_num AND d.method = 'document' AND d.why != 'refetch'"
-            " AND d.failures < 3) GROUP BY i.pat_num HAVING last_image_at <= ?3 LIMIT 1",
+            " AND d.failures < 3 AND NOT EXISTS (SELECT 1 FROM item m WHERE (m.pat_num, m.kind, m.num)"
+            " = (d.pat_num, d.kind, d.num) AND m.missing_since_at IS NOT NULL))"  # it may have been deleted
+            " GROUP BY i.pat_num HAVING last_image_at <= ?3 LIMIT 1",
             *(now, whose, now - quiet),
         )
         self._thumbnails_after = steady() + 20 * (steady() - asked_at)
@@ -344,6 +346,7 @@ class Places:
             return
         self.unsent(attempt, duty, cleaning=isinstance(error, ItemError) and error.failure != "not_found", now=now)
         if isinstance(error, SiteError) or (isinstance(error, TransientError) and error.reason != "api_error"):
+            self._behind(attempt, duty, error, now)
             return  # else it was answered; at once it would be the next one again
         failure = error.failure if isinstance(error, ItemError) else "refused"
         if duty is None:
@@ -370,6 +373,21 @@ class Places:
             for place, row in enumerate(sorted(found, key=lambda row: row["next_try_at"])):
                 sql = "UPDATE duty SET failures = 0, next_try_at = ? WHERE (method, pat_num, num) = (?, ?, ?)"
                 self.doors.index.run(sql, now + place / 1000, row["method"], row["pat_num"], row["num"])
+
+    def _behind(self, attempt: Attempt, duty: Duty | None, error: SiteError | TransientError, now: float) -> None:
+        """A state of the site is nothing of the item's, but it goes behind all that wait: where others worked since, it
+        alone is answered so. Then it has failed.
+        """
+        tried = (attempt.method, attempt.pat_num, attempt.num)
+        if duty is None:
+            again = "UPDATE patient SET thumbnails_after_at = ? WHERE pat_num = ?"
+            self.doors.index.run(again, now + HOUR, attempt.pat_num)
+        elif self._alike.own.get(tried) == error.reason:
+            count_failure(self.doors, duty, "refused", now)
+            self._sites.works("placing", now)
+        else:
+            self._alike.failed(error.reason, tried)
+            self.doors.index.put_off(duty, now + 0.001)
 
     def unsent(self, attempt: Attempt, duty: Duty | None, cleaning: bool = False, now: float = 0.0) -> None:
         """No file of it can be on the drop, or at most a fragment to clean. A duty must not stay busy without it."""

@@ -135,8 +135,9 @@ class PullLane:
         try:
             destroy.finish(self._doors.index, self._doors.archive, self._doors.log, self._doors.settings, now)
             self._sites.works("destroy", now)
-        except ItemError:
-            self._sites.failed(SiteError("archive_damaged"), now, lane="destroy")
+        except (ItemError, SiteError) as error:
+            named = error if isinstance(error, SiteError) else SiteError("archive_damaged")
+            self._sites.failed(named, now, lane="destroy")
 
     def _settle_audit(self, now: float) -> None:
         """What both lanes did goes to the audit log; one that cannot be written is a state, and the work goes on."""
@@ -186,7 +187,6 @@ class PullLane:
             self._doors.drop.look([self._doors.settings.drop.folder.encode()])
             if not placed:  # else its reading must show that the trouble is over: each broken one costs a login
                 self._sites.works("drop", now)
-        staged = upload.stage(self._doors, now)
         if placed:
             self._pull(placed)
             if not self._long:
@@ -199,7 +199,7 @@ class PullLane:
             self.cleaner.clean(cleaning, now)
         elif now - index.meta_time("drop_swept_at") > DROP_SWEPT_EVERY:
             self.cleaner.sweep(now)
-        return bool(placed or unanswered or cleaning or staged)
+        return bool(upload.stage(self._doors, now) or placed or unanswered or cleaning)
 
     def _archive_unseen(self, now: float) -> bool:
         """Also while nothing is placed: an unmounted disk is told within minutes."""

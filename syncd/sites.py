@@ -78,10 +78,14 @@ def put_times_right(index: Index, now: float, went_back: bool) -> None:
         index.run("UPDATE site SET next_try_at = ?1, since_at = min(since_at, ?1)", now)
         index.run("UPDATE guard SET ended_at = min(ended_at, ?1)", now)
         index.run("UPDATE list SET polled_at = ?1 - 3600 WHERE polled_at > ?1 - 3600", now)
+        index.run("UPDATE list SET next_try_at = ?1 WHERE next_try_at > ?1", now)
+        ages = "CASE kind WHEN 'document' THEN 180 * 86400 ELSE 90 * 86400 END"
+        index.run(f"UPDATE item SET refetch_at = min(refetch_at, ?1 + {ages}) WHERE refetch_at > ?1 + 90 * 86400", now)  # noqa: S608 - our own text
+        index.run("UPDATE put_back SET next_look_at = min(next_look_at, ?1)", now)
         index.run("UPDATE duty SET next_try_at = ?1 WHERE next_try_at > ?1", now)
         index.run(f"UPDATE attempt SET asked_at = min(asked_at, ?1), next_look_at = min(next_look_at, {looks})", now)  # noqa: S608 - our own text
         index.run("UPDATE patient SET thumbnails_after_at = min(thumbnails_after_at, ?1 + 2592000)", now)
-        for key in ("roster_at", "drop_swept_at", "database_believed_at"):
+        for key in ("roster_at", "drop_swept_at", "database_believed_at", "feed_off_until"):
             if index.meta_time(key) > now:
                 index.remember(key, None)
 

@@ -268,9 +268,12 @@ class Uploads:
         self.doors.index.run(sql, looks, now + retry_delay(looks), row["id"])
         return AbsenceStep(self, row)
 
-    def _look(self, row: Row, now: float) -> Step:
+    def _look(self, row: Row, now: float) -> Step | None:
         """Read the list: `listed` recognises what came of it."""
         looks = row["looks"] + 1
+        if looks > len(LOOKS) + 2:  # nor can the list be read
+            settle(self.doors.index, row, "lost", LOST, now)
+            return None
         wait = LOOKS[looks] if looks < len(LOOKS) else retry_delay(looks - len(LOOKS) + 1)
         sql = "UPDATE put_back SET looks = ?, next_look_at = ? WHERE id = ?"
         self.doors.index.run(sql, looks, now + wait, row["id"])
@@ -323,9 +326,11 @@ def is_fresh(row: Row, now: float) -> bool:
 
 def stage(doors: Doors, now: float) -> bool:
     """The pull lane's part: files on the drop for what is checked, and off it for what has ended; whether any."""
-    sql = f"SELECT * FROM put_back WHERE state = 'checked' OR (staging IS NOT NULL AND NOT {OPEN})"  # noqa: S608
-    rows = doors.index.rows(sql)
+    sql = f"SELECT * FROM put_back WHERE (state = 'checked' OR (staging IS NOT NULL AND NOT {OPEN}))"  # noqa: S608
+    rows = doors.index.rows(sql + " AND next_look_at <= ?", now)
     for row in rows:
+        again = "UPDATE put_back SET looks = looks + 1, next_look_at = ? WHERE id = ?"
+        doors.index.run(again, now + retry_delay(row["looks"] + 1), row["id"])  # whatever comes: others go first
         if row["state"] == "checked":
             _put(doors, row, now)
         elif doors.drop.remove([row["staging"].encode()])[0]:
@@ -352,7 +357,7 @@ def _put(doors: Doors, row: Row, now: float) -> None:
     except ItemError:
         settle(doors.index, row, "refused", "the SFTP site does not let syncd write", now)
     else:
-        doors.index.run("UPDATE put_back SET state = 'staged' WHERE id = ?", row["id"])
+        doors.index.run("UPDATE put_back SET state = 'staged', next_look_at = 0 WHERE id = ?", row["id"])
 
 
 def _item(row: Row) -> Item:

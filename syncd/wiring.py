@@ -18,6 +18,7 @@ from syncd import config, copies, hook
 from syncd.archive import Archive
 from syncd.audit import AuditLog
 from syncd.config import Settings
+from syncd.diff import DAY
 from syncd.errors import ConfigError, SiteError, UsageError, state_reason
 from syncd.hook import Hook
 from syncd.index import Index
@@ -204,7 +205,9 @@ def build(
     for_api, for_pull, *for_hook = lanes
     now = clock.now()
     index.run("UPDATE site SET failures = 0, next_try_at = ?", now)  # a fresh start tries everything once
-    if (index.value("SELECT max(polled_at) FROM list") or 0.0) > now + CLOCK_SLACK:
+    waits = " UNION ALL ".join(f"SELECT max(next_try_at) - {DAY} FROM {rows}" for rows in ("list", "duty"))  # noqa: S608 - our own text
+    seen = f"SELECT max(polled_at) AS at FROM list UNION ALL SELECT max(asked_at) FROM attempt UNION ALL {waits}"  # noqa: S608
+    if (index.value(f"SELECT max(at) FROM ({seen})") or 0.0) > now + CLOCK_SLACK:  # noqa: S608
         put_times_right(index, now, went_back=True)
     hook.begin(index, Sites(index, log), bool(for_hook), now)
     pull_lane = PullLane(for_pull, Sites(for_pull.index, log))
