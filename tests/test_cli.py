@@ -219,7 +219,7 @@ def test_backfill_of_one_patient_is_done_though_another_one_is_owed_something(de
         db.create_function("folded", 1, str)
         db.execute(
             "INSERT INTO duty (method, pat_num, num, kind, revision, why, since_at, next_try_at)"
-            " SELECT 'document', pat_num, num, kind, revision, 'repair', 0, 9e9 FROM item"
+            " SELECT 'document', pat_num, num, kind, revision, 'repair', 0, unixepoch() + 72000 FROM item"
             " WHERE pat_num = ? AND kind = 'document' LIMIT 1",
             (second,),
         )
