@@ -149,7 +149,8 @@ def settle(index: Index, row: Row, state: str, outcome: str, now: float, became:
     """A put-back has ended; `became`: the new DocNum, to which the old history leads from now on."""
     item = _item(row)
     with index.transaction():
-        sql = "UPDATE put_back SET state = ?, outcome = ?, became = ?, fields = '{}' WHERE id = ?"
+        sql = "UPDATE put_back SET state = ?, outcome = ?, became = ?, fields = '{}',"
+        sql += " looks = 0, next_look_at = 0 WHERE id = ?"  # its file leaves the drop now
         index.run(sql, state, outcome, became, row["id"])
         new = None if became is None else Item(item.pat_num, item.kind, became).full_id
         if new is not None:

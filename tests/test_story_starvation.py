@@ -247,9 +247,7 @@ def test_thumbnails_come_beside_documents_of_a_rejected_guard(tmp_path: Path) ->
     assert len(world.media(patient, "thumbnail", new)) == 1
 
 
-def test_order_to_destroy_that_cannot_end_holds_up_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_order_to_destroy_that_cannot_end_holds_up_nothing_else(tmp_path: Path) -> None:
     one = small()
     world = serving(tmp_path, one)
     world.run()
@@ -317,6 +315,19 @@ def test_unanswered_put_back_is_lost_after_a_day_though_its_list_cannot_be_read(
     gone.order()
     world.run(hours=24 * 4)
     assert gone.row["state"] == "lost"
+
+
+def test_file_of_a_put_back_leaves_the_drop_as_soon_as_that_has_ended(tmp_path: Path) -> None:
+    gone = Gone(tmp_path)
+    gone.office.delete_document(gone.num)
+    world = gone.world
+    world.run(hours=3)
+    world.office.faults.add("gateway_timeout", path="/documents/UploadSftp", when="after", seconds=60)
+    gone.order()
+    world.run(until=lambda: upload.latest(world.index, gone.item) and upload.ended(world.index, gone.item))
+    assert gone.row["state"] == "done"
+    world.run(seconds=120)
+    world.check_drop()
 
 
 def test_retry_of_a_list_that_failed_reads_it_now(tmp_path: Path) -> None:
