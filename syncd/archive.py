@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,7 @@ from syncd.folders import (
     REFUSED,
     Entry,
     Folders,
+    name_in,
     one_file,
     open_regular,
     put,
@@ -71,16 +72,17 @@ class Publication:
 
 @dataclass(slots=True)
 class _Draft:
-    """A publication on its way. Names in incoming: of its sidecar, and of what is not durable yet, with its bytes."""
+    """A publication on its way. Names in incoming of what is new here: the pulled file, the sidecar and its content."""
 
     version: Version
     source: Path | None
+    pulled: str = ""
     sidecar: str = ""
-    unsettled: dict[str, int] = field(default_factory=dict)
+    content: bytes = b""
 
 
 def _prepare(folders: Folders, draft: _Draft) -> None:
-    """Write the sidecar, make the folders that are lacking; nothing is durable yet."""
+    """Look at what is there, make the folders that are lacking, say what the sidecar will hold."""
     version, source = draft.version, draft.source
     if not path_is_ours(version):
         raise ItemError("io_error", "not a path of the archive")
@@ -90,7 +92,7 @@ def _prepare(folders: Folders, draft: _Draft) -> None:
     names = {} if version.folder in folders.made else folders.entries(version.folder)
     files = {name: int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))}
     rivals = {name for name, number in files.items() if number == version.version}
-    media, sidecar = Path(version.path).name, Path(version.sidecar_path).name
+    media, sidecar = name_in(version.path), name_in(version.sidecar_path)
     if rivals == {media}:
         with one_file(), open_regular(media, folder) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != version.sha256:
@@ -98,27 +100,27 @@ def _prepare(folders: Folders, draft: _Draft) -> None:
     elif rivals:
         raise ItemError("io_error", "another file has this version's number")
     else:
-        draft.unsettled[source.name] = version.bytes
+        draft.pulled = source.name
     if not files:
         folders.settle(version.folder)
     folders.touched.add(version.folder)
     if not rivals or sidecar not in names:
-        content = encode(sidecar_content(version))
-        draft.sidecar = write(folders, content, name=f"{source.name}.json", durable=False)
-        folders.undo.callback(remove, draft.sidecar, folders.get("incoming"))  # the batch may come again
-        draft.unsettled[draft.sidecar] = len(content)
+        draft.sidecar, draft.content = f"{source.name}.json", encode(sidecar_content(version))
+        folders.undo.callback(remove, draft.sidecar, folders.get("incoming", make=True))  # the batch may come again
 
 
 def _sync(folders: Folders, draft: _Draft) -> None:
-    """Make durable what was pulled and what `_prepare` wrote; for many at once."""
-    for name, size in draft.unsettled.items():
-        settle_file(folders, name, size)
+    """Make durable what was pulled, and the sidecar, which is written now; for many at once."""
+    if draft.pulled:
+        settle_file(folders, draft.pulled, draft.version.bytes)
+    if draft.sidecar:
+        write(folders, draft.content, draft.sidecar)
 
 
 def _place(folders: Folders, draft: _Draft) -> None:
     """Put the sidecar, now durable, beside where the file will be."""
     if draft.sidecar:
-        there, name = folders.get(draft.version.folder), Path(draft.version.sidecar_path).name
+        there, name = folders.get(draft.version.folder), name_in(draft.version.sidecar_path)
         with one_file(REFUSED):
             os.replace(draft.sidecar, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=there)
 
@@ -126,13 +128,13 @@ def _place(folders: Folders, draft: _Draft) -> None:
 def _commit(folders: Folders, draft: _Draft) -> None:
     """The link that makes the version exist; for one without a source, its sidecar."""
     version, source = draft.version, draft.source
-    folder, name = folders.get(version.folder), Path(version.path).name
+    folder, name = folders.get(version.folder), name_in(version.path)
     with one_file():
         there = size_of(name, folder)
     if source is None:
         if there != version.bytes:
             raise ItemError("io_error", "the file of this sidecar is not archived")
-        name = Path(version.sidecar_path).name
+        name = name_in(version.sidecar_path)
         with one_file():
             there = size_of(name, folder)
         known = read_version(version.sidecar_path, folder)
@@ -403,7 +405,7 @@ class Archive:
 
     def write_sidecar(self, version: Version) -> None:
         """Write a sidecar that is missing, durably. Raises ItemError where something bears its name."""
-        name = Path(version.sidecar_path).name
+        name = name_in(version.sidecar_path)
         with self._opened() as folders:
             if size_of(name, folders.get(version.folder)) is not None:
                 raise ItemError("io_error", "a sidecar is there already")

@@ -22,7 +22,7 @@ from syncd.sidecar import encode
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a planted FIFO must not block the opening
 _FOLDER: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-MANY, AT_ONCE = 16, 8  # things to make durable from which on threads pay, and so many threads
+MANY, AT_ONCE = 16, 5  # things to make durable from which on threads pay; so many: more get in each other's way
 _JSON_CAP: Final = 1 << 24  # bytes; a listing's Note can be a long text
 T = TypeVar("T")
 R = TypeVar("R")
@@ -74,6 +74,11 @@ def one_file(codes: Collection[int] = _NOT_GIVEN) -> Iterator[None]:
 def _one(relative: str, codes: Collection[int] = _NOT_GIVEN) -> contextlib.AbstractContextManager[None]:
     """As `one_file`, around work on a folder, if it is not one that concerns everything."""
     return contextlib.nullcontext() if relative in _OF_ALL else one_file(codes)
+
+
+def name_in(path: str) -> str:
+    """What comes after the last folder."""
+    return path.rpartition("/")[2]
 
 
 def open_regular(name: str, folder: int) -> io.BufferedReader:
@@ -216,17 +221,19 @@ class Folders:
             os.close(self._open.pop(relative))
 
 
-def write(folders: Folders, content: bytes, name: str = "", durable: bool = True) -> str:
-    """A new file in incoming; its name there. A failed one is thrown away. Not `durable`: `settle_file` follows."""
+def write(folders: Folders, content: bytes, name: str = "") -> str:
+    """A new, durable file in incoming; its name there. A failed one is thrown away."""
     incoming, name = folders.get("incoming", make=True), name or secrets.token_hex(16)
     descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                folders.own(descriptor, 0o400)
-                os.fsync(descriptor)  # the mode, too, is durable only now
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            folders.own(descriptor, 0o400)
+            os.fsync(descriptor)  # the mode, too, is durable only now
+        finally:
+            os.close(descriptor)
     except OSError:
         remove(name, incoming)
         raise

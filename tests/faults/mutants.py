@@ -62,6 +62,14 @@ MUTANTS = (
         "durable_before_the_link",
     ),
     Mutant(
+        "no fsync of the sidecar",
+        "syncd/folders.py",
+        "            os.fsync(descriptor)  # the mode, too, is durable only now\n",
+        "",
+        "tests/test_archive.py",
+        "durable_before_the_link",
+    ),
+    Mutant(
         "no fsync of the folders",
         "syncd/folders.py",
         "side_by_side(lambda relative: os.fsync(self._open[relative]), sorted(self.touched, reverse=True))",
