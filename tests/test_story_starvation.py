@@ -254,15 +254,14 @@ def test_order_to_destroy_that_cannot_end_holds_up_nothing_else(tmp_path: Path) 
     world.lanes.pull_lane.due("copy")
     world.run(hours=1)
 
-    folder = world.settings.state_path / "copies"
-    folder.rename(folder.with_name("away"))
-    folder.write_bytes(b"")  # nor can a copy without what is destroyed be made
+    (world.settings.state_path / "copies" / "index.new").mkdir()  # no copy without what is destroyed can be made
     wishes.make(world.index, "destroy", [one.other, "document", one.letter, "T1"], world.clock.now())
     world.run(hours=1)
     with one.practice.as_of(world.clock.now() - HOUR):
         number = one.practice.add_document(one.patient, "png")
     world.run(hours=24)
     assert world.state(one.patient, "document", number) == "archived", troubles(world)
+    assert troubles(world) == {"destroy": "disk_error"}
 
 
 def test_refusal_of_placements_is_over_once_nothing_is_left_to_place(tmp_path: Path) -> None:
