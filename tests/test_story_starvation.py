@@ -80,13 +80,19 @@ def test_query_that_alone_is_throttled_is_left_alone_and_all_else_goes_on(tmp_pa
     assert world.has(patients[1], "document", number), troubles(world)
 
 
+def lately_gone(tmp_path: Path) -> Gone:
+    """An archived document that was deleted in Open Dental, which is known."""
+    gone = Gone(tmp_path)
+    gone.office.delete_document(gone.num)
+    gone.world.run(hours=3)
+    return gone
+
+
 def test_put_back_whose_writing_breaks_the_connection_holds_up_no_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = Gone(tmp_path)
-    gone.office.delete_document(gone.num)
+    gone = lately_gone(tmp_path)
     world = gone.world
-    world.run(hours=3)
 
     def put(path: bytes, source: object) -> None:
         raise TransientError("drop_unreachable")
@@ -103,9 +109,7 @@ def test_put_back_whose_writing_breaks_the_connection_holds_up_no_document(
 def test_staged_file_that_the_site_does_not_let_go_makes_no_lane_spin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = Gone(tmp_path)
-    gone.office.delete_document(gone.num)
-    gone.world.run(hours=3)
+    gone = lately_gone(tmp_path)
     gone.order()
     monkeypatch.setattr(gone.world.drop, "remove", lambda paths: [False for _ in paths])
     gone.world.run(
@@ -164,10 +168,8 @@ def test_list_that_failed_while_the_clock_was_ahead_delays_no_document_for_years
 
 
 def test_put_back_does_not_wait_for_the_year_that_the_clock_was_ahead(tmp_path: Path) -> None:
-    gone = Gone(tmp_path)
-    gone.office.delete_document(gone.num)
+    gone = lately_gone(tmp_path)
     world = gone.world
-    world.run(hours=3)
     world.clock.set(world.clock.now() + YEAR)
     world.office.faults.add("foreign_row", path="/documents", times=None)
     gone.order()
@@ -281,9 +283,7 @@ def test_refusal_of_placements_is_over_once_nothing_is_left_to_place(tmp_path: P
 
 
 def test_put_back_that_is_refused_says_nothing_of_downloads(tmp_path: Path) -> None:
-    gone = Gone(tmp_path)
-    gone.office.delete_document(gone.num)
-    gone.world.run(hours=3)
+    gone = lately_gone(tmp_path)
     gone.world.office.faults.add(path="/documents/UploadSftp", **DENIED)
     gone.order()
     gone.world.run(hours=24)
@@ -305,10 +305,8 @@ def test_trouble_with_sheets_is_over_where_they_are_not_wanted_any_more(tmp_path
 
 
 def test_unanswered_put_back_is_lost_after_a_day_though_its_list_cannot_be_read(tmp_path: Path) -> None:
-    gone = Gone(tmp_path)
-    gone.office.delete_document(gone.num)
+    gone = lately_gone(tmp_path)
     world = gone.world
-    world.run(hours=3)
     world.office.faults.add("gateway_timeout", path="/documents/UploadSftp", when="before", seconds=60)
     world.office.faults.add("foreign_row", path="/documents", params={"PatNum": gone.one.patient}, times=None, skip=1)
     gone.order()
@@ -317,10 +315,8 @@ def test_unanswered_put_back_is_lost_after_a_day_though_its_list_cannot_be_read(
 
 
 def test_file_of_a_put_back_leaves_the_drop_as_soon_as_that_has_ended(tmp_path: Path) -> None:
-    gone = Gone(tmp_path)
-    gone.office.delete_document(gone.num)
+    gone = lately_gone(tmp_path)
     world = gone.world
-    world.run(hours=3)
     world.office.faults.add("gateway_timeout", path="/documents/UploadSftp", when="after", seconds=60)
     gone.order()
     world.run(until=lambda: upload.latest(world.index, gone.item) and upload.ended(world.index, gone.item))
