@@ -28,7 +28,6 @@ from syncd.folders import (
     REFUSED,
     Entry,
     Folders,
-    name_in,
     one_file,
     open_regular,
     put,
@@ -92,7 +91,7 @@ def _prepare(folders: Folders, draft: _Draft) -> None:
     names = {} if version.folder in folders.made else folders.entries(version.folder)
     files = {name: int(found[1]) for name in names if (found := _MEDIA.fullmatch(name))}
     rivals = {name for name, number in files.items() if number == version.version}
-    media, sidecar = name_in(version.path), name_in(version.sidecar_path)
+    media, sidecar = Path(version.path).name, Path(version.sidecar_path).name
     if rivals == {media}:
         with one_file(), open_regular(media, folder) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != version.sha256:
@@ -120,7 +119,7 @@ def _sync(folders: Folders, draft: _Draft) -> None:
 def _place(folders: Folders, draft: _Draft) -> None:
     """Put the sidecar, now durable, beside where the file will be."""
     if draft.sidecar:
-        there, name = folders.get(draft.version.folder), name_in(draft.version.sidecar_path)
+        there, name = folders.get(draft.version.folder), Path(draft.version.sidecar_path).name
         with one_file(REFUSED):
             os.replace(draft.sidecar, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=there)
 
@@ -128,13 +127,13 @@ def _place(folders: Folders, draft: _Draft) -> None:
 def _commit(folders: Folders, draft: _Draft) -> None:
     """The link that makes the version exist; for one without a source, its sidecar."""
     version, source = draft.version, draft.source
-    folder, name = folders.get(version.folder), name_in(version.path)
+    folder, name = folders.get(version.folder), Path(version.path).name
     with one_file():
         there = size_of(name, folder)
     if source is None:
         if there != version.bytes:
             raise ItemError("io_error", "the file of this sidecar is not archived")
-        name = name_in(version.sidecar_path)
+        name = Path(version.sidecar_path).name
         with one_file():
             there = size_of(name, folder)
         known = read_version(version.sidecar_path, folder)
@@ -405,7 +404,7 @@ class Archive:
 
     def write_sidecar(self, version: Version) -> None:
         """Write a sidecar that is missing, durably. Raises ItemError where something bears its name."""
-        name = name_in(version.sidecar_path)
+        name = Path(version.sidecar_path).name
         with self._opened() as folders:
             if size_of(name, folders.get(version.folder)) is not None:
                 raise ItemError("io_error", "a sidecar is there already")

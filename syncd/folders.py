@@ -76,11 +76,6 @@ def _one(relative: str, codes: Collection[int] = _NOT_GIVEN) -> contextlib.Abstr
     return contextlib.nullcontext() if relative in _OF_ALL else one_file(codes)
 
 
-def name_in(path: str) -> str:
-    """What comes after the last folder."""
-    return path.rpartition("/")[2]
-
-
 def open_regular(name: str, folder: int) -> io.BufferedReader:
     """A regular file, for reading. Raises OSError, also for a symlink, a pipe or a folder of that name."""
     return os.fdopen(_opened(name, folder)[0], "rb")

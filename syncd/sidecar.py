@@ -23,13 +23,9 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 
-_FIELDS: Final = tuple(field.name for field in fields(Version))
-_LEVELS: Final = [json.JSONEncoder(sort_keys=True, separators=(",\n" + " " * depth, ": ")) for depth in (1, 2)]
-
-
 def iso(moment: float) -> str:
     """A time as the archive writes it: ISO 8601, UTC, to the microsecond."""
-    return datetime.fromtimestamp(moment, UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _moment(text: str) -> float:
@@ -42,9 +38,8 @@ def _moment(text: str) -> float:
 def sidecar_content(version: Version) -> dict[str, object]:
     """What a sidecar holds: the version, flat, and a checksum over all of it."""
     content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
-    content |= {name: getattr(version, name) for name in _FIELDS}  # asdict() copies the listing
-    item = content.pop("item")
-    content |= {"pat_num": item.pat_num, "kind": item.kind, "num": item.num}
+    content |= {field.name: getattr(version, field.name) for field in fields(Version)}  # asdict() copies the listing
+    content |= asdict(content.pop("item"))
     content |= {key: iso(content[key]) for key in _TIMES}
     content |= {key: list(content[key]) for key in ("flags", "mount_images") if content[key] is not None}
     content["listing"] = dict(content["listing"])
@@ -52,21 +47,8 @@ def sidecar_content(version: Version) -> dict[str, object]:
 
 
 def encode(content: Mapping[str, object]) -> bytes:
-    """A small JSON file as the archive writes it: one form only, so that every changed bit shows.
-
-    That of `json.dumps(sort_keys=True, indent=1)`, which indents in Python, a call for each field. (More than two
-    levels, which the archive never writes, get fewer line breaks.)
-    """
-    parts, plain = list[str](), dict[str, object]()
-    for key, value in sorted(content.items()):
-        if value and isinstance(value, (dict, list)):
-            parts += [_LEVELS[0].encode(plain)[1:-1]] if plain else []
-            block, plain = _LEVELS[1].encode(value), {}
-            parts.append(f"{json.dumps(key)}: {block[0]}\n  {block[1:-1]}\n {block[-1]}")
-        else:
-            plain[key] = value
-    parts += [_LEVELS[0].encode(plain)[1:-1]] if plain else []
-    return ("{\n " + ",\n ".join(parts) + "\n}").encode()
+    """A small JSON file as the archive writes it: one form only, so that every changed bit shows."""
+    return json.dumps(content, sort_keys=True, indent=1).encode()
 
 
 def _checksum(content: Mapping[str, object]) -> str:
@@ -81,7 +63,7 @@ def decode(text: bytes) -> Version | None:
         version = version_from_sidecar(content) if isinstance(content, dict) else None
     except (ValueError, RecursionError):
         return None
-    return version if version and encode(content) == text else None
+    return version if encode(content) == text else None
 
 
 def tombstone_content(tombstone: Tombstone) -> dict[str, object]:

@@ -156,7 +156,7 @@ class Transfer:
 
 
 def _start_writing_out(descriptor: int) -> None:
-    """Have the disk begin, without waiting (sync_file_range(2)). It is no more than a beginning: a sync follows.
+    """Have the disk begin (sync_file_range(2)), and not wait for its end. A sync follows, and tells what went wrong.
 
     Not posix_fadvise(2): that one waits until all processors have looked for the file's pages.
     """

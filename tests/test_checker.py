@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from syncd import checker
 from syncd.archive import Archive
@@ -461,16 +458,6 @@ def test_a_sidecar_written_in_another_way_was_changed(world: World) -> None:
     assert b"\\u00e9" in written
     for other in (written.replace(b"\\u00e9", b"\\u00E9"), written.replace(b"\n", b"", 1), written + b"\n"):
         assert decode(other) is None
-
-
-plain = st.none() | st.integers() | st.text()
-
-
-@given(st.dictionaries(st.text(), plain | st.lists(plain) | st.dictionaries(st.text(), plain)))
-def test_what_is_written_is_the_indented_json_of_any_tool(content: dict[str, object]) -> None:
-    written = encode(content)
-    assert json.loads(written) == content
-    assert not content or written == json.dumps(content, sort_keys=True, indent=1).encode()
 
 
 def test_a_later_sidecar_that_the_index_does_not_know_is_unrecorded_and_its_file_hashed_once(world: World) -> None:
