@@ -126,27 +126,32 @@ def _place(folders: Folders, draft: _Draft) -> None:
 
 def _commit(folders: Folders, draft: _Draft) -> None:
     """The link that makes the version exist; for one without a source, its sidecar."""
-    version, source = draft.version, draft.source
-    folder, name = folders.get(version.folder), Path(version.path).name
-    with one_file():
-        there = size_of(name, folder)
-    if source is None:
-        if there != version.bytes:
-            raise ItemError("io_error", "the file of this sidecar is not archived")
-        name = Path(version.sidecar_path).name
-        with one_file():
-            there = size_of(name, folder)
-        known = read_version(version.sidecar_path, folder)
-        if there is not None and (known is None or known.revision != version.revision):
-            raise ItemError("io_error", "another sidecar has this number")
+    version, folder = draft.version, folders.get(draft.version.folder)
     folders.touched.add(version.folder)
-    if there is None:
-        with one_file({errno.EACCES} if source else REFUSED):  # EPERM of a link: a file system that has none
-            if source:
-                os.link(source.name, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder, follow_symlinks=False)
-            else:
-                put(folders, sidecar_content(version), version.folder, name)
+    if draft.source is None:
+        _commit_revision(folders, version)
+    elif draft.pulled:
+        name = Path(version.path).name
+        with one_file({errno.EACCES}):  # EPERM of a link: a file system that has none
+            os.link(draft.pulled, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder, follow_symlinks=False)
         folders.undo.callback(remove, name, folder)
+
+
+def _commit_revision(folders: Folders, version: Version) -> None:
+    """One more sidecar of a file that is archived."""
+    folder, name = folders.get(version.folder), Path(version.sidecar_path).name
+    with one_file():
+        if size_of(Path(version.path).name, folder) != version.bytes:
+            raise ItemError("io_error", "the file of this sidecar is not archived")
+        there = size_of(name, folder)
+    if there is None:
+        with one_file(REFUSED):
+            put(folders, sidecar_content(version), version.folder, name)
+        folders.undo.callback(remove, name, folder)
+        return
+    known = read_version(version.sidecar_path, folder)
+    if known is None or known.revision != version.revision:
+        raise ItemError("io_error", "another sidecar has this number")
 
 
 class Archive:

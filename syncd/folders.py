@@ -81,14 +81,14 @@ def open_regular(name: str, folder: int) -> io.BufferedReader:
     return os.fdopen(_opened(name, folder)[0], "rb")
 
 
-def _opened(name: str, folder: int) -> tuple[int, int]:
-    """A regular file: its descriptor, its bytes."""
+def _opened(name: str, folder: int) -> tuple[int, os.stat_result]:
+    """A regular file: its descriptor, and what fstat says."""
     descriptor = os.open(name, READ, dir_fd=folder)
     seen = os.fstat(descriptor)
     if not stat.S_ISREG(seen.st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
-    return descriptor, seen.st_size
+    return descriptor, seen
 
 
 def size_of(name: str, folder: int) -> int | None:
@@ -148,8 +148,8 @@ class Folders:
                     self.made.add(relative)
             with _one(relative):
                 self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
-            if relative in self.made and self._gid is not None:
-                self.own(self._open[relative], 0o700)
+            if relative in self.made:
+                self.share(self._open[relative], 0o700)
         return self._open[relative]
 
     def entries(self, relative: str) -> dict[str, bool]:
@@ -167,6 +167,11 @@ class Folders:
             os.fchown(descriptor, -1, self._gid)
         os.fchmod(descriptor, self._shared(mode))
 
+    def share(self, descriptor: int, mode: int) -> None:
+        """The same for what was made with this mode: where there is no group, all is as it should be."""
+        if self._gid is not None:
+            self.own(descriptor, mode)
+
     def _shared(self, mode: int) -> int:
         return mode if self._gid is None else mode | (mode & 0o500) >> 3
 
@@ -180,25 +185,27 @@ class Folders:
             return None
         except UnreadableError:
             return Entry("unreadable", 0, mode_is_right=True)
-        is_folder = stat.S_ISDIR(seen.st_mode)
-        right = stat.S_IMODE(seen.st_mode) == self._shared(0o700 if is_folder else 0o400)
-        right = right and self._gid in (None, seen.st_gid)
-        if is_folder:
+        right = self.is_right(seen)
+        if stat.S_ISDIR(seen.st_mode):
             return Entry("folder", 0, right)
         return Entry("file" if stat.S_ISREG(seen.st_mode) else "other", seen.st_size, right)
+
+    def is_right(self, seen: os.stat_result) -> bool:
+        """Whether something has the mode of the contract, and the group where there is one."""
+        right = self._shared(0o700 if stat.S_ISDIR(seen.st_mode) else 0o400)
+        return stat.S_IMODE(seen.st_mode) == right and self._gid in (None, seen.st_gid)
 
     def share_root(self) -> None:
         """Where there is a group it may enter the archive itself, too, if that is ours to say."""
         root = self._open[""]
         seen = os.fstat(root)
-        theirs = (seen.st_gid, stat.S_IMODE(seen.st_mode)) == (self._gid, self._shared(0o700))
-        if self._gid is not None and not theirs and seen.st_uid == os.geteuid():
+        if self._gid is not None and not self.is_right(seen) and seen.st_uid == os.geteuid():
             self.own(root, 0o700)
 
     def settle(self, relative: str) -> None:
         """For a folder without content: its mode, and its own entry and those above, which a crash may have left."""
         while relative:
-            if relative not in self._settled:
+            if relative not in self._settled and relative not in self.made:
                 self.own(self.get(relative), 0o700)
                 self._settled.add(relative)
             relative = relative.rpartition("/")[0]
@@ -219,13 +226,13 @@ class Folders:
 def write(folders: Folders, content: bytes, name: str = "") -> str:
     """A new, durable file in incoming; its name there. A failed one is thrown away."""
     incoming, name = folders.get("incoming", make=True), name or secrets.token_hex(16)
-    descriptor = os.open(name, _CREATE, 0o600, dir_fd=incoming)
+    descriptor = os.open(name, _CREATE, 0o400, dir_fd=incoming)
     try:
         try:
             left = memoryview(content)
             while left:
                 left = left[os.write(descriptor, left) :]
-            folders.own(descriptor, 0o400)
+            folders.share(descriptor, 0o400)
             os.fsync(descriptor)  # the mode, too, is durable only now
         finally:
             os.close(descriptor)
@@ -252,11 +259,12 @@ def settle_file(folders: Folders, name: str, size: int) -> None:
     One whose fsync failed is thrown away, never synced again.
     """
     incoming = folders.get("incoming")
-    descriptor, there = _opened(name, incoming)
+    descriptor, seen = _opened(name, incoming)
     try:
-        if there != size:
+        if seen.st_size != size:
             raise ItemError("io_error", "the pulled file has another size")
-        folders.own(descriptor, 0o400)
+        if not folders.is_right(seen):
+            folders.own(descriptor, 0o400)
         try:
             os.fsync(descriptor)
         except OSError:

@@ -118,7 +118,7 @@ class Transfer:
 
     def _write(self, content: memoryview) -> None:
         try:
-            self._local = self._local or os.fdopen(os.open(self.job.local, CREATE, 0o600), "wb", buffering=0)
+            self._local = self._local or os.fdopen(os.open(self.job.local, CREATE, 0o400), "wb", buffering=0)
             left = content
             while left:
                 left = left[self._local.write(left) :]

@@ -111,7 +111,7 @@ def test_pulled_file_is_equal_in_every_byte(drop: SftpDrop, box: Path, tmp_path:
     expected = Pulled(size, hashlib.sha256(content).hexdigest(), 1_700_000_000, content[:512], content[-64:])
     assert outcome == expected
     assert (tmp_path / "local").read_bytes() == content
-    assert (tmp_path / "local").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "local").stat().st_mode & 0o777 == 0o400
 
 
 def test_many_files_come_in_order_and_fast(drop: SftpDrop, box: Path, tmp_path: Path) -> None:

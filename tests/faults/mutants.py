@@ -96,8 +96,8 @@ MUTANTS = (
     Mutant(
         "in place",
         "syncd/archive.py",
-        'os.link(source.name, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder, follow_symlinks=False)',
-        'os.replace(source.name, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder)',
+        'os.link(draft.pulled, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder, follow_symlinks=False)',
+        'os.replace(draft.pulled, name, src_dir_fd=folders.get("incoming"), dst_dir_fd=folder)',
         "tests/test_archive.py",
         "at_the_last_moment",
     ),

@@ -13,7 +13,7 @@ CODES: Final = (errno.EIO, errno.ENOSPC, errno.EROFS)
 PAIR_SEEDS: Final = 10
 SOME: Final = 3  # of so many one, where not all are taken
 RECOVERY_CALLS: Final = 120  # a second crash comes within so many calls of the recovery
-EVERY: Final = {0: 13, 1: 11, 3: 83, 6: 5}  # the long stages are sampled; prime to 6, so that the ways to fail change
+EVERY: Final = {0: 11, 1: 11, 3: 83, 6: 5}  # the long stages are sampled; prime to 6, so that the ways to fail change
 # so many neighbours together: they often end the same
 BLOCKS: Final = {"kills": 24, "some-kills": 24, "errors": 6, "some-errors": 6}
 
