@@ -149,7 +149,7 @@ class Folders:
             with _one(relative):
                 self._open[relative] = os.open(name, _FOLDER, dir_fd=above)
             if relative in self.made:
-                self.share(self._open[relative], 0o700)
+                self.own(self._open[relative], 0o700)  # above it may be setgid, which is inherited
         return self._open[relative]
 
     def entries(self, relative: str) -> dict[str, bool]:
@@ -168,7 +168,7 @@ class Folders:
         os.fchmod(descriptor, self._shared(mode))
 
     def share(self, descriptor: int, mode: int) -> None:
-        """The same for what was made with this mode: where there is no group, all is as it should be."""
+        """The same for a file made with this mode: where there is no group, all is as it should be."""
         if self._gid is not None:
             self.own(descriptor, mode)
 

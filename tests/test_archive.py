@@ -178,6 +178,14 @@ def test_published_files_are_private_and_read_only_whatever_the_umask(archive: A
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o400), path
 
 
+def test_folders_do_not_inherit_setgid(archive: Archive) -> None:
+    (archive.root / "incoming").rmdir()
+    archive.root.chmod(0o2700)
+    archive.publish([pulled(archive)])
+    for path in (archive.root / "incoming", archive.root / "patients", *(archive.root / "patients").rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o400), path
+
+
 def test_group_may_read_and_enter(tmp_path: Path) -> None:
     archive = Archive(tmp_path, reserve=0, group=grp.getgrgid(os.getgid()).gr_name)
     archive.create("archive-1")
