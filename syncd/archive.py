@@ -41,15 +41,7 @@ from syncd.folders import (
 )
 from syncd.layout import PATIENT_KEYS, patient_in, patients_in, read_version, scan, tombstone_in, walk_patient
 from syncd.model import TOMBSTONE, Item, Patient, Tombstone, Version
-from syncd.sidecar import (
-    SCHEMA_VERSION,
-    decode,
-    encode,
-    iso,
-    path_is_ours,
-    sidecar_content,
-    tombstone_content,
-)
+from syncd.sidecar import SCHEMA_VERSION, decode, encode, iso, path_is_ours, sidecar_content, tombstone_content
 
 MARKER: Final = ".syncd-archive"
 ROOT_NAMES: Final = frozenset({MARKER, "incoming", "published", "patients", "damaged", "lost+found"})
@@ -144,14 +136,14 @@ def _commit_revision(folders: Folders, version: Version) -> None:
         if size_of(Path(version.path).name, folder) != version.bytes:
             raise ItemError("io_error", "the file of this sidecar is not archived")
         there = size_of(name, folder)
-    if there is None:
-        with one_file(REFUSED):
-            put(folders, sidecar_content(version), version.folder, name)
-        folders.undo.callback(remove, name, folder)
+    if there is not None:
+        known = read_version(version.sidecar_path, folder)
+        if known is None or known.revision != version.revision:
+            raise ItemError("io_error", "another sidecar has this number")
         return
-    known = read_version(version.sidecar_path, folder)
-    if known is None or known.revision != version.revision:
-        raise ItemError("io_error", "another sidecar has this number")
+    with one_file(REFUSED):
+        put(folders, sidecar_content(version), version.folder, name)
+    folders.undo.callback(remove, name, folder)
 
 
 class Archive:
